@@ -1,0 +1,1 @@
+"""Adapters: the ports that the suite brings, and the tools to write one."""

@@ -1,0 +1,170 @@
+"""Comparing what a port computed with what a golden says."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from conformance import tolerance
+from conformance.sketch import distance, sketch
+
+METRICS = ("norm", "channel", "element")
+"""How a tensor that is stored whole is judged: overall, by its worst channel, by its worst element."""
+
+
+@dataclass
+class Record:
+    """The judgement of one probe or output.
+
+    Attributes:
+        name: Canonical name.
+        kind: `probe` or `output`.
+        shape: The golden's shape.
+        err: Relative L2 error (of outputs: of the metric with the worst ratio).
+        noise: The noise that it is measured by.
+        ratio: err / noise.
+        verdict: `pass`, `warn` or `fail`.
+        approximate: Whether `err` was estimated from sketches.
+        rms: Root mean square of the port's tensor.
+        max_abs: Largest magnitude of the port's tensor.
+        note: What a reader should know, such as a wrong shape.
+    """
+
+    name: str
+    kind: str
+    shape: list[int]
+    err: float
+    noise: float
+    ratio: float
+    verdict: str
+    approximate: bool
+    rms: float = float("nan")
+    max_abs: float = float("nan")
+    note: str = ""
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the record as it stands in results.jsonl."""
+        return asdict(self)
+
+
+def relative_error(difference: float, scale: float) -> float:
+    """Divide an error by the truth's norm; against an exact zero any error is infinite."""
+    if scale == 0:
+        return 0.0 if difference == 0 else float("inf")
+    return difference / scale
+
+
+def whole_errors(value: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """Measure a tensor against its whole truth.
+
+    Args:
+        value: Any floating dtype.
+        truth: float64, same shape, channels on axis 1.
+
+    Returns:
+        Three relative errors: of the whole (L2), of the worst channel (L2, over the RMS channel)
+        and of the worst element (over the RMS).
+    """
+    with np.errstate(all="ignore"):
+        difference = value.astype(np.float64) - truth
+        norm = float(np.linalg.norm(truth))
+        channels = truth.shape[1] if truth.ndim > 1 else 1
+        by_channel = np.sqrt(
+            np.sum(difference**2, axis=tuple(i for i in range(truth.ndim) if i != 1))
+        )
+        return np.array(
+            [
+                relative_error(float(np.linalg.norm(difference)), norm),
+                relative_error(float(np.max(by_channel)), norm / np.sqrt(channels)),
+                relative_error(float(np.max(np.abs(difference))), norm / np.sqrt(truth.size)),
+            ]
+        )
+
+
+def judge_output(
+    name: str, value: np.ndarray, truth: np.ndarray, noise: np.ndarray, arithmetic: str
+) -> Record:
+    """Judge an output that the golden stores whole, by the worst of three metrics.
+
+    Args:
+        name: Name of the output.
+        value: What the port computed, in the golden's shape.
+        truth: The oracle's float64 values.
+        noise: Noise of the three `METRICS`.
+        arithmetic: What the port computed in.
+
+    Returns:
+        The record of the metric with the worst ratio.
+    """
+    errors = whole_errors(value, truth)
+    ratios = [
+        tolerance.ratio(e, n, arithmetic) for e, n in zip(errors.tolist(), noise.tolist(), strict=True)
+    ]
+    worst = max(range(len(METRICS)), key=lambda i: tolerance.badness(ratios[i]))
+    return Record(
+        name,
+        "output",
+        list(truth.shape),
+        float(errors[worst]),
+        float(noise[worst]),
+        ratios[worst],
+        tolerance.verdict(ratios[worst]),
+        approximate=False,
+        note="" if worst == 0 else f"worst {METRICS[worst]}",
+        **_size(value),
+    )
+
+
+def judge_probe(  # noqa: PLR0913 - the facts of one probe
+    name: str,
+    value: np.ndarray,
+    truth_sketch: np.ndarray,
+    truth_norm: float,
+    noise: float,
+    arithmetic: str,
+) -> Record:
+    """Judge a probe by its sketch.
+
+    Args:
+        name: Canonical name.
+        value: What the port computed, in the golden's shape.
+        truth_sketch: The oracle's 64 buckets.
+        truth_norm: L2 norm of the oracle's tensor.
+        noise: Noise at this probe.
+        arithmetic: What the port computed in.
+
+    Returns:
+        The record; its error is an estimate.
+    """
+    with np.errstate(all="ignore"):
+        error = relative_error(distance(sketch(value), truth_sketch), truth_norm)
+    ratio = tolerance.ratio(error, noise, arithmetic)
+    return Record(
+        name,
+        "probe",
+        list(value.shape),
+        error,
+        noise,
+        ratio,
+        tolerance.verdict(ratio),
+        approximate=True,
+        **_size(value),
+    )
+
+
+def misshapen(name: str, kind: str, value: np.ndarray, shape: tuple[int, ...]) -> Record:
+    """Return the failing record of a tensor whose shape is wrong."""
+    note = f"shape {tuple(value.shape)}, expected {tuple(shape)}"
+    nan = float("nan")
+    return Record(name, kind, list(shape), nan, nan, nan, "fail", approximate=False, note=note)
+
+
+def _size(value: np.ndarray) -> dict[str, float]:
+    if value.size == 0:
+        return {"rms": 0.0, "max_abs": 0.0}
+    with np.errstate(all="ignore"):
+        flat = value.reshape(-1)
+        rms = float(np.sqrt(np.mean(np.square(flat, dtype=np.float64))))
+        return {"rms": rms, "max_abs": float(max(-flat.min(), flat.max()))}

@@ -1,0 +1,222 @@
+"""Goldens: the oracle's frozen record of each case (DESIGN 4). Reading and writing; no torch."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jsonschema import Draft202012Validator
+from safetensors.numpy import load, save
+
+from conformance.errors import GoldenError
+from conformance.spec import golden_root
+
+if TYPE_CHECKING:
+    from conformance.case import Case
+
+FORMAT = 1
+WHOLE_LIMIT = 50_000
+"""Outputs of up to this many elements are stored whole."""
+
+SOURCE = "diffusers/transformers in float64"
+
+
+@dataclass
+class Golden:
+    """The oracle's record of one case.
+
+    Attributes:
+        case: Case id.
+        hunts: The bugs that the case is there to expose.
+        inputs: By input name: recipe, shape, dtype and digest.
+        outputs: float64 arrays by name.
+        probes: Canonical names in execution order.
+        shapes: Shape of each probe.
+        sketches: float64 (probes, 64).
+        norms: L2 norm of each probe, float64.
+        max_abs: Largest magnitude of each probe, float64.
+        noise: By arithmetic, float64 (probes,): noise in trace mode; infinite where the reference
+            overflows.
+        output_noise: By arithmetic and output name, float64 (3,): noise of the three metrics.
+        provenance: Oracle versions, machine and commit.
+    """
+
+    case: str
+    hunts: str
+    inputs: dict[str, dict[str, Any]]
+    outputs: dict[str, np.ndarray]
+    probes: list[str]
+    shapes: list[tuple[int, ...]]
+    sketches: np.ndarray
+    norms: np.ndarray
+    max_abs: np.ndarray
+    noise: dict[str, np.ndarray]
+    output_noise: dict[str, dict[str, np.ndarray]]
+    provenance: dict[str, str] = field(default_factory=dict)
+
+    def to_bytes(self) -> bytes:
+        """Serialise as safetensors."""
+        arrays = {
+            "sketches": self.sketches,
+            "norms": self.norms,
+            "max_abs": self.max_abs,
+            **{f"output.{name}": array for name, array in self.outputs.items()},
+            **{f"noise.{a}.trace": noise.astype(np.float32) for a, noise in self.noise.items()},
+            **{
+                f"noise.{a}.output.{name}": noise
+                for a, outputs in self.output_noise.items()
+                for name, noise in outputs.items()
+            },
+        }
+        facts = {
+            "format": FORMAT,
+            "source": SOURCE,
+            "case": self.case,
+            "hunts": self.hunts,
+            "inputs": self.inputs,
+            "probes": [[name, *shape] for name, shape in zip(self.probes, self.shapes, strict=True)],
+            "provenance": self.provenance,
+        }
+        text = json.dumps(facts, separators=(",", ":"), sort_keys=True)
+        return save({k: np.ascontiguousarray(v) for k, v in arrays.items()}, {"golden": text})
+
+    @classmethod
+    def from_bytes(cls, data: bytes, where: str) -> Golden:
+        """Read back what `to_bytes` wrote.
+
+        Raises:
+            GoldenError: `data` is not a golden of this format.
+        """
+        try:
+            size = int.from_bytes(data[:8], "little")
+            header = json.loads(data[8 : 8 + size])
+            facts = json.loads(header["__metadata__"]["golden"])
+            arrays = load(data)
+        except Exception as error:
+            message = f"{where} is not a golden: {type(error).__name__}: {error}"
+            raise GoldenError(message) from error
+        if facts["format"] != FORMAT:
+            message = f"{where} has format {facts['format']}, this suite reads {FORMAT}"
+            raise GoldenError(message)
+        noise: dict[str, np.ndarray] = {}
+        output_noise: dict[str, dict[str, np.ndarray]] = {}
+        for key, array in arrays.items():
+            if key.startswith("noise."):
+                _, arithmetic, what, *rest = key.split(".", 3)
+                if what == "trace":
+                    noise[arithmetic] = array.astype(np.float64)
+                else:
+                    output_noise.setdefault(arithmetic, {})[rest[0]] = array
+        return cls(
+            case=facts["case"],
+            hunts=facts["hunts"],
+            inputs=facts["inputs"],
+            outputs={k.removeprefix("output."): v for k, v in arrays.items() if k[:7] == "output."},
+            probes=[row[0] for row in facts["probes"]],
+            shapes=[tuple(row[1:]) for row in facts["probes"]],
+            sketches=arrays["sketches"],
+            norms=arrays["norms"],
+            max_abs=arrays["max_abs"],
+            noise=noise,
+            output_noise=output_noise,
+            provenance=facts["provenance"],
+        )
+
+
+def golden_path(case_id: str) -> Path:
+    """Return where the golden of a case lies."""
+    return golden_root() / f"{case_id}.safetensors"
+
+
+def manifest_path() -> Path:
+    """Return where the manifest lies."""
+    return golden_root() / "manifest.json"
+
+
+@cache
+def _validator() -> Draft202012Validator:
+    path = Path(__file__).parent / "schemas" / "manifest.schema.json"
+    return Draft202012Validator(json.loads(path.read_text(encoding="utf-8")))
+
+
+def read_manifest() -> dict[str, Any]:
+    """Read and check `golden/manifest.json`.
+
+    Raises:
+        GoldenError: It is missing, not JSON, or breaks its schema.
+    """
+    path = manifest_path()
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError) as error:
+        message = f"{path}: {error}; restore it from the repository or run golden record"
+        raise GoldenError(message) from error
+    problem = next(_validator().iter_errors(manifest), None)
+    if problem is not None:
+        message = f"{path}: {problem.json_path}: {problem.message[:200]}"
+        raise GoldenError(message)
+    return manifest
+
+
+@cache
+def _cached_manifest(_stamp: tuple[str, int]) -> dict[str, Any]:
+    return read_manifest()
+
+
+def manifest() -> dict[str, Any]:
+    """Return the manifest, read again only when the file has changed."""
+    path = manifest_path()
+    stamp = path.stat().st_mtime_ns if path.exists() else 0
+    return _cached_manifest((str(path), stamp))
+
+
+def load_golden(case: Case) -> Golden:
+    """Read the golden of a case and check every digest that protects it.
+
+    Args:
+        case: The case.
+
+    Returns:
+        The golden.
+
+    Raises:
+        GoldenError: No golden, or file or inputs do not have the digest that the manifest records.
+    """
+    path = golden_path(case.id)
+    entry = manifest()["goldens"].get(case.id)
+    if entry is None:
+        message = f"{case.id} has no golden in {manifest_path()}: record it with golden record"
+        raise GoldenError(message)
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        message = f"golden of {case.id}: cannot read {path}: {error.strerror}"
+        raise GoldenError(message) from error
+    found = hashlib.sha256(data).hexdigest()
+    if found != entry["sha256"]:
+        message = (
+            f"{path} is damaged: sha256 expected {entry['sha256']}, found {found}; "
+            "restore it from the repository"
+        )
+        raise GoldenError(message)
+    return Golden.from_bytes(data, str(path))
+
+
+def check_inputs(golden: Golden, digests: dict[str, str]) -> None:
+    """Compare input digests, so that a changed recipe is not mistaken for a wrong port.
+
+    Raises:
+        GoldenError: An input differs from the one that the oracle was given.
+    """
+    for name, facts in golden.inputs.items():
+        if digests.get(name) != facts["sha256"]:
+            message = (
+                f"{golden.case}: input {name} is not the one recorded: sha256 expected "
+                f"{facts['sha256']}, found {digests.get(name)}; the recipe has changed"
+            )
+            raise GoldenError(message)

@@ -1,0 +1,357 @@
+"""Honest evaluations: lawful ways to compute the same network in one arithmetic (NUMERICS 2).
+
+The worst of the *calibration* evaluations is the noise, the suite's unit of error. The *held-out*
+evaluations never enter it; they show that the unit is fair to implementations it has not seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812 - the field's name
+from torch.utils._python_dispatch import TorchDispatchMode
+
+aten = torch.ops.aten
+
+MatMul = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One way to evaluate the unmodified reference modules.
+
+    Attributes:
+        name: Short name, as in `docs/tolerance.md`.
+        around: Makes the context in which the forward pass runs, given the network.
+        arithmetics: Those for which it is honest.
+        split: Evaluate the samples of a batch one by one.
+    """
+
+    name: str
+    around: Callable[[nn.Module], AbstractContextManager[Any]]
+    arithmetics: tuple[str, ...] = ("float64", "float32", "bfloat16", "float16")
+    split: bool = False
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
+def _channels_last(module: nn.Module) -> Iterator[None]:
+    module.to(memory_format=torch.channels_last)
+
+    def to_channels_last(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        return (args[0].contiguous(memory_format=torch.channels_last), *args[1:])
+
+    handle = module.register_forward_pre_hook(to_channels_last)
+    try:
+        yield
+    finally:
+        handle.remove()
+        module.to(memory_format=torch.contiguous_format)
+
+
+@contextmanager
+def _plain_attention(module: Any) -> Iterator[None]:  # noqa: ANN401 - a diffusers model
+    module.set_attn_processor(AttnProcessor())
+    try:
+        yield
+    finally:
+        module.set_attn_processor(AttnProcessor2_0())
+
+
+class Summation(TorchDispatchMode):
+    """Replace every long sum: convolution, matrix product, norm, softmax."""
+
+    def __init__(self, matmul: MatMul, total: Callable[[Tensor], Tensor]) -> None:
+        """Take the batched product (B,M,K)x(B,K,N) and the sum over the last axis."""
+        super().__init__()
+        self.matmul = matmul
+        self.total = total
+
+    def __torch_dispatch__(
+        self,
+        func: Any,  # noqa: ANN401 - an OpOverload
+        types: Any,  # noqa: ANN401
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:  # noqa: ANN401
+        """Divert the long sums; run everything else as it is."""
+        handler = _HANDLERS.get(func)
+        if handler is None:
+            return func(*args, **(kwargs or {}))
+        return handler(self, *args, **(kwargs or {}))
+
+    def convolution(  # noqa: PLR0913 - aten's signature
+        self,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        stride: list[int],
+        padding: list[int],
+        dilation: list[int],
+        *_: Any,  # noqa: ANN401
+    ) -> Tensor:
+        """Unfold, multiply, add the bias."""
+        kernel = weight.shape[2:]
+        columns = F.unfold(x.contiguous(), kernel, dilation, padding, stride)
+        batch, depth, places = columns.shape
+        columns = columns.permute(1, 0, 2).reshape(1, depth, batch * places)
+        out = self.matmul(weight.reshape(1, weight.shape[0], depth), columns)
+        out = out.reshape(weight.shape[0], batch, places).transpose(0, 1)
+        height = (x.shape[2] + 2 * padding[0] - dilation[0] * (kernel[0] - 1) - 1) // stride[0] + 1
+        out = out.reshape(batch, weight.shape[0], height, places // height)
+        return out.contiguous() if bias is None else out + bias[:, None, None]
+
+    def mm(self, a: Tensor, b: Tensor) -> Tensor:
+        """Multiply two matrices."""
+        return self.matmul(a[None], b[None])[0]
+
+    def addmm(
+        self, bias: Tensor, a: Tensor, b: Tensor, *, beta: float = 1, alpha: float = 1
+    ) -> Tensor:
+        """Multiply two matrices and add."""
+        return beta * bias + alpha * self.mm(a, b)
+
+    def bmm(self, a: Tensor, b: Tensor) -> Tensor:
+        """Multiply two batches of matrices."""
+        return self.matmul(a, b)
+
+    def baddbmm(
+        self, bias: Tensor, a: Tensor, b: Tensor, *, beta: float = 1, alpha: float = 1
+    ) -> Tensor:
+        """Multiply two batches of matrices, scale and add."""
+        product = alpha * self.matmul(a, b)
+        return product if beta == 0 else beta * bias + product
+
+    def group_norm(  # noqa: PLR0913 - aten's signature
+        self,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        batch: int,
+        channels: int,
+        _places: int,
+        groups: int,
+        eps: float,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Normalise in two passes."""
+        rows, mean, rstd = self._normalise(x.reshape(batch * groups, -1), eps)
+        shape = (1, channels, *([1] * (x.dim() - 2)))
+        out = rows.reshape(x.shape) * weight.reshape(shape) + bias.reshape(shape)
+        return out, mean, rstd
+
+    def layer_norm(
+        self, x: Tensor, shape: list[int], weight: Tensor, bias: Tensor, eps: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Normalise in two passes."""
+        rows, mean, rstd = self._normalise(x.reshape(-1, shape[-1]), eps)
+        return rows.reshape(x.shape) * weight + bias, mean, rstd
+
+    def _normalise(self, rows: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+        mean = self.total(rows)[:, None] / rows.shape[1]
+        centred = rows - mean
+        variance = self.total(centred * centred)[:, None] / rows.shape[1]
+        rstd = 1 / torch.sqrt(variance + eps)
+        return centred * rstd, mean, rstd
+
+    def softmax(self, x: Tensor, dim: int, _half_to_float: bool) -> Tensor:  # noqa: FBT001
+        """Shift by the maximum, exponentiate, divide by the sum."""
+        if dim not in (-1, x.dim() - 1):
+            message = f"softmax over axis {dim} is not handled"
+            raise NotImplementedError(message)
+        exponential = torch.exp(x - x.amax(-1, keepdim=True))
+        return exponential / self.total(exponential)[..., None]
+
+
+_HANDLERS = {
+    aten.convolution.default: Summation.convolution,
+    aten.mm.default: Summation.mm,
+    aten.addmm.default: Summation.addmm,
+    aten.bmm.default: Summation.bmm,
+    aten.baddbmm.default: Summation.baddbmm,
+    aten.native_group_norm.default: Summation.group_norm,
+    aten.native_layer_norm.default: Summation.layer_norm,
+    aten._softmax.default: Summation.softmax,  # noqa: SLF001 - the op's name
+}
+
+
+def _sequential_matmul(a: Tensor, b: Tensor) -> Tensor:
+    """Sum the products one after another, in the tensors' own dtype."""
+    out = a.new_zeros(a.shape[0], a.shape[1], b.shape[2])
+    left, right = a.transpose(1, 2).contiguous(), b.contiguous()
+    if a.shape[0] == 1:
+        for k in range(a.shape[2]):
+            out[0].addr_(left[0, k], right[0, k])
+    else:
+        for k in range(a.shape[2]):
+            out.addcmul_(left[:, k, :, None], right[:, k, None, :])
+    return out
+
+
+def _sequential_total(x: Tensor) -> Tensor:
+    array = x.contiguous().numpy()
+    return torch.from_numpy(np.add.accumulate(array, axis=-1)[..., -1].copy())
+
+
+def _blocked_matmul(generator: np.random.Generator) -> MatMul:
+    def matmul(a: Tensor, b: Tensor) -> Tensor:
+        out = a.new_zeros(a.shape[0], a.shape[1], b.shape[2])
+        start = 0
+        while start < a.shape[2]:
+            end = min(a.shape[2], start + int(generator.integers(1, 257)))
+            out += torch.matmul(a[:, :, start:end], b[:, start:end])
+            start = end
+        return out
+
+    return matmul
+
+
+def _blocked_total(generator: np.random.Generator) -> Callable[[Tensor], Tensor]:
+    def total(x: Tensor) -> Tensor:
+        out = x.new_zeros(x.shape[:-1])
+        start = 0
+        while start < x.shape[-1]:
+            end = min(x.shape[-1], start + int(generator.integers(1, 257)))
+            out = out + x[..., start:end].sum(-1)
+            start = end
+        return out
+
+    return total
+
+
+@contextmanager
+def _summation(module: nn.Module, matmul: MatMul, total: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    with _plain_attention(module), Summation(matmul, total):
+        yield
+
+
+@contextmanager
+def _random_blocks(module: nn.Module, seed: int) -> Iterator[None]:
+    generator = np.random.default_rng(seed)
+    with _summation(module, _blocked_matmul(generator), _blocked_total(generator)):
+        yield
+
+
+class _Float32Sums(TorchDispatchMode):
+    """Half operands, float32 products and sums, one rounding of the result: what GPUs do."""
+
+    def __torch_dispatch__(
+        self,
+        func: Any,  # noqa: ANN401
+        types: Any,  # noqa: ANN401
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:  # noqa: ANN401
+        if func not in _HANDLERS:
+            return func(*args, **(kwargs or {}))
+        half = args[0].dtype
+        wide = [a.float() if isinstance(a, Tensor) and a.dtype is half else a for a in args]
+        result = func(*wide, **(kwargs or {}))
+        if isinstance(result, tuple):
+            return (result[0].to(half), *result[1:])
+        return result.to(half)
+
+
+@contextmanager
+def _float32_sums(module: nn.Module) -> Iterator[None]:
+    with _plain_attention(module), _Float32Sums():
+        yield
+
+
+class HalfUlp(TorchDispatchMode):
+    """Move every result of the timestep embedding by up to half a unit in the last place.
+
+    The embedding has one honest value a timestep, too few to measure a noise from; libraries differ
+    in the last bit of exp, sin and cos and in the order of the exponent's operations.
+    """
+
+    def __init__(self, seed: int) -> None:
+        """Seed the moves."""
+        super().__init__()
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def __torch_dispatch__(
+        self,
+        func: Any,  # noqa: ANN401
+        types: Any,  # noqa: ANN401
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:  # noqa: ANN401
+        """Run the operation, then move its floating result."""
+        result = func(*args, **(kwargs or {}))
+        if func not in _ROUNDED or not result.is_floating_point():
+            return result
+        unit = torch.finfo(result.dtype).eps / 2
+        move = torch.rand(result.shape, generator=self.generator, dtype=torch.float64) - 0.5
+        return (result.double() * (1 + 2 * unit * move)).to(result.dtype)
+
+
+_ROUNDED = {
+    aten.exp.default,
+    aten.sin.default,
+    aten.cos.default,
+    aten.mul.Tensor,
+    aten.div.Tensor,
+}
+
+
+@contextmanager
+def _half_ulp(module: nn.Module, seed: int) -> Iterator[None]:
+    """Run `time_proj` under `HalfUlp`."""
+    mode = HalfUlp(seed)
+    plain = module.time_proj.forward
+
+    def moved(timesteps: Tensor) -> Tensor:
+        with mode:
+            return plain(timesteps)
+
+    module.time_proj.forward = moved
+    try:
+        yield
+    finally:
+        module.time_proj.forward = plain
+
+
+FLOATS = ("float64", "float32")
+HALVES = ("bfloat16", "float16")
+HALF_ULP_RUNS = 16
+
+CALIBRATION: tuple[Evaluation, ...] = (
+    Evaluation("two threads", lambda _: _threads(2)),
+    Evaluation("one thread", lambda _: _threads(1)),
+    Evaluation("channels last", _channels_last),
+    Evaluation("plain attention", _plain_attention),
+    Evaluation("batch split", lambda _: nullcontext(), split=True),
+    Evaluation(
+        "sequential sums",
+        lambda m: _summation(m, _sequential_matmul, _sequential_total),
+        FLOATS,
+    ),
+    Evaluation("float32 sums", _float32_sums, HALVES),
+)
+
+HELD_OUT: tuple[Evaluation, ...] = (
+    Evaluation("oneDNN off", lambda _: torch.backends.mkldnn.flags(enabled=False)),
+    Evaluation("random blocked sums 1", lambda m: _random_blocks(m, 1), FLOATS),
+    Evaluation("random blocked sums 2", lambda m: _random_blocks(m, 2), FLOATS),
+)
+
+
+def half_ulp_evaluation(seed: int) -> Evaluation:
+    """Return the evaluation whose timestep embedding is moved by half ulps, from that seed."""
+    return Evaluation(f"embedding moved by half ulps ({seed})", lambda m: _half_ulp(m, seed), ("float32",))

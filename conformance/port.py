@@ -1,0 +1,184 @@
+"""The port contract (DESIGN 6): what the engine asks of an implementation under test."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import importlib.util
+import sys
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from conformance.errors import PortError, SuiteError, UsageError
+
+if TYPE_CHECKING:
+    from conformance.variants import Variant, Weights
+
+Arrays = dict[str, np.ndarray]
+
+ENTRY_POINTS = "sd1_conformance.ports"
+BUILTIN = {
+    "sd1_impl": "conformance.adapters.sd1_impl:port",
+    "diffusers": "conformance.adapters.diffusers:port",
+}
+
+
+@dataclass(frozen=True)
+class Hello:
+    """What a port says of itself.
+
+    Attributes:
+        name: The port's name.
+        version: The port's version.
+        components: Components that it offers.
+        arithmetics: Arithmetics that it can be asked for.
+        devices: Devices that it can be asked for (free names).
+        probes: Whether it can hand out probes.
+        replace: Whether it can overwrite a probe before anything reads it.
+    """
+
+    name: str
+    version: str
+    components: tuple[str, ...]
+    arithmetics: tuple[str, ...] = ("float32",)
+    devices: tuple[str, ...] = ("cpu",)
+    probes: bool = True
+    replace: bool = True
+    details: dict[str, str] = field(default_factory=dict)
+
+
+class Component(Protocol):
+    """A loaded component of a port."""
+
+    def run(
+        self,
+        inputs: Mapping[str, np.ndarray],
+        probes: Collection[str] = (),
+        replace: Mapping[str, np.ndarray] | None = None,
+    ) -> tuple[Arrays, Arrays]:
+        """Evaluate the component once.
+
+        Args:
+            inputs: Arrays by the names of DESIGN 6; never modified.
+            probes: Canonical names to observe; a port leaves out what it does not have.
+            replace: Values that overwrite a probe before anything downstream reads it.
+
+        Returns:
+            Outputs and probes by name, in execution order. bfloat16 is handed over as float32
+            arrays, widened exactly.
+        """
+
+
+class Port(Protocol):
+    """An implementation under test."""
+
+    def hello(self) -> Hello:
+        """Say name, version and what is offered."""
+
+    def load(
+        self, component: str, variant: Variant, weights: Weights, arithmetic: str, device: str
+    ) -> Component:
+        """Build a component with the given weights.
+
+        Args:
+            component: One of `hello().components`.
+            variant: Gives the architecture.
+            weights: Mapping of canonical name to float32 array; `weights.export(folder)` writes
+                files for a port that reads them itself.
+            arithmetic: One of `hello().arithmetics`.
+            device: One of `hello().devices`.
+
+        Returns:
+            The loaded component.
+
+        Raises:
+            UnsupportedError: The port declines; the reason becomes that of a skip.
+        """
+
+
+def resolve(spec: str) -> Port:
+    """Find the port that a PORT argument names.
+
+    Args:
+        spec: `sd1_impl`, `diffusers`, an installed entry point, `module:factory` or
+            `file.py:factory`.
+
+    Returns:
+        The port.
+
+    Raises:
+        UsageError: Nothing of that name, or it cannot be imported.
+        PortError: The factory failed.
+    """
+    target = _entry_points().get(spec) or BUILTIN.get(spec)
+    if target is None:
+        if ":" not in spec:
+            known = ", ".join([*BUILTIN, *_entry_points()])
+            message = f"unknown port {spec!r}: choose from {known}, module:factory, file.py:factory"
+            raise UsageError(message)
+        target = spec
+    factory = _load_factory(target, spec)
+    try:
+        port = factory() if callable(factory) else factory
+        if not (callable(getattr(port, "hello", None)) and callable(getattr(port, "load", None))):
+            message = f"port {spec!r} is a {type(port).__name__}: it needs hello() and load(...)"
+            raise UsageError(message)
+    except SuiteError:
+        raise
+    except Exception as error:
+        message = f"port {spec!r} could not be made: {type(error).__name__}: {error}"
+        raise PortError(message) from error
+    return port
+
+
+def known_ports() -> dict[str, str]:
+    """Return the built-in and installed ports: name to where it comes from."""
+    return {**BUILTIN, **_entry_points()}
+
+
+def _entry_points() -> dict[str, str]:
+    return {p.name: p.value for p in importlib.metadata.entry_points(group=ENTRY_POINTS)}
+
+
+def _load_factory(target: str, spec: str) -> Any:  # noqa: ANN401 - a factory or a port object
+    module_name, _, attribute = target.rpartition(":")
+    try:
+        if module_name.endswith(".py"):
+            module = _import_file(Path(module_name))
+        else:
+            module = importlib.import_module(module_name)
+    except ImportError as error:
+        message = f"port {spec!r} cannot be imported: {error}"
+        if error.name in {"torch", "diffusers", "transformers"}:
+            extra = "torch" if error.name == "torch" else "oracle"
+            message += f" (pip install 'sd1-conformance[{extra}]')"
+        raise UsageError(message) from error
+    except SuiteError:
+        raise
+    except Exception as error:
+        message = f"port {spec!r} cannot be imported: {type(error).__name__}: {error}"
+        raise PortError(message) from error
+    try:
+        return getattr(module, attribute)
+    except AttributeError as error:
+        message = f"port {spec!r}: {module_name} has no {attribute!r}"
+        raise UsageError(message) from error
+
+
+def _import_file(path: Path) -> Any:  # noqa: ANN401 - a module
+    if not path.is_file():
+        message = f"port file {path} does not exist"
+        raise UsageError(message)
+    name = f"sd1_port_{path.stem}"
+    module_spec = importlib.util.spec_from_file_location(name, path)
+    if module_spec is None or module_spec.loader is None:
+        message = f"port file {path} cannot be imported"
+        raise UsageError(message)
+    module = importlib.util.module_from_spec(module_spec)
+    sys.modules[name] = module
+    module_spec.loader.exec_module(module)
+    return module

@@ -1,0 +1,130 @@
+"""JUnit XML for CI: one test case per case of the run."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from pathlib import Path
+from xml.etree.ElementTree import Element, ElementTree, SubElement, indent
+
+from conformance.report.records import Case, Divergence
+from conformance.report.run import Run, read_run
+from conformance.report.text import number_text, one_line
+from conformance.report.words import case_name, headline, rerun_command, sentence
+
+_OUTCOMES = {
+    "fail": "failure",
+    "xpass": "failure",
+    "error": "error",
+    "skip": "skipped",
+    "xfail": "skipped",
+}
+_TIMESTAMP = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d")
+
+
+def write_junit(out: Path) -> Path:
+    """Write `junit.xml` from a run's folder.
+
+    Args:
+        out: The folder with `results.jsonl` and `summary.json`.
+
+    Returns:
+        The path of the file written. Where the verdict is bad and no case says why (a run cut
+        short, a list of expected failures that does not match), one more test case named
+        `verdict` says so: a bad run never looks green.
+
+    Raises:
+        UsageError: `out` holds no results.jsonl.
+    """
+    run = read_run(out)
+    suite = Element("testsuite", name="sd1-conformance")
+    _add_properties(suite, run)
+    outcomes = Counter(_add_case(suite, case, run.summary.port_spec) for case in run.cases)
+    outcomes[_add_verdict(suite, run, outcomes)] += 1
+    totals = {
+        "tests": str(len(suite.findall("testcase"))),
+        "failures": str(outcomes["failure"]),
+        "errors": str(outcomes["error"]),
+        "skipped": str(outcomes["skipped"]),
+        "time": _seconds(run.summary.seconds),
+    }
+    suite.attrib.update(totals)
+    if started := _TIMESTAMP.match(run.started):
+        suite.set("timestamp", started.group())
+    suites = Element("testsuites", name="sd1-conformance")
+    suites.append(suite)
+    indent(suites)
+    path = out / "junit.xml"
+    ElementTree(suites).write(path, encoding="utf-8", xml_declaration=True)
+    return path
+
+
+def _add_properties(suite: Element, run: Run) -> None:
+    summary = run.summary
+    facts = {
+        "port": f"{summary.port} {summary.port_version}".strip(),
+        "scope": summary.scope,
+        "verdict": summary.verdict,
+        "finished": str(summary.finished).lower(),
+        "limit": number_text(summary.limit),
+        "suite": summary.suite,
+    }
+    properties = SubElement(suite, "properties")
+    for name, value in facts.items():
+        SubElement(properties, "property", name=name, value=value)
+
+
+def _add_case(suite: Element, case: Case, port: str) -> str:
+    """Add one test case and return its outcome: an element's name, empty for a pass."""
+    classname = f"{case.component}.{case.variant}"
+    seconds = _seconds(case.seconds)
+    test = SubElement(suite, "testcase", classname=classname, name=case.case, time=seconds)
+    outcome = _OUTCOMES.get(case.verdict, "")
+    if outcome:
+        message = one_line(_message(case), 600)
+        element = SubElement(test, outcome, type=case.verdict, message=message)
+        if outcome != "skipped":
+            rerun = rerun_command(port, case.case, case)
+            element.text = "\n".join(filter(None, [message, case.message, case.hunts, rerun]))
+    elif case.verdict == "warn":
+        SubElement(test, "system-out").text = f"warn: {_message(case)}"
+    return outcome
+
+
+def _add_verdict(suite: Element, run: Run, outcomes: Counter[str]) -> str:
+    """Add a test case for a bad verdict that no case explains, and return its outcome."""
+    summary = run.summary
+    explained = outcomes["failure"] or (outcomes["error"] and summary.verdict == "incomplete")
+    if summary.finished and (summary.verdict == "conformant" or explained):
+        return ""
+    wrong = summary.finished and summary.verdict == "nonconformant"
+    outcome = "failure" if wrong else "error"
+    test = SubElement(suite, "testcase", classname="run", name="verdict", time="0.000")
+    message = f"{headline(summary)}: {sentence(summary)}"
+    SubElement(test, outcome, type=summary.verdict, message=message)
+    return outcome
+
+
+def _message(case: Case) -> str:
+    if case.verdict == "xfail":
+        return f"expected failure: {case.message}"
+    if case.verdict == "xpass":
+        return f"passed, but is listed as an expected failure: {case.message}"
+    if case.divergence:
+        return divergence_text(case.divergence)
+    return case.message or f"{case_name(case.case)}: ratio {number_text(case.ratio)}"
+
+
+def divergence_text(first: Divergence) -> str:
+    """Write a first divergence as one line."""
+    after = f"after {first.after}" if first.after else "no good probe before it"
+    text = (
+        f"first divergence at {first.probe} ({after}): "
+        f"ratio {number_text(first.ratio)}, limit {number_text(first.limit)}, {first.kind}"
+    )
+    return f"{text}. {first.hint}" if first.hint else text
+
+
+def _seconds(value: float | None) -> str:
+    """Write a time for JUnit, whose readers know no infinity."""
+    return f"{value:.3f}" if value is not None and 0 <= value < float("inf") else "0.000"

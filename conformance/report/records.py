@@ -1,0 +1,211 @@
+"""The records of a run as typed values, read from JSON objects that may lack or garble anything."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from conformance.report.text import count, mapping, number, printable, severity
+
+VERDICTS = ("fail", "error", "xpass", "warn", "xfail", "skip", "pass")
+"""All verdicts, the most urgent first."""
+
+FAILING = ("fail", "error")
+EXCERPT = 10
+_MESSAGE = 4000
+
+
+@dataclass(frozen=True)
+class Probe:
+    """One probe of one case: where it is, how far off, and what was allowed."""
+
+    order: int
+    name: str
+    kind: str
+    shape: str
+    err: float | None
+    noise: float | None
+    ratio: float | None
+    verdict: str
+    approximate: bool
+    rms: float | None
+    max_abs: float | None
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """The earliest wrong probe, and what is known about it."""
+
+    case: str
+    probe: str
+    after: str
+    ratio: float | None
+    limit: float | None
+    kind: str
+    hint: str
+
+
+@dataclass(frozen=True)
+class Excerpt:
+    """The few probes of a failing case that a report shows."""
+
+    worst: list[Probe]
+    around: list[Probe]
+    total: int
+
+
+@dataclass(frozen=True)
+class Case:
+    """One line of results.jsonl, less its probes."""
+
+    case: str
+    component: str
+    variant: str
+    dtype: str
+    device: str
+    backend: str
+    verdict: str
+    ratio: float | None
+    worst_probe: str
+    divergence: Divergence | None
+    seconds: float | None
+    message: str
+    hunts: str
+    excerpt: Excerpt | None = None
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What summary.json says, or what the cases say where it is missing.
+
+    `port_spec` is the port as `run` takes it (`file.py:factory`), where the run recorded it as
+    `port.spec`; otherwise the port's name, which is right for installed ports.
+    """
+
+    port: str
+    port_version: str
+    port_spec: str
+    verdict: str
+    scope: str
+    level: int | None
+    stamps: list[str]
+    counts: dict[str, int]
+    limit: float | None
+    worst_ratio: float | None
+    divergence: Divergence | None
+    environment: dict[str, str]
+    seconds: float | None
+    suite: str
+    finished: bool = True
+
+
+def parse_summary(record: dict[str, Any]) -> Summary:
+    """Read the fields of summary.json, whatever is missing or malformed in it."""
+    port = mapping(record.get("port"))
+    counts = mapping(record.get("counts"))
+    level = number(record.get("level"))
+    stamps = record.get("stamps")
+    verdict = record.get("verdict")
+    name = printable(port.get("name")) or "unnamed port"
+    return Summary(
+        port=name,
+        port_version=printable(port.get("version")),
+        port_spec=printable(port.get("spec"), _MESSAGE) or name,
+        verdict=verdict if verdict in ("conformant", "nonconformant") else "incomplete",
+        scope=printable(record.get("scope"), _MESSAGE),
+        level=int(level) if level is not None and level in range(10) else None,
+        stamps=[printable(stamp) for stamp in stamps] if isinstance(stamps, list) else [],
+        counts={verdict: count(counts.get(verdict)) for verdict in VERDICTS},
+        limit=number(record.get("limit")),
+        worst_ratio=number(record.get("worst_ratio")),
+        divergence=_divergence(record.get("first_divergence")),
+        environment={
+            printable(key): printable(value)
+            for key, value in mapping(record.get("environment")).items()
+        },
+        seconds=number(record.get("seconds")),
+        suite=printable(record.get("suite")),
+    )
+
+
+def parse_case(record: dict[str, Any], probes: list[Any]) -> Case:
+    """Read one case line.
+
+    Args:
+        record: The line's object.
+        probes: Its probes' records where an excerpt is wanted, none otherwise.
+
+    Returns:
+        The case; a verdict that this suite does not know reads as `error`.
+    """
+    divergence = _divergence(record.get("first_divergence"))
+    verdict = record.get("verdict")
+    return Case(
+        case=printable(record.get("case")),
+        component=printable(record.get("component")),
+        variant=printable(record.get("variant")),
+        dtype=printable(record.get("dtype")),
+        device=printable(record.get("device")),
+        backend=printable(record.get("backend")),
+        verdict=verdict if verdict in VERDICTS else "error",
+        ratio=number(record.get("ratio")),
+        worst_probe=printable(record.get("worst_probe")),
+        divergence=divergence,
+        seconds=number(record.get("seconds")),
+        message=printable(record.get("message"), _MESSAGE),
+        hunts=printable(record.get("hunts"), _MESSAGE),
+        excerpt=_excerpt(parse_probes(probes), divergence) if probes else None,
+    )
+
+
+def _divergence(value: object) -> Divergence | None:
+    record = mapping(value)
+    if not record:
+        return None
+    return Divergence(
+        case=printable(record.get("case")),
+        probe=printable(record.get("probe")),
+        after=printable(record.get("after")),
+        ratio=number(record.get("ratio")),
+        limit=number(record.get("limit")),
+        kind=printable(record.get("kind")),
+        hint=printable(record.get("hint"), _MESSAGE),
+    )
+
+
+def parse_probes(records: list[Any]) -> list[Probe]:
+    """Read a case's probes, numbered from 1 in execution order."""
+    return [_probe(order, mapping(record)) for order, record in enumerate(records, start=1)]
+
+
+def _probe(order: int, record: dict[str, Any]) -> Probe:
+    shape = record.get("shape")
+    return Probe(
+        order=order,
+        name=printable(record.get("name")),
+        kind=printable(record.get("kind")),
+        shape=printable(
+            "\N{MULTIPLICATION SIGN}".join(map(str, shape)) if isinstance(shape, list) else None
+        ),
+        err=number(record.get("err")),
+        noise=number(record.get("noise")),
+        ratio=number(record.get("ratio")),
+        verdict=printable(record.get("verdict")),
+        approximate=record.get("approximate") is True,
+        rms=number(record.get("rms")),
+        max_abs=number(record.get("max_abs")),
+    )
+
+
+def _excerpt(probes: list[Probe], divergence: Divergence | None) -> Excerpt:
+    """Pick the worst probes, and those around the first one that is wrong."""
+    worst = sorted(probes, key=lambda probe: severity(probe.ratio), reverse=True)[:EXCERPT]
+    named = divergence.probe if divergence else None
+    wrong = (i for i, p in enumerate(probes) if p.name == named or (not named and is_wrong(p)))
+    start = max(0, min(next(wrong, 0) - EXCERPT // 2, len(probes) - EXCERPT))
+    return Excerpt(worst, probes[start : start + EXCERPT], len(probes))
+
+
+def is_wrong(probe: Probe) -> bool:
+    """Say whether a probe is beyond what is allowed."""
+    return probe.verdict in FAILING

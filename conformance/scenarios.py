@@ -1,0 +1,156 @@
+"""Scenarios: named inputs, each chosen to expose a class of bugs (NUMERICS 5)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from conformance.recipe import SEED, Kind, TensorRecipe
+from conformance.variants import UNIT, Variant
+
+BASE = "base"
+
+T_LINSPACE = 976.888916015625
+"""A timestep that linspace schedules hand to the UNet, as the nearest float32."""
+T_KARRAS = 0.550000011920929
+"""A fractional timestep that Karras schedules reach near the end, as the nearest float32."""
+
+
+@dataclass(frozen=True)
+class UNetScenario:
+    """One input of the UNet.
+
+    Attributes:
+        name: Last segment of the case id.
+        hunts: The bugs that this input is there to expose, in one line.
+        timestep: Values; one value is handed over 0-d, several as one per sample.
+        batch: Number of samples.
+        height: Latent height.
+        width: Latent width.
+        tokens: Rows of `encoder_hidden_states`.
+        shift: Inputs are multiplied by 2**shift.
+        offset: Added to every element of `sample`.
+        float_timestep: Hand the timestep over as float32 although it is whole.
+        every_probe: Record every probe, not just the named blocks.
+        regimes: Regimes of the weights in which the scenario is recorded.
+    """
+
+    name: str
+    hunts: str
+    timestep: tuple[float, ...] = (10,)
+    batch: int = 2
+    height: int = 16
+    width: int = 16
+    tokens: int = 77
+    shift: int = 0
+    offset: float = 0.0
+    float_timestep: bool = False
+    every_probe: bool = False
+    regimes: tuple[str, ...] = field(default=(UNIT,))
+
+    def inputs(self, variant: Variant, seed: int = SEED) -> dict[str, np.ndarray]:
+        """Draw the inputs.
+
+        Args:
+            variant: Gives the channel counts; its regime `dense` makes dense inputs.
+            seed: Seed of the recipe.
+
+        Returns:
+            `sample` (batch, in_channels, height, width) and `encoder_hidden_states`
+            (batch, tokens, cross_attention_dim), float32; `timestep`, int64 or float32, shape ()
+            or (batch,).
+        """
+        recipes = self.recipes(variant)
+        arrays = {name: recipe.draw(np.float32, seed) for name, recipe in recipes.items()}
+        return {
+            "sample": arrays["sample"],
+            "timestep": self.timestep_array(),
+            "encoder_hidden_states": arrays["encoder_hidden_states"],
+        }
+
+    def recipes(self, variant: Variant) -> dict[str, TensorRecipe]:
+        """Return the recipes of the drawn inputs, by input name."""
+        architecture = variant.architecture("unet")
+        shapes = {
+            "sample": (self.batch, architecture["in_channels"], self.height, self.width),
+            "encoder_hidden_states": (
+                self.batch,
+                self.tokens,
+                architecture["cross_attention_dim"],
+            ),
+        }
+        dense = variant.regime == "dense"
+        return {
+            name: TensorRecipe(
+                f"inputs/unet/{self.name}/{name}",
+                shape,
+                Kind.INPUT,
+                dense,
+                self.shift,
+                offset=self.offset if name == "sample" else 0.0,
+            )
+            for name, shape in shapes.items()
+        }
+
+    def timestep_array(self) -> np.ndarray:
+        """Return the timestep as it crosses the border: int64, or float32 where fractional."""
+        whole = all(float(t).is_integer() for t in self.timestep) and not self.float_timestep
+        values = np.array(self.timestep, dtype=np.int64 if whole else np.float32)
+        return values if len(self.timestep) > 1 else values.reshape(())
+
+
+_EVERY_REGIME = ("unit", "lowvar", "dense", "sharp", "outlier")
+
+UNET_SCENARIOS: tuple[UNetScenario, ...] = (
+    UNetScenario(
+        BASE,
+        "wrong wiring, layers, constants: eps in lowvar, casts in dense, softmax in sharp",
+        every_probe=True,
+        regimes=_EVERY_REGIME,
+    ),
+    UNetScenario("t0", "sine and cosine exchanged: at t = 0 they are exactly 0 and 1", (0,)),
+    UNetScenario("t1", "timestep off by one, embedding rounded to integers", (1,)),
+    UNetScenario("t500", "embedding in half precision, frequency shift", (500,)),
+    UNetScenario("t999", "frequency shift and half-precision embedding at their largest", (999,)),
+    UNetScenario("t1000", "a timestep past the trained range handled by table lookup", (1000,)),
+    UNetScenario(
+        "t976.8889", "fractional timesteps of linspace schedules truncated", (T_LINSPACE,)
+    ),
+    UNetScenario("t0.55", "fractional timesteps of Karras schedules truncated", (T_KARRAS,)),
+    UNetScenario("tfloat", "a whole timestep that arrives as float", float_timestep=True),
+    UNetScenario(
+        "tsamples", "one timestep used for the whole batch, no broadcast", (1, 250, 999), batch=3
+    ),
+    UNetScenario("quiet", "eps of the norms: inputs of tiny variance", shift=-6),
+    UNetScenario("loud", "overflow, scores not scaled before the product", shift=3),
+    UNetScenario("offset", "variance by E[x^2] - E[x]^2, mean not subtracted", offset=12.0),
+    UNetScenario(
+        "nonsquare", "height and width exchanged, row padding", batch=1, height=24, width=40
+    ),
+    UNetScenario(
+        "oddsize", "upsampling to twice the size instead of the skip's", batch=1, height=15, width=21
+    ),
+    UNetScenario("small", "a latent whose lowest level is one pixel", height=8, width=8),
+    UNetScenario("batch1", "a batch of one squeezed or special-cased", batch=1),
+    UNetScenario("batch3", "guidance pairing assumed, last slice dropped", batch=3),
+    UNetScenario("tokens7", "text length 77 baked in", tokens=7),
+)
+
+_INPAINT_SCENARIOS = (BASE, "nonsquare")
+
+
+def scenarios(component: str, variant: Variant) -> list[UNetScenario]:
+    """Return the scenarios recorded for a component and variant, `base` first.
+
+    Args:
+        component: `unet`.
+        variant: A variant.
+
+    Returns:
+        The scenarios whose regimes include the variant's.
+    """
+    chosen = [s for s in UNET_SCENARIOS if variant.regime in s.regimes] if component == "unet" else []
+    if variant.size.endswith("-inpaint"):
+        chosen = [s for s in chosen if s.name in _INPAINT_SCENARIOS]
+    return chosen

@@ -1,0 +1,101 @@
+"""Every number of Stable Diffusion v1, named, with the place where it is written down.
+
+Sources, by the short names used below:
+
+- *v1-inference.yaml*: ``configs/stable-diffusion/v1-inference.yaml`` of CompVis/stable-diffusion;
+- *config.json*: ``unet/config.json`` of the published diffusers checkpoint of SD v1-5;
+- *ldm/...*: a module of the CompVis code.
+"""
+
+from dataclasses import dataclass, replace
+
+
+@dataclass(frozen=True)
+class UNetConfig:
+    """The shape of a Stable Diffusion v1 UNet; the defaults are SD v1 itself.
+
+    Tuples have one entry per resolution level, from the finest to the coarsest. The mid block takes
+    the last entry, the up blocks read the tuples backwards.
+
+    Attributes:
+        in_channels: Channels of the sample: 4 latents; for inpainting 9, which are 4 latents,
+            1 mask and 4 latents of the masked image (*v1-inpainting-inference.yaml*).
+        out_channels: Channels of the prediction, those of the latents.
+        block_out_channels: Width per level: ``model_channels`` 320 times ``channel_mult``
+            (1, 2, 4, 4) (*v1-inference.yaml*).
+        layers_per_block: Residual blocks per down block; an up block has one more, because it also
+            reads the skip of the downsampler or of ``conv_in`` (``num_res_blocks``).
+        has_attention: Whether a level has spatial transformers: at downsampling factors 1, 2 and 4,
+            not at 8 (``attention_resolutions`` [4, 2, 1]). The mid block always has one.
+        num_heads: Attention heads per level, of size ``width // num_heads`` (``num_heads: 8``;
+            *config.json* calls this number ``attention_head_dim``, which it is not).
+        cross_attention_dim: Width of ``encoder_hidden_states``, the CLIP ViT-L/14 text encoder's
+            (``context_dim``).
+        feed_forward_ratio: Hidden width of the GEGLU feed-forward over the token width
+            (``FeedForward(mult=4)``, *ldm/modules/attention.py*).
+        time_embed_ratio: Width of the time embedding over the finest level's width
+            (``time_embed_dim = model_channels * 4``, *ldm/.../openaimodel.py*).
+        max_period: Bound of the longest wavelength of the timestep embedding, over 2 pi
+            (``timestep_embedding``, *ldm/.../diffusionmodules/util.py*).
+        freq_shift: Frequency k of n is ``max_period ** (-k / (n - freq_shift))`` (*config.json*;
+            the DDPM and Transformer code of the time used 1).
+        flip_sin_to_cos: Whether the cosine half comes first (*config.json*).
+        norm_num_groups: Groups of every GroupNorm (``GroupNorm32``, *ldm/.../util.py*).
+        resnet_norm_eps: GroupNorm eps in the residual blocks (PyTorch's default in ``GroupNorm32``;
+            ``norm_eps`` in *config.json*).
+        transformer_norm_eps: GroupNorm eps at the entrance of the spatial transformers
+            (``Normalize``, *ldm/modules/attention.py*): ten times smaller than the resnets'.
+        layer_norm_eps: LayerNorm eps in the transformer blocks (PyTorch's default).
+        conv_norm_out_eps: GroupNorm eps before ``conv_out`` (``GroupNorm32``; ``norm_eps``).
+
+    Raises:
+        ValueError: If the tuples differ in length, if a width is not divisible by
+            ``norm_num_groups``, or if the finest width is odd.
+    """
+
+    in_channels: int = 4
+    out_channels: int = 4
+    block_out_channels: tuple[int, ...] = (320, 640, 1280, 1280)
+    layers_per_block: int = 2
+    has_attention: tuple[bool, ...] = (True, True, True, False)
+    num_heads: tuple[int, ...] = (8, 8, 8, 8)
+    cross_attention_dim: int = 768
+    feed_forward_ratio: int = 4
+    time_embed_ratio: int = 4
+    max_period: int = 10_000
+    freq_shift: int = 0
+    flip_sin_to_cos: bool = True
+    norm_num_groups: int = 32
+    resnet_norm_eps: float = 1e-5
+    transformer_norm_eps: float = 1e-6
+    layer_norm_eps: float = 1e-5
+    conv_norm_out_eps: float = 1e-5
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be a UNet, before PyTorch fails somewhere deep inside."""
+        levels = len(self.block_out_channels)
+        for name in ("has_attention", "num_heads"):
+            entries = len(getattr(self, name))
+            if entries != levels:
+                raise ValueError(f"{name} has {entries} entries for {levels} levels")
+        for width in self.block_out_channels:
+            if width % self.norm_num_groups:
+                raise ValueError(
+                    f"width {width} is not divisible by {self.norm_num_groups} norm groups"
+                )
+        if self.block_out_channels[0] % 2:
+            raise ValueError(
+                f"width {self.block_out_channels[0]} has no equal sine and cosine halves"
+            )
+
+    @property
+    def time_embed_dim(self) -> int:
+        """Width of the time embedding that every residual block reads."""
+        return self.block_out_channels[0] * self.time_embed_ratio
+
+
+SD_V1_UNET = UNetConfig()
+"""Stable Diffusion v1-1 to v1-5: 859,520,964 parameters."""
+
+SD_V1_INPAINT_UNET = replace(SD_V1_UNET, in_channels=9)
+"""Stable Diffusion v1-5 inpainting: the same UNet with a wider ``conv_in``."""
