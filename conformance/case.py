@@ -9,10 +9,11 @@ from fnmatch import fnmatchcase
 import numpy as np
 
 from conformance.errors import UsageError, unknown_name
-from conformance.scenarios import UNetScenario, scenarios
+from conformance.scenarios import BASE, UNetScenario, scenarios
 from conformance.variants import Variant, parse_variant, variant_names
 
 COMPONENTS = ("unet",)
+FULLY_PROBED_REGIMES = ("unit", "lowvar", "dense")
 DEFAULT_VARIANTS = ("tiny*", "odd*")
 
 
@@ -34,6 +35,17 @@ class Case:
     def id(self) -> str:
         """Return `component/variant/scenario`."""
         return f"{self.component}/{self.variant.name}/{self.scenario.name}"
+
+    @property
+    def full_size(self) -> bool:
+        """Whether the case runs the 860-million-parameter model."""
+        return self.variant.size.startswith("sd1")
+
+    @property
+    def every_probe(self) -> bool:
+        """Whether the golden holds every probe rather than the named blocks."""
+        wide = self.variant.size == "tiny" or self.variant.regime in FULLY_PROBED_REGIMES
+        return self.scenario.name == BASE and wide and not self.variant.size.endswith("-inpaint")
 
     def inputs(self) -> dict[str, np.ndarray]:
         """Draw the inputs of the case, by input name."""
@@ -113,47 +125,57 @@ def _matches(name: str, globs: list[str] | None) -> bool:
     return globs is None or any(fnmatchcase(name, glob) for glob in globs)
 
 
-_TOKEN = re.compile(r"\s*([()]|[^\s()]+)")
+_WORDS = re.compile(r"[()]|[^\s()]+")
 
 
 def _holds(expression: str, case_id: str) -> bool:
-    """Evaluate `-k`: recursive descent over `or`, `and`, `not`, parentheses and words."""
-    tokens = _TOKEN.findall(expression)
-    bad = UsageError(f"cannot read -k {expression!r}: use words, and, or, not and parentheses")
-
-    def take() -> str:
-        if not tokens:
-            raise bad
-        return tokens.pop(0)
-
-    def any_of() -> bool:
-        value = all_of()
-        while tokens and tokens[0] == "or":
-            tokens.pop(0)
-            value = all_of() or value
-        return value
-
-    def all_of() -> bool:
-        value = one()
-        while tokens and tokens[0] == "and":
-            tokens.pop(0)
-            value = one() and value
-        return value
-
-    def one() -> bool:
-        token = take()
-        if token == "not":
-            return not one()
-        if token == "(":
-            value = any_of()
-            if take() != ")":
-                raise bad
-            return value
-        if token in {")", "and", "or"}:
-            raise bad
-        return fnmatchcase(case_id, token) if "*" in token else token in case_id
-
-    value = any_of()
-    if tokens:
-        raise bad
+    """Evaluate `-k` for one case id."""
+    reader = _Expression(expression, case_id)
+    value = reader.any_of()
+    if reader.words:
+        raise reader.unreadable()
     return value
+
+
+class _Expression:
+    """Reads words, `and`, `or`, `not`, parentheses by recursive descent, evaluating on the way."""
+
+    def __init__(self, text: str, case_id: str) -> None:
+        self.text = text
+        self.case_id = case_id
+        self.words = _WORDS.findall(text)
+
+    def unreadable(self) -> UsageError:
+        return UsageError(f"cannot read -k {self.text!r}: use words, and, or, not and parentheses")
+
+    def next_is(self, word: str) -> bool:
+        """Take the next word if it is this one."""
+        if self.words[:1] == [word]:
+            del self.words[0]
+            return True
+        return False
+
+    def any_of(self) -> bool:
+        value = self.all_of()
+        while self.next_is("or"):
+            value = self.all_of() or value
+        return value
+
+    def all_of(self) -> bool:
+        value = self.one()
+        while self.next_is("and"):
+            value = self.one() and value
+        return value
+
+    def one(self) -> bool:
+        if self.next_is("not"):
+            return not self.one()
+        if self.next_is("("):
+            value = self.any_of()
+            if not self.next_is(")"):
+                raise self.unreadable()
+            return value
+        if not self.words or self.words[0] in {")", "and", "or"}:
+            raise self.unreadable()
+        word = self.words.pop(0)
+        return fnmatchcase(self.case_id, word) if "*" in word else word in self.case_id

@@ -11,7 +11,7 @@ from conformance import tolerance
 from conformance.sketch import distance, sketch
 
 METRICS = ("norm", "channel", "element")
-"""How a tensor that is stored whole is judged: overall, by its worst channel, by its worst element."""
+"""How a whole tensor is judged: overall, by its worst channel, by its worst element."""
 
 
 @dataclass
@@ -100,7 +100,8 @@ def judge_output(
     """
     errors = whole_errors(value, truth)
     ratios = [
-        tolerance.ratio(e, n, arithmetic) for e, n in zip(errors.tolist(), noise.tolist(), strict=True)
+        tolerance.ratio(e, n, arithmetic)
+        for e, n in zip(errors.tolist(), noise.tolist(), strict=True)
     ]
     worst = max(range(len(METRICS)), key=lambda i: tolerance.badness(ratios[i]))
     return Record(
@@ -112,12 +113,13 @@ def judge_output(
         ratios[worst],
         tolerance.verdict(ratios[worst]),
         approximate=False,
+        rms=_rms(value),
+        max_abs=_max_abs(value),
         note="" if worst == 0 else f"worst {METRICS[worst]}",
-        **_size(value),
     )
 
 
-def judge_probe(  # noqa: PLR0913 - the facts of one probe
+def judge_probe(
     name: str,
     value: np.ndarray,
     truth_sketch: np.ndarray,
@@ -150,7 +152,8 @@ def judge_probe(  # noqa: PLR0913 - the facts of one probe
         ratio,
         tolerance.verdict(ratio),
         approximate=True,
-        **_size(value),
+        rms=_rms(value),
+        max_abs=_max_abs(value),
     )
 
 
@@ -161,10 +164,10 @@ def misshapen(name: str, kind: str, value: np.ndarray, shape: tuple[int, ...]) -
     return Record(name, kind, list(shape), nan, nan, nan, "fail", approximate=False, note=note)
 
 
-def _size(value: np.ndarray) -> dict[str, float]:
-    if value.size == 0:
-        return {"rms": 0.0, "max_abs": 0.0}
+def _rms(value: np.ndarray) -> float:
     with np.errstate(all="ignore"):
-        flat = value.reshape(-1)
-        rms = float(np.sqrt(np.mean(np.square(flat, dtype=np.float64))))
-        return {"rms": rms, "max_abs": float(max(-flat.min(), flat.max()))}
+        return float(np.sqrt(np.mean(np.square(value, dtype=np.float64)))) if value.size else 0.0
+
+
+def _max_abs(value: np.ndarray) -> float:
+    return float(max(-value.min(), value.max())) if value.size else 0.0

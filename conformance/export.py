@@ -36,7 +36,9 @@ def write_component(weights: Weights, folder: Path) -> Path:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        config = diffusers_config(weights.component, weights.variant.architecture(weights.component))
+        config = diffusers_config(
+            weights.component, weights.variant.architecture(weights.component)
+        )
         (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         header = {"format": "pt", "sd1-conformance": f"{weights.variant.name}, seed {weights.seed}"}
         shapes = {name: recipe.shape for name, recipe in weights.recipes.items()}

@@ -79,7 +79,9 @@ class Golden:
             "case": self.case,
             "hunts": self.hunts,
             "inputs": self.inputs,
-            "probes": [[name, *shape] for name, shape in zip(self.probes, self.shapes, strict=True)],
+            "probes": [
+                [name, *shape] for name, shape in zip(self.probes, self.shapes, strict=True)
+            ],
             "provenance": self.provenance,
         }
         text = json.dumps(facts, separators=(",", ":"), sort_keys=True)

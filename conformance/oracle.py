@@ -1,17 +1,19 @@
 """The oracle: diffusers evaluated in real float64, the only source of truth for numbers.
 
 `.double()` alone does not make diffusers float64: the timestep embedding is float32 in the code.
-The embedding is therefore taken from a copy of diffusers' module in which float32 reads float64, and
-every evaluation runs under a guard that fails on any floating tensor of another dtype.
+The embedding is therefore taken from a copy of diffusers' module in which float32 reads float64,
+and every evaluation runs under a guard that fails on any floating tensor of another dtype.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import inspect
+import re
 import sys
 import traceback
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from types import ModuleType
@@ -22,6 +24,7 @@ import numpy as np
 import torch
 import transformers
 from diffusers.models import embeddings
+from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -50,15 +53,19 @@ class Float64Guard(TorchDispatchMode):
 
     def __torch_dispatch__(
         self,
-        func: Any,  # noqa: ANN401 - an OpOverload
-        types: Any,  # noqa: ANN401
+        func: Any,
+        types: Any,
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
-    ) -> Any:  # noqa: ANN401
+    ) -> Any:
         """Run the operation and look at what went in and came out."""
         result = func(*args, **(kwargs or {}))
         for leaf in tree_leaves((args, kwargs, result)):
-            if isinstance(leaf, Tensor) and leaf.is_floating_point() and leaf.dtype != torch.float64:
+            if (
+                isinstance(leaf, Tensor)
+                and leaf.is_floating_point()
+                and leaf.dtype != torch.float64
+            ):
                 message = f"oracle is not float64: {func} saw {leaf.dtype} at {_caller()}"
                 raise GoldenError(message)
         return result
@@ -111,15 +118,29 @@ def unet(variant: Variant, weights: Weights, dtype: torch.dtype) -> TorchCompone
     """
     module = assign_weights(build_unet(variant), weights, dtype)
     if dtype is torch.float64:
-        copy = float64_module(embeddings.__name__)
-        plain = module.time_proj
-        module.time_proj = copy.Timesteps(
-            plain.num_channels, plain.flip_sin_to_cos, plain.downscale_freq_shift, plain.scale
-        )
+        module.time_proj = float64_time_proj(module)
     return TorchComponent(module, call_unet, dtype)
 
 
 BUILDERS = {"unet": unet}
+
+
+@contextmanager
+def plain_attention(module: Any) -> Iterator[None]:
+    """Run diffusers' attention as two matrix products and a softmax instead of one kernel."""
+    module.set_attn_processor(AttnProcessor())
+    try:
+        yield
+    finally:
+        module.set_attn_processor(AttnProcessor2_0())
+
+
+def float64_time_proj(module: nn.Module) -> nn.Module:
+    """Return a float64 copy of a diffusers UNet's timestep embedding."""
+    plain = module.time_proj
+    return float64_module(embeddings.__name__).Timesteps(
+        plain.num_channels, plain.flip_sin_to_cos, plain.downscale_freq_shift, plain.scale
+    )
 
 
 @dataclass
@@ -160,7 +181,9 @@ def evaluate(component: TorchComponent, case: Case, probes: Collection[str]) -> 
             outputs = component.call(component.module, tensors)
     wrong = [name for name in probes if fired[name] != 1]
     if wrong:
-        message = f"{case.id}: probe {wrong[0]} fired {fired[wrong[0]]} times in the oracle, not once"
+        message = (
+            f"{case.id}: probe {wrong[0]} fired {fired[wrong[0]]} times in the oracle, not once"
+        )
         raise GoldenError(message)
     return Truth(outputs, observed)
 
@@ -195,21 +218,26 @@ _GLUE = (
 )
 
 
+_BLOCK = re.compile(
+    r"(.*\.(resnets|attentions|downsamplers|upsamplers)|(down|up)_blocks)\.\d+"
+    r"|mid_block|time_proj|time_embedding|conv_in|conv_norm_out"
+)
+"""Named blocks: what the cases other than `base` record."""
+
+
 def _probe_candidates(module: nn.Module) -> tuple[list[str], set[str]]:
     names: list[str] = []
     blocks: set[str] = set()
     for path, child in module.named_modules():
         if not path or isinstance(child, (nn.ModuleList, nn.Sequential)):
             continue
-        owns = any(True for _ in child.parameters(recurse=False))
-        holds = any(True for _ in child.parameters())
-        if not (holds or path == "time_proj"):
+        if next(child.parameters(), None) is None and path != "time_proj":
             continue
         if any(path.endswith(suffix) for suffix, _ in _GLUE) or (
             path.startswith("up_blocks") and path.rsplit(".", 1)[0].endswith("resnets")
         ):
             names.append(f"{path}.input")
         names.append(path)
-        if not owns or path == "conv_in":
+        if _BLOCK.fullmatch(path):
             blocks.add(path)
-    return names, blocks | {"time_proj", "conv_norm_out"}
+    return names, blocks

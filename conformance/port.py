@@ -124,14 +124,14 @@ def resolve(spec: str) -> Port:
     factory = _load_factory(target, spec)
     try:
         port = factory() if callable(factory) else factory
-        if not (callable(getattr(port, "hello", None)) and callable(getattr(port, "load", None))):
-            message = f"port {spec!r} is a {type(port).__name__}: it needs hello() and load(...)"
-            raise UsageError(message)
     except SuiteError:
         raise
     except Exception as error:
         message = f"port {spec!r} could not be made: {type(error).__name__}: {error}"
         raise PortError(message) from error
+    if not (callable(getattr(port, "hello", None)) and callable(getattr(port, "load", None))):
+        message = f"port {spec!r} is a {type(port).__name__}: it needs hello() and load(...)"
+        raise UsageError(message)
     return port
 
 
@@ -144,7 +144,7 @@ def _entry_points() -> dict[str, str]:
     return {p.name: p.value for p in importlib.metadata.entry_points(group=ENTRY_POINTS)}
 
 
-def _load_factory(target: str, spec: str) -> Any:  # noqa: ANN401 - a factory or a port object
+def _load_factory(target: str, spec: str) -> Any:
     module_name, _, attribute = target.rpartition(":")
     try:
         if module_name.endswith(".py"):
@@ -169,7 +169,7 @@ def _load_factory(target: str, spec: str) -> Any:  # noqa: ANN401 - a factory or
         raise UsageError(message) from error
 
 
-def _import_file(path: Path) -> Any:  # noqa: ANN401 - a module
+def _import_file(path: Path) -> Any:
     if not path.is_file():
         message = f"port file {path} does not exist"
         raise UsageError(message)

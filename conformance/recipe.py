@@ -1,7 +1,7 @@
 """Weights and inputs from a recipe that any language can rebuild (NUMERICS 5, docs/recipe.md).
 
-Every tensor is a function of a seed and its canonical name alone: the name is hashed to the key of a
-counter-based generator (Philox 4x64-10), whose bytes are read as small odd integers and scaled by
+Every tensor is a function of a seed and its canonical name alone: the name is hashed to the key of
+a counter-based generator (Philox 4x64-10), whose bytes are read as small odd integers and scaled by
 a power of two. The values are exact in float64, float32, float16 and bfloat16, so what is measured
 afterwards is arithmetic and never the rounding of weights.
 """

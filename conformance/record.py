@@ -1,4 +1,4 @@
-"""Writing goldens from the oracle, and checking them against it again (`golden record`, `verify`)."""
+"""Writing goldens from the oracle, and checking them against it again."""
 
 from __future__ import annotations
 
@@ -104,6 +104,8 @@ def calibrations(component: TorchComponent, case: Case, arithmetic: str) -> list
     from the truth are carried through the network.
     """
     chosen = [e for e in CALIBRATION if arithmetic in e.arithmetics]
+    if case.full_size:
+        chosen = [e for e in chosen if arithmetic in e.at_full_size]
     if case.inputs()["sample"].shape[0] == 1:
         chosen = [e for e in chosen if not e.split]
     if arithmetic == "float32":
@@ -113,9 +115,7 @@ def calibrations(component: TorchComponent, case: Case, arithmetic: str) -> list
 
 def _worst_half_ulps(component: TorchComponent, case: Case) -> list[Evaluation]:
     timestep = torch.tensor(case.inputs()["timestep"]).reshape(-1)
-    exact = oracle.float64_module(oracle.embeddings.__name__).Timesteps(
-        component.module.time_proj.num_channels, flip_sin_to_cos=True, downscale_freq_shift=0
-    )(timestep.double())
+    exact = oracle.float64_time_proj(component.module)(timestep.double())
     evaluations = [half_ulp_evaluation(seed) for seed in range(HALF_ULP_RUNS)]
     errors = []
     for evaluation in evaluations:
@@ -151,7 +151,7 @@ class Reference:
 def case_probes(case: Case) -> list[str]:
     """Return the probes that a case records: all, or named blocks and the time path."""
     names = spec.probe_names(case.component, case.variant.size)
-    if case.scenario.every_probe:
+    if case.every_probe:
         return list(names)
     blocks = spec.block_names(case.component)
     return [n for n in names if n in blocks or n.startswith("time_")]
@@ -218,8 +218,8 @@ def worst_of(runs: Iterable[Errors]) -> Errors:
 def noise_of(arithmetic: str, noise: dict[str, Errors]) -> Errors:
     """Return the noise of an arithmetic; float64's is at least float32's, scaled.
 
-    The oracle is one float64 evaluation itself, so what it shares with others does not show as their
-    error; float32 noise times the ratio of the roundoffs has no such blind spot.
+    The oracle is one float64 evaluation itself, so what it shares with others does not show as
+    their error; float32 noise times the ratio of the roundoffs has no such blind spot.
     """
     if arithmetic != "float64" or "float32" not in noise:
         return noise[arithmetic]
@@ -250,7 +250,7 @@ def _refuse_unfair(
     noise: dict[str, Errors],
 ) -> None:
     """Hold one evaluation out and refuse the golden if it exceeds half the limit."""
-    if arithmetic != "float32" or case.variant.size.startswith("sd1"):
+    if arithmetic != "float32" or case.full_size:
         return
     for evaluation in HELD_OUT:
         found, where = worst_ratio(
@@ -410,8 +410,12 @@ def age(old: Golden, outputs: dict[str, np.ndarray], sketches: dict[str, np.ndar
     return None
 
 
-def live_age(case: Case, golden: Golden) -> str | None:
-    """Evaluate the installed oracle on a case and say where the golden disagrees with it."""
-    truth = Reference(case.component, case.variant).truth(case)
+def age_of(golden: Golden, truth: oracle.Truth) -> str | None:
+    """Say where a golden disagrees with what the oracle computed just now, or None."""
     outputs = {name: to_numpy(tensor) for name, tensor in truth.outputs.items()}
     return age(golden, outputs, {n: sketch(to_numpy(t)) for n, t in truth.probes.items()})
+
+
+def live_age(case: Case, golden: Golden) -> str | None:
+    """Evaluate the installed oracle on a case and say where the golden disagrees with it."""
+    return age_of(golden, Reference(case.component, case.variant).truth(case))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -32,8 +32,8 @@ class UNetScenario:
         shift: Inputs are multiplied by 2**shift.
         offset: Added to every element of `sample`.
         float_timestep: Hand the timestep over as float32 although it is whole.
-        every_probe: Record every probe, not just the named blocks.
         regimes: Regimes of the weights in which the scenario is recorded.
+        full_size: Whether the 860M model runs it too.
     """
 
     name: str
@@ -46,8 +46,8 @@ class UNetScenario:
     shift: int = 0
     offset: float = 0.0
     float_timestep: bool = False
-    every_probe: bool = False
-    regimes: tuple[str, ...] = field(default=(UNIT,))
+    regimes: tuple[str, ...] = (UNIT,)
+    full_size: bool = True
 
     def inputs(self, variant: Variant, seed: int = SEED) -> dict[str, np.ndarray]:
         """Draw the inputs.
@@ -106,19 +106,27 @@ UNET_SCENARIOS: tuple[UNetScenario, ...] = (
     UNetScenario(
         BASE,
         "wrong wiring, layers, constants: eps in lowvar, casts in dense, softmax in sharp",
-        every_probe=True,
         regimes=_EVERY_REGIME,
     ),
     UNetScenario("t0", "sine and cosine exchanged: at t = 0 they are exactly 0 and 1", (0,)),
-    UNetScenario("t1", "timestep off by one, embedding rounded to integers", (1,)),
-    UNetScenario("t500", "embedding in half precision, frequency shift", (500,)),
+    UNetScenario("t1", "timestep off by one, embedding rounded to integers", (1,), full_size=False),
+    UNetScenario("t500", "embedding in half precision, frequency shift", (500,), full_size=False),
     UNetScenario("t999", "frequency shift and half-precision embedding at their largest", (999,)),
-    UNetScenario("t1000", "a timestep past the trained range handled by table lookup", (1000,)),
+    UNetScenario(
+        "t1000",
+        "a timestep past the trained range handled by table lookup",
+        (1000,),
+        full_size=False,
+    ),
     UNetScenario(
         "t976.8889", "fractional timesteps of linspace schedules truncated", (T_LINSPACE,)
     ),
-    UNetScenario("t0.55", "fractional timesteps of Karras schedules truncated", (T_KARRAS,)),
-    UNetScenario("tfloat", "a whole timestep that arrives as float", float_timestep=True),
+    UNetScenario(
+        "t0.55", "fractional timesteps of Karras schedules truncated", (T_KARRAS,), full_size=False
+    ),
+    UNetScenario(
+        "tfloat", "a whole timestep that arrives as float", float_timestep=True, full_size=False
+    ),
     UNetScenario(
         "tsamples", "one timestep used for the whole batch, no broadcast", (1, 250, 999), batch=3
     ),
@@ -129,11 +137,19 @@ UNET_SCENARIOS: tuple[UNetScenario, ...] = (
         "nonsquare", "height and width exchanged, row padding", batch=1, height=24, width=40
     ),
     UNetScenario(
-        "oddsize", "upsampling to twice the size instead of the skip's", batch=1, height=15, width=21
+        "oddsize",
+        "upsampling to twice the size instead of the skip's",
+        batch=1,
+        height=15,
+        width=21,
     ),
-    UNetScenario("small", "a latent whose lowest level is one pixel", height=8, width=8),
+    UNetScenario(
+        "small", "a latent whose lowest level is one pixel", height=8, width=8, full_size=False
+    ),
     UNetScenario("batch1", "a batch of one squeezed or special-cased", batch=1),
-    UNetScenario("batch3", "guidance pairing assumed, last slice dropped", batch=3),
+    UNetScenario(
+        "batch3", "guidance pairing assumed, last slice dropped", batch=3, full_size=False
+    ),
     UNetScenario("tokens7", "text length 77 baked in", tokens=7),
 )
 
@@ -150,7 +166,11 @@ def scenarios(component: str, variant: Variant) -> list[UNetScenario]:
     Returns:
         The scenarios whose regimes include the variant's.
     """
-    chosen = [s for s in UNET_SCENARIOS if variant.regime in s.regimes] if component == "unet" else []
+    chosen = (
+        [s for s in UNET_SCENARIOS if variant.regime in s.regimes] if component == "unet" else []
+    )
+    if variant.size.startswith("sd1"):
+        chosen = [s for s in chosen if s.full_size]
     if variant.size.endswith("-inpaint"):
         chosen = [s for s in chosen if s.name in _INPAINT_SCENARIOS]
     return chosen

@@ -8,6 +8,7 @@ single elements, which sums and norms do not.
 from __future__ import annotations
 
 from functools import lru_cache
+from itertools import pairwise
 
 import numpy as np
 
@@ -45,7 +46,7 @@ def sketch(array: np.ndarray) -> np.ndarray:
     ordered = flat[order].astype(np.float64)
     ordered *= signs
     return np.array(
-        [ordered[a:b].sum() for a, b in zip(starts[:-1], starts[1:], strict=True)],
+        [ordered[a:b].sum() for a, b in pairwise(starts)],
         dtype=np.float64,
     )
 

@@ -18,12 +18,14 @@ def golden_root() -> Path:
 
 
 @cache
-def _load(root: Path, name: str) -> Any:  # noqa: ANN401 - JSON of any shape
+def _load(root: Path, name: str) -> Any:
     path = root / "spec" / f"{name}.json"
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        message = f"{path} is missing: reinstall the package, or set SD1_GOLDEN to a complete folder"
+        message = (
+            f"{path} is missing: reinstall the package, or set SD1_GOLDEN to a complete folder"
+        )
         raise GoldenError(message) from error
     except json.JSONDecodeError as error:
         message = f"{path} is not valid JSON ({error}): restore it from the repository"
@@ -70,3 +72,9 @@ def probe_names(component: str, size: str) -> tuple[str, ...]:
 def block_names(component: str) -> frozenset[str]:
     """Return the probes that are named blocks rather than single layers."""
     return frozenset(_load(golden_root(), "probes")[component]["blocks"])
+
+
+@cache
+def execution_order(component: str) -> dict[str, int]:
+    """Return the place of every probe of any size in execution order."""
+    return {name: i for i, name in enumerate(_load(golden_root(), "probes")[component]["all"])}

@@ -31,7 +31,7 @@ _FEEDS_A_NORM = re.compile(
 """Layers of the UNet whose output enters the residual stream or a norm."""
 
 _READS_THE_STREAM = re.compile(r"conv_shortcut|proj_out|samplers\.0\.conv")
-"""Those of them whose input is the (already small) stream itself: their weights stay as they are."""
+"""Those of them that read the (already small) stream itself: their weights stay as they are."""
 
 _SHARP_BLOCK = re.compile(
     r"(down_blocks\.[012]|mid_block)\.attentions\.0\.transformer_blocks\.0\.attn[12]\.to_[qk]\.weight"

@@ -6,11 +6,13 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from conformance.errors import PortError, UnsupportedError
 from conformance.port import Arrays, Component, Hello
@@ -38,7 +40,7 @@ def to_numpy(tensor: Tensor) -> np.ndarray:
     return tensor.to("cpu", copy=True).contiguous().numpy()
 
 
-def first_tensor(value: Any) -> Tensor | None:  # noqa: ANN401 - what a module returns
+def first_tensor(value: Any) -> Tensor | None:
     """Return the tensor that a module hands on: itself, or the first of a tuple or output class."""
     while not isinstance(value, Tensor):
         if isinstance(value, Mapping):
@@ -51,7 +53,9 @@ def first_tensor(value: Any) -> Tensor | None:  # noqa: ANN401 - what a module r
 
 
 @contextmanager
-def observe(module: nn.Module, names: Collection[str], callback: Callback) -> Iterator[Counter[str]]:
+def observe(
+    module: nn.Module, names: Collection[str], callback: Callback
+) -> Iterator[Counter[str]]:
     """Call back for every probe that fires inside the block.
 
     Args:
@@ -63,48 +67,54 @@ def observe(module: nn.Module, names: Collection[str], callback: Callback) -> It
     Yields:
         How often each probe fired.
     """
-    fired: Counter[str] = Counter()
+    hooks = _Hooks(callback)
     modules = dict(module.named_modules())
-    handles = []
-
-    def after(name: str) -> Callable[..., Any]:
-        def hook(_module: nn.Module, _args: Any, output: Any) -> Any:  # noqa: ANN401
-            tensor = first_tensor(output)
-            if tensor is None:
-                return None
-            fired[name] += 1
-            replacement = callback(name, tensor)
-            return None if replacement is None else _put(output, tensor, replacement)
-
-        return hook
-
-    def before(name: str) -> Callable[..., Any]:
-        def hook(_module: nn.Module, args: tuple[Any, ...]) -> Any:  # noqa: ANN401
-            if not args or not isinstance(args[0], Tensor):
-                return None
-            fired[name] += 1
-            replacement = callback(name, args[0])
-            return None if replacement is None else (_put(args[0], args[0], replacement), *args[1:])
-
-        return hook
-
     try:
         for name in names:
             path = name.removesuffix(INPUT_SUFFIX)
-            target = modules.get(path)
-            if target is None:
-                continue
-            if path == name:
-                handles.append(target.register_forward_hook(after(name)))
-            else:
-                handles.append(target.register_forward_pre_hook(before(name)))
-        yield fired
+            if path in modules:
+                hooks.attach(modules[path], name)
+        yield hooks.fired
     finally:
-        for handle in handles:
+        for handle in hooks.handles:
             handle.remove()
 
 
-def _put(output: Any, tensor: Tensor, replacement: Tensor) -> Any:  # noqa: ANN401
+class _Hooks:
+    """The hooks of one observation."""
+
+    def __init__(self, callback: Callback) -> None:
+        self.callback = callback
+        self.fired: Counter[str] = Counter()
+        self.handles: list[RemovableHandle] = []
+
+    def attach(self, module: nn.Module, name: str) -> None:
+        """Watch what leaves a module, or what enters it where the name ends in `.input`."""
+        if name.endswith(INPUT_SUFFIX):
+            handle = module.register_forward_pre_hook(partial(self._before, name))
+        else:
+            handle = module.register_forward_hook(partial(self._after, name))
+        self.handles.append(handle)
+
+    def _before(self, name: str, _module: nn.Module, args: tuple[Any, ...]) -> Any:
+        if not args or not isinstance(args[0], Tensor):
+            return None
+        self.fired[name] += 1
+        replacement = self.callback(name, args[0])
+        if replacement is None:
+            return None
+        return (_put(args[0], args[0], replacement), *args[1:])
+
+    def _after(self, name: str, _module: nn.Module, _args: Any, output: Any) -> Any:
+        tensor = first_tensor(output)
+        if tensor is None:
+            return None
+        self.fired[name] += 1
+        replacement = self.callback(name, tensor)
+        return None if replacement is None else _put(output, tensor, replacement)
+
+
+def _put(output: Any, tensor: Tensor, replacement: Tensor) -> Any:
     """Write the replacement into the module's own tensor, or hand it on where that loses bits."""
     if tensor.dtype == replacement.dtype and tensor.shape == replacement.shape:
         tensor.copy_(replacement)
@@ -205,7 +215,9 @@ def assign_weights(
     for name, tensor in wanted.items():
         state[name] = torch.from_numpy(weights[name]).to(device, dtype)
         if state[name].shape != tensor.shape:
-            message = f"weight {name} has shape {tuple(state[name].shape)}, not {tuple(tensor.shape)}"
+            message = (
+                f"weight {name} has shape {tuple(state[name].shape)}, not {tuple(tensor.shape)}"
+            )
             raise PortError(message)
     module.load_state_dict(state, strict=True, assign=True)
     return module.eval().requires_grad_(requires_grad=False)

@@ -1,0 +1,148 @@
+"""Is the limit fair? Honest evaluations measured against the recorded noise (docs/tolerance.md)."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from itertools import groupby
+from pathlib import Path
+
+from conformance.case import Case
+from conformance.golden import Golden, load_golden
+from conformance.honest import HELD_OUT
+from conformance.record import (
+    Errors,
+    Reference,
+    arithmetics,
+    calibrations,
+    measure,
+    worst_of,
+    worst_ratio,
+)
+from conformance.tolerance import LIMIT
+
+Say = Callable[[str], None]
+
+SEQUENTIAL = "sequential sums"
+
+INSTRUCTION_SETS = {
+    "ATen without vector kernels": {"ATEN_CPU_CAPABILITY": "default"},
+    "oneDNN limited to SSE4.1": {"ONEDNN_MAX_CPU_ISA": "SSE41"},
+    "oneDNN limited to AVX": {"ONEDNN_MAX_CPU_ISA": "AVX"},
+    "MKL compatible mode": {"MKL_CBWR": "COMPATIBLE"},
+}
+"""Held-out evaluations that need a process of their own."""
+
+PORTS = ("diffusers", "sd1_impl")
+
+
+class Table:
+    """The worst ratio of each evaluation in each arithmetic."""
+
+    def __init__(self) -> None:
+        """Start empty."""
+        self.rows: dict[tuple[str, str], tuple[float, str]] = defaultdict(lambda: (0.0, ""))
+
+    def add(self, name: str, arithmetic: str, ratio: float, where: str) -> None:
+        """Keep the worst."""
+        key = (name, arithmetic)
+        self.rows[key] = max(self.rows[key], (ratio, where))
+
+    def markdown(self) -> str:
+        """Return the table, in the order of first appearance."""
+        lines = ["| evaluation | arithmetic | worst ratio | where |", "|---|---|---|---|"]
+        lines += [f"| {n} | {a} | {r:.2f} | `{w}` |" for (n, a), (r, w) in self.rows.items()]
+        return "\n".join(lines)
+
+
+def measure_all(cases: list[Case], say: Say) -> list[str]:
+    """Measure every held-out evaluation, and each calibration evaluation without itself.
+
+    Args:
+        cases: Recorded cases.
+        say: Told progress, then the table.
+
+    Returns:
+        Held-out evaluations over half the limit; sequential sums against the rest are shown but
+        are a calibration evaluation, whose place is in the noise.
+    """
+    table = Table()
+    for _, group in groupby(cases, key=lambda c: (c.component, c.variant.name)):
+        _measure_variant(list(group), table, say)
+    for port in PORTS:
+        for arithmetic in ("float32", "float64", "bfloat16", "float16"):
+            _measure_process(
+                f"port {port}", [port, "--dtype", arithmetic], arithmetic, {}, cases, table
+            )
+            say(f"port {port}, {arithmetic}")
+    for name, variables in INSTRUCTION_SETS.items():
+        for arithmetic in ("float32", "float64"):
+            arguments = ["diffusers", "--dtype", arithmetic]
+            _measure_process(name, arguments, arithmetic, variables, cases, table)
+            say(f"{name}, {arithmetic}")
+    say(table.markdown())
+    return [
+        f"{name} in {arithmetic}: ratio {ratio:.2f} at {where} is over half the limit"
+        for (name, arithmetic), (ratio, where) in table.rows.items()
+        if not ratio <= LIMIT / 2 and SEQUENTIAL not in name
+    ]
+
+
+def _measure_variant(cases: list[Case], table: Table, say: Say) -> None:
+    reference = Reference(cases[0].component, cases[0].variant)
+    truths = {case.id: reference.truth(case) for case in cases}
+    for arithmetic in ("float64", "float32", "bfloat16", "float16"):
+        for case in cases:
+            if arithmetic not in arithmetics(case):
+                continue
+            component, truth = reference.build(arithmetic), truths[case.id]
+            noise = noise_in(load_golden(case), arithmetic)
+            for evaluation in HELD_OUT:
+                if arithmetic in evaluation.arithmetics:
+                    errors = measure(component, case, truth, evaluation)
+                    ratio, where = worst_ratio(errors, noise, arithmetic)
+                    table.add(
+                        f"held out: {evaluation.name}", arithmetic, ratio, f"{case.id} {where}"
+                    )
+            if arithmetic == "float64":
+                continue  # its noise is bounded from below by float32's: see noise_of
+            chosen = calibrations(component, case, arithmetic)
+            runs = [measure(component, case, truth, e) for e in chosen]
+            for i, evaluation in enumerate(chosen):
+                rest = worst_of(run for j, run in enumerate(runs) if j != i)
+                ratio, where = worst_ratio(runs[i], rest, arithmetic)
+                name = f"without itself: {evaluation.name.partition(' (')[0]}"
+                table.add(name, arithmetic, ratio, f"{case.id} {where}")
+            say(f"{case.id}: {arithmetic}")
+
+
+def noise_in(golden: Golden, arithmetic: str) -> Errors:
+    """Return the noise that a golden records."""
+    noise = dict(zip(golden.probes, golden.noise[arithmetic].tolist(), strict=True))
+    return Errors(noise, golden.output_noise[arithmetic])
+
+
+def _measure_process(
+    name: str,
+    arguments: list[str],
+    arithmetic: str,
+    variables: dict[str, str],
+    cases: Iterable[Case],
+    table: Table,
+) -> None:
+    """Judge a port in a process of its own."""
+    expression = " or ".join(dict.fromkeys(case.id for case in cases))
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "conformance", "run", *arguments, "--variant", "*"]
+        command += ["-k", expression, "--out", folder]
+        subprocess.run(command, env={**os.environ, **variables}, capture_output=True, check=False)  # noqa: S603
+        for text in (Path(folder) / "results.jsonl").read_text(encoding="utf-8").splitlines():
+            line = json.loads(text)
+            if line["type"] == "case" and line["ratio"] is not None:
+                where = f"{line['case'].partition('[')[0]} {line['worst_probe']}"
+                table.add(f"held out: {name}", arithmetic, float(line["ratio"]), where)

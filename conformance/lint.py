@@ -1,0 +1,142 @@
+"""`golden lint`: would these goldens let a wrong port pass? (DESIGN 4, NUMERICS 5)."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from conformance.case import Case, all_cases
+from conformance.compare import judge_output
+from conformance.errors import GoldenError
+from conformance.golden import (
+    Golden,
+    check_inputs,
+    golden_path,
+    load_golden,
+    manifest_path,
+    read_manifest,
+)
+from conformance.recipe import digest
+from conformance.spec import golden_root
+from conformance.tolerance import LIMIT
+
+SIZE_LIMIT = 20 * 2**20
+"""All of `golden/`, in bytes."""
+
+Say = Callable[[str], None]
+
+
+def lint(say: Say) -> list[str]:
+    """Check every golden without the oracle.
+
+    Args:
+        say: Told the sizes, in one line each.
+
+    Returns:
+        Problems, one line each; empty where all is well.
+    """
+    manifest = read_manifest()
+    problems = [*_lock_problems(manifest["goldens"]), *_file_problems(manifest["goldens"])]
+    for case in all_cases():
+        if case.id in manifest["goldens"]:
+            problems += _golden_problems(case)
+    problems += _size_problems(manifest["goldens"], say)
+    return problems
+
+
+def _lock_problems(goldens: dict[str, dict[str, str]]) -> Iterator[str]:
+    """A case that disappears, or was never recorded, is a problem."""
+    path = manifest_path().with_name("cases.lock")
+    locked = set(path.read_text(encoding="utf-8").split()) if path.exists() else set()
+    known = {case.id for case in all_cases()}
+    for case_id in sorted(locked - known):
+        yield f"{case_id} is in cases.lock but no longer exists: a case must not disappear"
+    for case_id in sorted(known - locked):
+        yield f"{case_id} is not in cases.lock: run golden record"
+    for case_id in sorted(known - set(goldens)):
+        yield f"{case_id} has no golden: run golden record"
+    for case_id in sorted(set(goldens) - known):
+        yield f"{case_id} is in the manifest but is no case"
+
+
+def _file_problems(goldens: dict[str, dict[str, str]]) -> Iterator[str]:
+    listed = {golden_root() / entry["file"] for entry in goldens.values()}
+    for path in sorted(golden_root().rglob("*.safetensors")):
+        if path not in listed:
+            yield f"{path} is an orphan: the manifest does not list it"
+    for case_id, entry in goldens.items():
+        path = golden_path(case_id)
+        if not path.exists():
+            yield f"{path} is missing"
+            continue
+        found = hashlib.sha256(path.read_bytes()).hexdigest()
+        if found != entry["sha256"]:
+            yield f"{path} is damaged: sha256 expected {entry['sha256']}, found {found}"
+
+
+def _golden_problems(case: Case) -> Iterator[str]:
+    try:
+        golden = load_golden(case)
+        check_inputs(golden, {name: digest(array) for name, array in case.inputs().items()})
+    except GoldenError as error:
+        yield str(error)
+        return
+    if any("sd1_impl" in value for value in golden.provenance.values()):
+        yield f"{case.id} was made from sd1_impl: only the oracle makes goldens"
+    for arithmetic, noise in golden.noise.items():
+        if np.isnan(noise).any() or (noise < 0).any():
+            yield f"{case.id}: noise in {arithmetic} is not a number"
+    if not np.isfinite(golden.noise["float32"]).all():
+        yield f"{case.id}: the reference overflows in float32"
+    if (golden.norms == 0).any():
+        name = golden.probes[int(np.argmin(golden.norms))]
+        yield f"{case.id}: probe {name} is all zero, so anything small would pass"
+    yield from vacuities(golden)
+
+
+def vacuities(golden: Golden) -> Iterator[str]:
+    """Yield the degenerate outputs that a golden would let pass, in each arithmetic.
+
+    Args:
+        golden: The golden to try.
+
+    Yields:
+        One line per output, arithmetic and degenerate value that is within the limit.
+    """
+    for name, truth in golden.outputs.items():
+        for kind, value in _degenerate(truth):
+            for arithmetic, noise in golden.output_noise.items():
+                if not np.isfinite(noise[name]).all():
+                    continue
+                if judge_output(name, value, truth, noise[name], arithmetic).ratio <= LIMIT:
+                    yield f"{golden.case}: a {kind} output {name} would pass in {arithmetic}"
+
+
+def _degenerate(truth: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+    yield "zero", np.zeros_like(truth)
+    yield "constant", np.full_like(truth, truth.mean())
+    shuffled = np.random.default_rng(0).permutation(truth.reshape(-1)).reshape(truth.shape)
+    yield "shuffled", shuffled
+    yield "sign-flipped", -truth
+    if truth.shape[-1] == truth.shape[-2]:
+        yield "transposed", truth.swapaxes(-1, -2)
+    yield "mirrored", truth[..., ::-1]
+    if truth.shape[1] > 1:
+        yield "channel-reversed", truth[:, ::-1]
+    if truth.shape[0] > 1:
+        yield "batch-reversed", truth[::-1]
+
+
+def _size_problems(goldens: dict[str, dict[str, str]], say: Say) -> Iterator[str]:
+    by_variant: Counter[str] = Counter()
+    for case_id, entry in goldens.items():
+        by_variant["/".join(case_id.split("/")[:2])] += int(entry["bytes"])
+    for name, size in sorted(by_variant.items()):
+        say(f"{name:28s} {size / 2**20:6.2f} MiB")
+    total = sum(p.stat().st_size for p in golden_root().rglob("*") if p.is_file())
+    say(f"{'golden/ in all':28s} {total / 2**20:6.2f} MiB of {SIZE_LIMIT / 2**20:.0f}")
+    if total > SIZE_LIMIT:
+        yield f"golden/ holds {total} bytes, more than {SIZE_LIMIT}"

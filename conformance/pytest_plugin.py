@@ -1,0 +1,165 @@
+"""The pytest plugin: the matrix as items, the report as for `sd1-conformance run`.
+
+A test that asks for `sd1_item` is parametrised over the selected cases and executions; calling
+`sd1_judge(sd1_item)` runs one and passes, fails or skips as the verdict says.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from conformance.case import Case, select_cases
+from conformance.cli import executions, scope_of, split
+from conformance.errors import SuiteError
+from conformance.port import Hello, Port, resolve
+from conformance.report.terminal import verdict_lines
+from conformance.results import DEFAULT_OUT, Results, environment
+from conformance.runner import Execution, Result, Runner
+
+Item = tuple[Case, Execution]
+
+_PORT = pytest.StashKey[Port]()
+_REPORTER = "sd1-conformance-reporter"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Offer the choices of `sd1-conformance run`."""
+    group = parser.getgroup("sd1-conformance")
+    group.addoption("--sd1-port", default="sd1_impl", help="PORT of sd1-conformance run")
+    group.addoption("--sd1-dtype", default="float32", help="arithmetics, comma-separated")
+    group.addoption("--sd1-device", default="cpu", help="device of the port")
+    group.addoption("--sd1-variant", default=None, help="globs; default tiny*,odd*")
+    group.addoption("--sd1-out", default=str(DEFAULT_OUT), help="folder of the report")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """The process that sees every report writes the results."""
+    if not hasattr(config, "workerinput"):
+        config.pluginmanager.register(_Reporter(config), _REPORTER)
+
+
+def _port(config: pytest.Config) -> Port:
+    if _PORT not in config.stash:
+        config.stash[_PORT] = resolve(config.getoption("--sd1-port"))
+        torch = sys.modules.get("torch")
+        workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+        if torch is not None and workers > 1:
+            torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers))
+    return config.stash[_PORT]
+
+
+def selection(config: pytest.Config) -> tuple[list[Case], list[Execution]]:
+    """Return the cases and executions that the options choose."""
+    option = config.getoption
+    cases = select_cases(variants=split(option("--sd1-variant")))
+    hello = _port(config).hello()
+    return cases, executions(option("--sd1-dtype"), option("--sd1-device"), "sdpa", "trace", hello)
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Parametrise `sd1_item` and `sd1_case`; one component and variant stays on one worker."""
+    if not {"sd1_item", "sd1_case"} & set(metafunc.fixturenames):
+        return
+    try:
+        cases, runs = selection(metafunc.config)
+    except SuiteError as error:
+        raise pytest.UsageError(str(error)) from error
+    if "sd1_item" in metafunc.fixturenames:
+        items = [(case, run) for case in cases for run in runs]
+        metafunc.parametrize(
+            "sd1_item",
+            [
+                pytest.param(item, id=item[1].item_id(item[0]), marks=_group(item[0]))
+                for item in items
+            ],
+        )
+    if "sd1_case" in metafunc.fixturenames:
+        metafunc.parametrize(
+            "sd1_case", [pytest.param(case, id=case.id, marks=_group(case)) for case in cases]
+        )
+
+
+def _group(case: Case) -> pytest.MarkDecorator:
+    return pytest.mark.xdist_group(f"{case.component}/{case.variant.name}")
+
+
+@pytest.fixture(scope="session")
+def sd1_runner(pytestconfig: pytest.Config) -> Runner:
+    """Run cases on the port under test."""
+    return Runner(_port(pytestconfig))
+
+
+@pytest.fixture
+def sd1_judge(sd1_runner: Runner, request: pytest.FixtureRequest) -> Callable[[Item], None]:
+    """Judge one item: pass, fail, skip or raise as its verdict says, and report it."""
+
+    def judge(item: Item) -> None:
+        result = sd1_runner.run(*item)
+        payload = {
+            "line": result.as_json(),
+            "hello": asdict(sd1_runner.hello),
+            "environment": environment(),
+            "scope": scope_of(*selection(request.config)),
+        }
+        request.node.user_properties.append(("sd1", json.dumps(payload)))
+        _conclude(result)
+
+    return judge
+
+
+def _conclude(result: Result) -> None:
+    if result.verdict == "skip":
+        pytest.skip(result.message)
+    if result.verdict in {"fail", "error"}:
+        again = f"sd1-conformance run PORT -k {result.case.id} --dtype {result.execution.dtype}"
+        pytest.fail(f"{result.verdict}: {result.message}\nrun it alone: {again}", pytrace=False)
+
+
+class _Reporter:
+    """Gathers the items' lines from all workers and writes the four files of a run."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self.config = config
+        self.results: Results | None = None
+        self.summary: dict[str, Any] | None = None
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Write the line of an item that was judged."""
+        payload = dict(report.user_properties).get("sd1")
+        if report.when != "call" or not isinstance(payload, str):
+            return
+        facts = json.loads(payload)
+        if self.results is None:
+            facts["hello"] = {
+                key: tuple(value) if isinstance(value, list) else value
+                for key, value in facts["hello"].items()
+            }
+            self.results = Results(
+                Path(self.config.getoption("--sd1-out")),
+                Hello(**facts["hello"]),
+                self.config.getoption("--sd1-port"),
+                facts["scope"],
+                machine=facts["environment"],
+            )
+        self.results.add(facts["line"])
+
+    def pytest_sessionfinish(self) -> None:
+        """Close the report."""
+        if self.results is not None:
+            self.summary = self.results.close()
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        """Print the verdict."""
+        if self.results is not None and self.summary is not None:
+            terminalreporter.section("sd1-conformance")
+            for line in verdict_lines(self.summary):
+                terminalreporter.line(line)
+            terminalreporter.line(f"  report {self.results.out / 'index.html'}")

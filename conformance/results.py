@@ -1,0 +1,244 @@
+"""What a run leaves behind: results.jsonl as it goes, then summary.json, junit.xml, index.html."""
+
+from __future__ import annotations
+
+import datetime as dt
+import hashlib
+import json
+import math
+import os
+import platform
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import IO, Any
+
+from conformance import __version__, spec
+from conformance.errors import ExitCode, UsageError
+from conformance.golden import manifest_path
+from conformance.port import Hello
+from conformance.report.html import write_html
+from conformance.report.junit import write_junit
+from conformance.tolerance import LIMIT, badness
+
+DEFAULT_OUT = Path("conformance-report")
+VERDICTS = ("pass", "warn", "fail", "error", "skip", "xfail", "xpass")
+FILES = ("results.jsonl", "summary.json", "junit.xml", "index.html")
+LADDER = ("tokenizer", "text_encoder", "unet", "vae_encoder", "vae_decoder")
+"""Components of level 1; a badge lists those that a port does not offer."""
+
+
+class Results:
+    """Collects case lines, writes each at once, and closes with the verdict."""
+
+    def __init__(
+        self,
+        out: Path,
+        hello: Hello,
+        port_spec: str,
+        scope: str,
+        *,
+        resume: bool = False,
+        machine: dict[str, str] | None = None,
+    ) -> None:
+        """Create the folder and write the header.
+
+        Args:
+            out: Folder to create; files of an earlier run are replaced.
+            hello: What the port says of itself.
+            port_spec: The port as the user typed it.
+            scope: What is being run, in words.
+            resume: Keep the case lines of an earlier, broken-off run of the same kind.
+            machine: The environment in which the port runs, where that is another process.
+
+        Raises:
+            UsageError: The folder cannot be written.
+        """
+        self.out = out
+        self.hello = hello
+        self.environment = machine or environment()
+        self.port = {"name": hello.name, "version": hello.version, "spec": port_spec}
+        self.scope = scope
+        self.started = dt.datetime.now(tz=dt.UTC)
+        header = {
+            "type": "header",
+            "suite": __version__,
+            "port": self.port,
+            "scope": scope,
+            "limit": LIMIT,
+            "goldens": hashlib.sha256(manifest_path().read_bytes()).hexdigest(),
+            "environment": self.environment,
+            "started": self.started.isoformat(timespec="seconds"),
+        }
+        self.lines = self._earlier(header) if resume else []
+        self._file = self._open()
+        for record in [header, *self.lines]:
+            self._write(record)
+
+    def _earlier(self, header: dict[str, Any]) -> list[dict[str, Any]]:
+        """Read the whole case lines of the run to resume; a line cut in the middle is dropped."""
+        path = self.out / FILES[0]
+        if not path.exists():
+            return []
+        records = []
+        for text in path.read_text(encoding="utf-8").splitlines():
+            try:
+                records.append(json.loads(text))
+            except json.JSONDecodeError:
+                break
+        if not records or records[0].get("type") != "header":
+            return []
+        for key in ("suite", "port", "scope", "goldens"):
+            if records[0].get(key) != header[key]:
+                message = (
+                    f"cannot resume {self.out}: its run has another {key} "
+                    f"({records[0].get(key)}, now {header[key]}); drop --resume to start anew"
+                )
+                raise UsageError(message)
+        return [record for record in records if record["type"] == "case"]
+
+    def _open(self) -> IO[str]:
+        try:
+            self.out.mkdir(parents=True, exist_ok=True)
+            for name in FILES:
+                (self.out / name).unlink(missing_ok=True)
+            return (self.out / FILES[0]).open("w", encoding="utf-8")
+        except OSError as error:
+            message = f"cannot write the report to {self.out}: {error.strerror}; give another --out"
+            raise UsageError(message) from error
+
+    def _write(self, record: dict[str, Any]) -> None:
+        self._file.write(json.dumps(plain(record), separators=(",", ":")) + "\n")
+        self._file.flush()
+
+    def add(self, line: dict[str, Any]) -> None:
+        """Write one case line."""
+        self.lines.append(line)
+        self._write(line)
+
+    def close(self) -> dict[str, Any]:
+        """Write footer, summary.json, junit.xml and index.html.
+
+        Returns:
+            The summary.
+        """
+        seconds = (dt.datetime.now(tz=dt.UTC) - self.started).total_seconds()
+        summary = summarise(self.lines, self.port, self.hello, self.scope)
+        summary |= {"environment": self.environment, "seconds": round(seconds, 3)}
+        self._write({"type": "footer", "counts": summary["counts"], "seconds": seconds})
+        self._file.close()
+        text = json.dumps(plain(summary), indent=2) + "\n"
+        (self.out / "summary.json").write_text(text, encoding="utf-8")
+        write_junit(self.out)
+        write_html(self.out)
+        return summary
+
+
+def summarise(
+    lines: list[dict[str, Any]],
+    port: dict[str, str],
+    hello: Hello,
+    scope: str,
+) -> dict[str, Any]:
+    """Draw the verdict of a run (DESIGN 7).
+
+    Args:
+        lines: Case lines.
+        port: Name, version and spec of the port.
+        hello: What the port offers.
+        scope: What was run.
+
+    Returns:
+        The contents of summary.json but for environment and seconds.
+    """
+    counted = Counter(line["verdict"] for line in lines)
+    counts = {verdict: counted[verdict] for verdict in VERDICTS}
+    if counts["fail"] or counts["xpass"]:
+        verdict = "nonconformant"
+    elif counts["error"] or not counts["pass"] + counts["warn"] + counts["xfail"]:
+        verdict = "incomplete"
+    else:
+        verdict = "conformant"
+    ratios = [float(line["ratio"]) for line in lines if line["ratio"] is not None]
+    missing = [name for name in LADDER if name not in hello.components]
+    return {
+        "suite": __version__,
+        "port": port,
+        "verdict": verdict,
+        "scope": scope + (f"; not offered: {', '.join(missing)}" if missing else ""),
+        "level": level(lines),
+        "stamps": [],
+        "counts": counts,
+        "limit": LIMIT,
+        "worst_ratio": max(ratios, key=badness) if ratios else None,
+        "first_divergence": earliest(lines),
+        "faults": [],
+    }
+
+
+def level(lines: list[dict[str, Any]]) -> int | None:
+    """Return the level reached: 1 if every component case passes, 0 if only the contract holds.
+
+    The contract (names, shapes, dtypes) is broken by an `error` or by a tensor of the wrong shape.
+    """
+    judged = [line for line in lines if line["verdict"] != "skip"]
+    if not judged or any(line["verdict"] == "error" for line in judged):
+        return None
+    failing = [line for line in judged if line["verdict"] == "fail"]
+    misshapen = any(p["note"].startswith("shape ") for line in failing for p in line["probes"])
+    if misshapen:
+        return None
+    return 0 if failing else 1
+
+
+def earliest(lines: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """Return the first divergence that lies earliest in execution order, over all cases."""
+    found = [line for line in lines if line["first_divergence"]]
+
+    def position(line: dict[str, Any]) -> int:
+        order = spec.execution_order(line["component"])
+        return order.get(line["first_divergence"]["probe"], len(order))
+
+    return min(found, key=position)["first_divergence"] if found else None
+
+
+def exit_code(summary: dict[str, Any]) -> ExitCode:
+    """Translate a verdict to an exit code."""
+    return {
+        "conformant": ExitCode.CONFORMANT,
+        "nonconformant": ExitCode.NONCONFORMANT,
+        "incomplete": ExitCode.BROKEN,
+    }[summary["verdict"]]
+
+
+def environment() -> dict[str, str]:
+    """Describe the machine; torch is asked only where a port has already imported it."""
+    facts = {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "machine": platform.machine(),
+        "cpus": str(os.cpu_count()),
+        "numpy": sys.modules["numpy"].__version__ if "numpy" in sys.modules else "",
+    }
+    torch = sys.modules.get("torch")
+    if torch is not None:
+        facts["torch"] = torch.__version__
+        facts["torch threads"] = str(torch.get_num_threads())
+        facts["cpu capability"] = torch.backends.cpu.get_cpu_capability()
+        facts["onednn"] = str(torch.backends.mkldnn.enabled)
+        facts["float32 matmul precision"] = torch.get_float32_matmul_precision()
+    for name in ("diffusers", "transformers"):
+        if name in sys.modules:
+            facts[name] = getattr(sys.modules[name], "__version__", "?")
+    return facts
+
+
+def plain(value: Any) -> Any:
+    """Make a value strict JSON: NaN and infinities become strings."""
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return "nan" if math.isnan(value) else ("inf" if value > 0 else "-inf")
+    return value

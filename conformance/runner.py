@@ -1,0 +1,388 @@
+"""Running cases against a port and judging what comes back."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import time
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from conformance import tolerance
+from conformance.case import Case
+from conformance.compare import Record, judge_output, judge_probe, misshapen
+from conformance.errors import PortError, SuiteError, UnsupportedError
+from conformance.golden import Golden, check_inputs, load_golden
+from conformance.hints import hint_for
+from conformance.port import Arrays, Component, Port
+from conformance.recipe import digest
+
+TIME_PROJ = "time_proj"
+_HALF_TYPES = ("bfloat16", "float16")
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How a case is run: the bracketed part of an item's id.
+
+    Attributes:
+        dtype: Arithmetic asked of the port.
+        device: Device asked of the port.
+        backend: Attention backend.
+        mode: `trace`.
+    """
+
+    dtype: str = "float32"
+    device: str = "cpu"
+    backend: str = "sdpa"
+    mode: str = "trace"
+
+    def item_id(self, case: Case) -> str:
+        """Return the id of a case run this way, `unet/tiny/base[float32-cpu-sdpa-trace]`."""
+        return f"{case.id}[{self.dtype}-{self.device}-{self.backend}-{self.mode}]"
+
+
+@dataclass
+class Result:
+    """What came of one case.
+
+    Attributes:
+        case: The case.
+        execution: How it was run.
+        verdict: `pass`, `warn`, `fail`, `error` or `skip`.
+        records: Judged probes in execution order, then outputs.
+        message: Why, in one line.
+        first_divergence: The first failing record, as in summary.json.
+        seconds: Wall time.
+    """
+
+    case: Case
+    execution: Execution
+    verdict: str
+    records: list[Record] = field(default_factory=list)
+    message: str = ""
+    first_divergence: dict[str, Any] | None = None
+    seconds: float = 0.0
+
+    @property
+    def worst(self) -> Record | None:
+        """Return the record with the worst ratio."""
+        return max(self.records, key=lambda r: tolerance.badness(r.ratio), default=None)
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the case line of results.jsonl."""
+        worst = self.worst
+        return {
+            "type": "case",
+            "case": self.execution.item_id(self.case),
+            "component": self.case.component,
+            "variant": self.case.variant.name,
+            "scenario": self.case.scenario.name,
+            "dtype": self.execution.dtype,
+            "device": self.execution.device,
+            "backend": self.execution.backend,
+            "mode": self.execution.mode,
+            "verdict": self.verdict,
+            "ratio": worst.ratio if worst else None,
+            "worst_probe": worst.name if worst else None,
+            "first_divergence": self.first_divergence,
+            "seconds": round(self.seconds, 3),
+            "message": self.message,
+            "hunts": self.case.scenario.hunts,
+            "probes": [record.as_json() for record in self.records],
+        }
+
+
+class Runner:
+    """Runs cases on one port; keeps the component that was loaded last."""
+
+    def __init__(self, port: Port) -> None:
+        """Ask the port what it offers."""
+        self.port = port
+        self.hello = port.hello()
+        self._loaded: tuple[tuple[str, ...], Component] | None = None
+        self._aged: dict[str, str | None] = {}
+
+    def run(self, case: Case, execution: Execution) -> Result:
+        """Run one case and judge it. Never raises: what breaks is an `error` or a `skip`.
+
+        Args:
+            case: The case.
+            execution: How to run it.
+
+        Returns:
+            The result.
+        """
+        start = time.perf_counter()
+        try:
+            result = self._run(case, execution)
+        except UnsupportedError as error:
+            result = Result(case, execution, "skip", message=str(error))
+        except SuiteError as error:
+            result = Result(case, execution, "error", message=str(error))
+        except Exception as error:  # noqa: BLE001 - a port may raise anything
+            message = f"the port raised {type(error).__name__}: {_one_line(error)}"
+            result = Result(case, execution, "error", message=message)
+        result.seconds = time.perf_counter() - start
+        return result
+
+    def _run(self, case: Case, execution: Execution) -> Result:
+        self._require_offer(case, execution)
+        golden = load_golden(case)
+        noise = _noise(golden, execution.dtype)
+        inputs = case.inputs()
+        digests = {name: digest(array) for name, array in inputs.items()}
+        check_inputs(golden, digests)
+        component = self._load(case, execution)
+        supplied = self._supply(case, golden, execution)
+        plain, _ = component.run(inputs, (), supplied)
+        watched, probes = (
+            component.run(inputs, golden.probes, supplied)
+            if self.hello.probes
+            else (
+                plain,
+                {},
+            )
+        )
+        if {name: digest(array) for name, array in inputs.items()} != digests:
+            message = f"{case.id}: the port changed its inputs in place"
+            raise PortError(message)
+        _check_contract(golden, plain, probes, execution.dtype)
+        records = _judge_probes(golden, probes, noise, execution.dtype)
+        outputs = _judge_outputs(golden, plain, execution.dtype)
+        result = Result(case, execution, "pass", records + outputs)
+        result.message = _watching(plain, watched, golden, execution.dtype)
+        self._conclude(result, golden)
+        return result
+
+    def _require_offer(self, case: Case, execution: Execution) -> None:
+        for kind, wanted, offered in (
+            ("component", case.component, self.hello.components),
+            ("arithmetic", execution.dtype, self.hello.arithmetics),
+            ("device", execution.device, self.hello.devices),
+        ):
+            if wanted not in offered:
+                message = f"{self.hello.name} does not offer {kind} {wanted}"
+                raise UnsupportedError(message)
+
+    def _load(self, case: Case, execution: Execution) -> Component:
+        key = (case.component, case.variant.name, execution.dtype, execution.device)
+        if self._loaded is None or self._loaded[0] != key:
+            self._loaded = None  # the old weights go before the new ones come
+            weights = case.variant.weights(case.component)
+            component = self.port.load(
+                case.component, case.variant, weights, execution.dtype, execution.device
+            )
+            self._loaded = (key, component)
+        return self._loaded[1]
+
+    def _supply(self, case: Case, golden: Golden, execution: Execution) -> Arrays | None:
+        """In float64 the timestep embedding is supplied, so that a float32 island stays one."""
+        if execution.dtype != "float64" or TIME_PROJ not in golden.probes:
+            return None
+        if not self.hello.replace:
+            message = f"{self.hello.name} cannot be given time_proj, which float64 runs need"
+            raise UnsupportedError(message)
+        return {TIME_PROJ: time_proj_values(case)}
+
+    def _conclude(self, result: Result, golden: Golden) -> None:
+        """Set verdict, message and first divergence; tell an aged golden from a wrong port."""
+        verdicts = {record.verdict for record in result.records}
+        if "fail" not in verdicts:
+            result.verdict = "warn" if "warn" in verdicts else "pass"
+            return
+        aged = self._golden_age(result.case, golden)
+        if aged is not None:
+            result.verdict = "error"
+            result.message = f"{result.case.id}: the golden has aged: {aged}; record it again"
+            return
+        result.verdict = "fail"
+        result.first_divergence = first_divergence(result)
+        result.message = describe(result.first_divergence)
+
+    def _golden_age(self, case: Case, golden: Golden) -> str | None:
+        """Ask the installed oracle, once per variant, whether a failing golden still holds."""
+        if case.variant.name not in self._aged:
+            self._loaded = None
+            found = None
+            if importlib.util.find_spec("diffusers") and importlib.util.find_spec("torch"):
+                found = importlib.import_module("conformance.record").live_age(case, golden)
+            self._aged[case.variant.name] = found
+        return self._aged[case.variant.name]
+
+
+def time_proj_values(case: Case) -> np.ndarray:
+    """Compute the timestep embedding of a UNet case: cosines, then sines (DDPM, appendix B).
+
+    Args:
+        case: A UNet case.
+
+    Returns:
+        float64 (batch, width of the first level).
+    """
+    half = case.variant.architecture("unet")["block_out_channels"][0] // 2
+    inputs = case.inputs()
+    timestep = np.broadcast_to(inputs["timestep"], inputs["sample"].shape[:1]).astype(np.float64)
+    angles = timestep[:, None] * np.exp(-np.log(10000.0) * np.arange(half) / half)
+    return np.concatenate([np.cos(angles), np.sin(angles)], axis=1)
+
+
+def _noise(golden: Golden, arithmetic: str) -> np.ndarray:
+    noise = golden.noise.get(arithmetic)
+    if noise is None:
+        message = f"{golden.case} is not offered in {arithmetic}: its inputs would be rounded"
+        raise UnsupportedError(message)
+    if not np.isfinite(noise).all():
+        where = golden.probes[int(np.argmin(np.isfinite(noise)))]
+        message = f"reference overflows in {arithmetic} at {where}"
+        raise UnsupportedError(message)
+    return noise
+
+
+def _check_contract(golden: Golden, outputs: Arrays, probes: Arrays, arithmetic: str) -> None:
+    """Level 0: names and dtypes are exact."""
+    if set(outputs) != set(golden.outputs):
+        message = f"{golden.case}: outputs are {sorted(outputs)}, expected {sorted(golden.outputs)}"
+        raise PortError(message)
+    unknown = [name for name in probes if name not in golden.probes]
+    if unknown:
+        message = f"{golden.case}: the port returned probe {unknown[0]!r}, which was not asked for"
+        raise PortError(message)
+    expected = "float32" if arithmetic == "bfloat16" else arithmetic
+    for name, array in outputs.items():
+        if array.dtype.name != expected:
+            message = f"{golden.case}: output {name} is {array.dtype.name}, expected {arithmetic}"
+            raise PortError(message)
+        if arithmetic == "bfloat16" and np.any(array.view(np.uint32) & 0xFFFF):
+            message = f"{golden.case}: output {name} has values that are not bfloat16"
+            raise PortError(message)
+
+
+def _judge_probes(
+    golden: Golden, probes: Arrays, noise: np.ndarray, arithmetic: str
+) -> list[Record]:
+    records = []
+    for i, name in enumerate(golden.probes):
+        value = probes.get(name)
+        if value is None:
+            continue
+        if value.shape != golden.shapes[i]:
+            records.append(misshapen(name, "probe", value, golden.shapes[i]))
+            continue
+        record = judge_probe(
+            name, value, golden.sketches[i], float(golden.norms[i]), float(noise[i]), arithmetic
+        )
+        if name == TIME_PROJ and arithmetic == "float64":
+            _judge_island(record, float(golden.noise["float32"][i]))
+        records.append(record)
+    return records
+
+
+def _judge_island(record: Record, noise32: float) -> None:
+    """A float32 timestep embedding in a float64 model is a warning; a wrong one is a fault."""
+    if record.verdict != "fail":
+        return
+    ratio = tolerance.ratio(record.err, noise32, "float32")
+    if ratio <= tolerance.LIMIT:
+        record.noise, record.ratio = noise32, ratio
+        record.verdict = "warn"
+        record.note = "float32 island: computed in float32, judged by float32 noise"
+
+
+def _judge_outputs(golden: Golden, outputs: Arrays, arithmetic: str) -> list[Record]:
+    records = []
+    for name, truth in golden.outputs.items():
+        value = outputs[name]
+        if value.shape != truth.shape:
+            records.append(misshapen(name, "output", value, truth.shape))
+            continue
+        noise = golden.output_noise[arithmetic][name]
+        records.append(judge_output(name, value, truth, noise, arithmetic))
+    return records
+
+
+def _watching(plain: Arrays, watched: Arrays, golden: Golden, arithmetic: str) -> str:
+    """Say so if observing the probes changed the output by more than noise."""
+    for name, array in plain.items():
+        if watched[name].shape != array.shape:
+            return f"watching changes the shape of output {name}"
+        with np.errstate(all="ignore"):
+            difference = watched[name].astype(np.float64) - array.astype(np.float64)
+            change = float(np.linalg.norm(difference) / np.linalg.norm(golden.outputs[name]))
+        noise = float(golden.output_noise[arithmetic][name][0])
+        if change > max(noise, tolerance.floor(arithmetic)):
+            return f"watching changes output {name} by {change:.2g}, more than noise {noise:.2g}"
+    return ""
+
+
+def first_divergence(result: Result) -> dict[str, Any]:
+    """Describe the earliest failing record of a failing case.
+
+    Args:
+        result: A result with at least one failing record.
+
+    Returns:
+        The object of summary.json. In trace mode the kind is `fault` where the ratio jumps by more
+        than the limit over everything before it (or the shape is wrong, or a value is not
+        finite), else `unexplained`.
+    """
+    index = next(i for i, r in enumerate(result.records) if r.verdict == "fail")
+    record, before = result.records[index], result.records[:index]
+    highest = max([r.ratio for r in before] + [1.0])
+    jumps = not record.ratio <= tolerance.LIMIT * highest
+    good = [r.name for r in before if r.verdict != "fail"]
+    hint = record.note or hint_for(record.name)
+    if not jumps:
+        hint = f"the error grows gradually up to here; {hint}".rstrip("; ")
+    return {
+        "case": result.execution.item_id(result.case),
+        "probe": record.name,
+        "after": good[-1] if good else None,
+        "ratio": record.ratio,
+        "limit": tolerance.LIMIT,
+        "kind": "fault" if jumps else "unexplained",
+        "hint": hint,
+    }
+
+
+def describe(divergence: dict[str, Any]) -> str:
+    """Return a first divergence in one line."""
+    after = f" (the last good one is {divergence['after']})" if divergence["after"] else ""
+    hint = f": {divergence['hint']}" if divergence["hint"] else ""
+    return (
+        f"first wrong at {divergence['probe']}{after}, ratio {divergence['ratio']:.3g}, limit "
+        f"{divergence['limit']:g}{hint}"
+    )
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]
+
+
+def run_all(
+    runner: Runner,
+    cases: list[Case],
+    executions: list[Execution],
+    report: Callable[[Result], None],
+    done: Collection[str] = (),
+) -> None:
+    """Run every case in every execution, so that each network is built once.
+
+    Args:
+        runner: The runner of the port.
+        cases: Cases, grouped by component and variant.
+        executions: How to run each.
+        report: Told each result as it comes.
+        done: Item ids that are left out.
+    """
+    groups: dict[tuple[str, str], list[Case]] = {}
+    for case in cases:
+        groups.setdefault((case.component, case.variant.name), []).append(case)
+    for group in groups.values():
+        for execution in executions:
+            for case in group:
+                if execution.item_id(case) not in done:
+                    report(runner.run(case, execution))
