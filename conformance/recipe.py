@@ -102,7 +102,7 @@ class TensorRecipe:
         dense: 24-bit instead of 8-bit integers (float32 and float64 only).
         shift: The tensor is multiplied by 2**shift (for a norm weight: not used).
         row_shifts: Rows (first axis) that are multiplied by a further power of two.
-        offset: Added to every element of an input.
+        constant: Nothing is drawn: every element has this value.
     """
 
     name: str
@@ -111,7 +111,7 @@ class TensorRecipe:
     dense: bool = False
     shift: int = 0
     row_shifts: tuple[tuple[int, int], ...] = ()
-    offset: float = 0.0
+    constant: float | None = None
 
     def draw(self, dtype: type[np.floating] = np.float32, seed: int = SEED) -> np.ndarray:
         """Draw the tensor.
@@ -123,6 +123,8 @@ class TensorRecipe:
         Returns:
             Array of `shape` and `dtype`.
         """
+        if self.constant is not None:
+            return np.full(self.shape, self.constant, dtype)
         count = int(np.prod(self.shape, dtype=np.int64))
         stream = int24_stream if self.dense else int8_stream
         k = stream(seed, self.name, count)
@@ -136,8 +138,6 @@ class TensorRecipe:
         values = values.reshape(self.shape)
         for row, shift in self.row_shifts:
             values[row] *= dtype(2.0**shift)
-        if self.offset:
-            values += dtype(self.offset)
         return values
 
     def _norm(self, k: np.ndarray, dtype: type[np.floating]) -> np.ndarray:

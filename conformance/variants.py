@@ -18,11 +18,12 @@ from conformance.errors import unknown_name
 from conformance.recipe import SEED, Kind, TensorRecipe
 
 UNIT = "unit"
-REGIMES = (UNIT, "lowvar", "dense", "sharp", "outlier")
+REGIMES = (UNIT, "lowvar", "dense", "sharp", "outlier", "offset")
 
 _LOWVAR_SHIFT = -5
 _SHARP_SHIFT = 2
 _OUTLIER_SHIFT = 6
+_OFFSET_BIAS = 12.0
 
 _FEEDS_A_NORM = re.compile(
     r"conv_in|resnets\.\d+\.(conv1|conv2|conv_shortcut|time_emb_proj)|proj_in|proj_out"
@@ -36,6 +37,8 @@ _READS_THE_STREAM = re.compile(r"conv_shortcut|proj_out|samplers\.0\.conv")
 _SHARP_BLOCK = re.compile(
     r"(down_blocks\.[012]|mid_block)\.attentions\.0\.transformer_blocks\.0\.attn[12]\.to_[qk]\.weight"
 )
+_OFFSET_LAYER = re.compile(r"(conv_in|conv1|proj_in)\.bias")
+"""Biases that lift what a norm reads to a mean of about ten deviations."""
 _OUTLIER_LAYER = re.compile(r"(conv2|ff\.net\.2)\.weight")
 
 
@@ -74,8 +77,16 @@ class Variant:
             shift = _SHARP_SHIFT
         elif self.regime == "outlier" and _OUTLIER_LAYER.search(name):
             row_shifts = ((3, _OUTLIER_SHIFT), (shape[0] // 2 + 1, _OUTLIER_SHIFT))
-        dense = self.regime == "dense"
-        return TensorRecipe(f"{component}/{name}", shape, kind, dense, shift, row_shifts)
+        lifted = self.regime == "offset" and _OFFSET_LAYER.search(name)
+        return TensorRecipe(
+            f"{component}/{name}",
+            shape,
+            kind,
+            dense=self.regime == "dense",
+            shift=shift,
+            row_shifts=row_shifts,
+            constant=_OFFSET_BIAS if lifted else None,
+        )
 
 
 class Weights(Mapping[str, np.ndarray]):
