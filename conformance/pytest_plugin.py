@@ -6,6 +6,7 @@ A test that asks for `sd1_item` is parametrised over the selected cases and exec
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import sys
@@ -19,12 +20,15 @@ import pytest
 from conformance.case import Case, select_cases
 from conformance.cli import executions, scope_of, split
 from conformance.errors import SuiteError
-from conformance.port import Hello, Port, resolve
+from conformance.port import BUILTIN, Hello, Port, resolve
 from conformance.report.terminal import verdict_lines
 from conformance.results import DEFAULT_OUT, Results, environment
 from conformance.runner import Execution, Result, Runner
 
 Item = tuple[Case, Execution]
+
+DEFAULT_DTYPES = "float32,float64"
+CUDA_DTYPES = ("float32", "bfloat16", "float16")
 
 _PORT = pytest.StashKey[Port]()
 _REPORTER = "sd1-conformance-reporter"
@@ -34,7 +38,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     """Offer the choices of `sd1-conformance run`."""
     group = parser.getgroup("sd1-conformance")
     group.addoption("--sd1-port", default="sd1_impl", help="PORT of sd1-conformance run")
-    group.addoption("--sd1-dtype", default="float32", help="arithmetics, comma-separated")
+    group.addoption("--sd1-dtype", default=DEFAULT_DTYPES, help="arithmetics, comma-separated")
     group.addoption("--sd1-device", default="cpu", help="device of the port")
     group.addoption("--sd1-variant", default=None, help="globs; default tiny*,odd*")
     group.addoption("--sd1-out", default=str(DEFAULT_OUT), help="folder of the report")
@@ -65,29 +69,53 @@ def selection(config: pytest.Config) -> tuple[list[Case], list[Execution]]:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Parametrise `sd1_item` and `sd1_case`; one component and variant stays on one worker."""
-    if not {"sd1_item", "sd1_case"} & set(metafunc.fixturenames):
-        return
+    """Parametrise `sd1_item`, `sd1_cuda_item` and `sd1_case`."""
+    for fixture, make in _PARAMETERS.items():
+        if fixture in metafunc.fixturenames:
+            metafunc.parametrize(fixture, _parameters(metafunc.config, make))
+
+
+def _parameters(config: pytest.Config, make: Callable[..., list[Any]]) -> list[Any]:
+    """Make the parameters of a fixture; one skipped parameter where there cannot be any."""
+    port = config.getoption("--sd1-port")
+    if port in BUILTIN and importlib.util.find_spec("torch") is None:
+        return [_skipped(f"port {port} needs torch: pip install 'sd1-conformance[torch]'")]
     try:
-        cases, runs = selection(metafunc.config)
+        return make(config)
     except SuiteError as error:
         raise pytest.UsageError(str(error)) from error
-    if "sd1_item" in metafunc.fixturenames:
-        items = [(case, run) for case in cases for run in runs]
-        metafunc.parametrize(
-            "sd1_item",
-            [
-                pytest.param(item, id=item[1].item_id(item[0]), marks=_group(item[0]))
-                for item in items
-            ],
-        )
-    if "sd1_case" in metafunc.fixturenames:
-        metafunc.parametrize(
-            "sd1_case", [pytest.param(case, id=case.id, marks=_group(case)) for case in cases]
-        )
+
+
+def _skipped(reason: str) -> Any:
+    return pytest.param(None, id="not-here", marks=pytest.mark.skip(reason))
+
+
+def _items(config: pytest.Config) -> list[Any]:
+    cases, runs = selection(config)
+    return [_item(case, run) for case in cases for run in runs]
+
+
+def _cuda_items(config: pytest.Config) -> list[Any]:
+    cases, _ = selection(config)
+    if "cuda" not in _port(config).hello().devices:
+        return [_skipped("no CUDA device is visible to the port")]
+    runs = [Execution(dtype=dtype, device="cuda") for dtype in CUDA_DTYPES]
+    return [_item(case, run) for case in cases for run in runs]
+
+
+def _item(case: Case, run: Execution) -> Any:
+    return pytest.param((case, run), id=run.item_id(case), marks=_group(case))
+
+
+def _cases(config: pytest.Config) -> list[Any]:
+    return [pytest.param(c, id=c.id, marks=_group(c)) for c in selection(config)[0]]
+
+
+_PARAMETERS = {"sd1_item": _items, "sd1_cuda_item": _cuda_items, "sd1_case": _cases}
 
 
 def _group(case: Case) -> pytest.MarkDecorator:
+    """Keep one component and variant on one worker, so that its networks are built once."""
     return pytest.mark.xdist_group(f"{case.component}/{case.variant.name}")
 
 

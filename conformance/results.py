@@ -192,12 +192,13 @@ def level(lines: list[dict[str, Any]]) -> int | None:
 
 
 def earliest(lines: list[dict[str, Any]]) -> dict[str, Any] | None:
-    """Return the first divergence that lies earliest in execution order, over all cases."""
+    """Return the first divergence earliest in execution order; of equals, the clearest."""
     found = [line for line in lines if line["first_divergence"]]
 
-    def position(line: dict[str, Any]) -> int:
+    def position(line: dict[str, Any]) -> tuple[int, float]:
         order = spec.execution_order(line["component"])
-        return order.get(line["first_divergence"]["probe"], len(order))
+        first = line["first_divergence"]
+        return order.get(first["probe"], len(order)), -badness(float(first["ratio"]))
 
     return min(found, key=position)["first_divergence"] if found else None
 

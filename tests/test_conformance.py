@@ -19,6 +19,12 @@ def test_golden(sd1_item, sd1_judge):
     sd1_judge(sd1_item)
 
 
+@pytest.mark.gpu
+def test_golden_on_cuda(sd1_cuda_item, sd1_judge):
+    """The same on a CUDA device, float32 without TF32 and the half types."""
+    sd1_judge(sd1_cuda_item)
+
+
 @NEEDS_ORACLE
 def test_live_oracle(sd1_case, live_oracle, sd1_runner):
     """Golden, live oracle and port agree: whole tensors, no sketch, no stored number between."""

@@ -255,6 +255,10 @@ class TorchPort:
         if arithmetic not in DTYPES:
             message = f"{self.name} has no arithmetic {arithmetic}"
             raise UnsupportedError(message)
+        if arithmetic == "float32":
+            torch.backends.cudnn.allow_tf32 = (
+                False  # float32 means float32: cuDNN's default differs
+            )
         build, call = self.builders[component]
         dtype = DTYPES[arithmetic]
         module = assign_weights(build(variant), weights, dtype, device)

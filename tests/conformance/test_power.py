@@ -3,13 +3,14 @@
 from dataclasses import replace
 
 import pytest
-import torch
-from torch.nn import functional as F
 
-from conformance.adapters.sd1_impl import port
 from conformance.case import find_case
+from conformance.port import resolve
 from conformance.results import earliest
 from conformance.runner import Execution, Runner
+
+torch = pytest.importorskip("torch")
+F = torch.nn.functional
 
 BLOCK = "down_blocks.1.attentions.0.transformer_blocks.0"
 
@@ -19,7 +20,7 @@ class WrongPort:
 
     def __init__(self, spoil):
         """Keep the wrong choice."""
-        self.right = port()
+        self.right = resolve("sd1_impl")
         self.spoil = spoil
 
     def hello(self):

@@ -1,0 +1,131 @@
+"""What several tests of the engine need: a golden folder to damage, and a port without torch."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import pytest
+
+from conformance.case import Case, find_case
+from conformance.golden import Golden, golden_root, load_golden
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+CASES = ("unet/tiny/base", "unet/tiny/batch1", "unet/tiny/quiet")
+
+PORT = '''
+"""Answers with what the goldens store; $FAKE_PORT says what it does wrong."""
+import os
+
+import numpy as np
+
+from conformance.case import find_case
+from conformance.golden import load_golden, manifest
+from conformance.port import Hello
+
+
+class Stored:
+    def run(self, inputs, probes=(), replace=None):
+        fault = os.environ.get("FAKE_PORT", "")
+        if fault == "raises":
+            raise RuntimeError("first line\\nsecond line")
+        if fault == "exits":
+            raise SystemExit(0)
+        if fault == "surrogate":
+            raise RuntimeError("\\ud800")
+        if fault == "prints":
+            print("a print of the port")
+        for name in manifest()["goldens"]:
+            case = find_case(name)
+            if np.array_equal(case.inputs()["sample"], inputs["sample"]):
+                sample = load_golden(case).outputs["sample"].astype(np.float32)
+        return {"sample": -sample if fault == "negates" else sample}, {}
+
+
+class Port:
+    def hello(self):
+        if os.environ.get("FAKE_PORT") == "hello":
+            raise RuntimeError("no hello today")
+        return Hello("fake", "1.0", ("unet",), probes=False, replace=False)
+
+    def load(self, component, variant, weights, arithmetic, device):
+        return Stored()
+
+
+def make():
+    fault = os.environ.get("FAKE_PORT", "")
+    if fault == "factory":
+        raise RuntimeError("first line\\nsecond line")
+    if fault == "factory-exits":
+        raise SystemExit(0)
+    return 1 if fault == "no-port" else Port()
+'''
+
+
+@dataclass
+class GoldenCopy:
+    """A complete golden folder of few cases, which a test may damage."""
+
+    root: Path
+
+    def path(self, case_id: str = CASES[0]) -> Path:
+        """Return the file of a case."""
+        return self.root / f"{case_id}.safetensors"
+
+    def manifest(self) -> dict:
+        """Read the manifest."""
+        return json.loads((self.root / "manifest.json").read_text("utf-8"))
+
+    def write_manifest(self, manifest: object) -> None:
+        """Write the manifest."""
+        (self.root / "manifest.json").write_text(json.dumps(manifest), "utf-8")
+
+    def write(self, golden: Golden) -> None:
+        """Write a golden with the digest that protects it: only its contents are wrong."""
+        data = golden.to_bytes()
+        self.path(golden.case).write_bytes(data)
+        manifest = self.manifest()
+        digest = hashlib.sha256(data).hexdigest()
+        manifest["goldens"][golden.case] |= {"sha256": digest, "bytes": len(data)}
+        self.write_manifest(manifest)
+
+
+@pytest.fixture
+def golden_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> GoldenCopy:
+    """Copy spec and three goldens, and let the suite read the copy."""
+    source, copy = golden_root(), GoldenCopy(tmp_path / "golden")
+    shutil.copytree(source / "spec", copy.root / "spec")
+    manifest = json.loads((source / "manifest.json").read_text("utf-8"))
+    manifest["goldens"] = {name: manifest["goldens"][name] for name in CASES}
+    for name in CASES:
+        copy.path(name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(source / f"{name}.safetensors", copy.path(name))
+    copy.write_manifest(manifest)
+    (copy.root / "cases.lock").write_text("".join(f"{name}\n" for name in CASES), "utf-8")
+    monkeypatch.setenv("SD1_GOLDEN", str(copy.root))
+    return copy
+
+
+@pytest.fixture
+def port_file(tmp_path: Path) -> str:
+    """Write a port in plain NumPy that is always right, and return its PORT argument."""
+    path = tmp_path / "stored_port.py"
+    path.write_text(PORT, "utf-8")
+    return f"{path}:make"
+
+
+@pytest.fixture
+def case() -> Case:
+    """Return the case with every probe."""
+    return find_case(CASES[0])
+
+
+@pytest.fixture
+def golden(case: Case) -> Golden:
+    """Load its golden, anew for each test."""
+    return load_golden(case)

@@ -1,0 +1,92 @@
+"""The plugin: items, workers, and the same four files as `sd1-conformance run`."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("torch")
+
+MATRIX = Path(__file__).parents[1] / "test_conformance.py"
+
+WRONG_PORT = """
+from dataclasses import replace
+from conformance.port import resolve
+
+class Wrong:
+    right = resolve("sd1_impl")
+
+    def hello(self):
+        return replace(self.right.hello(), name="wrong")
+
+    def load(self, *arguments):
+        component = self.right.load(*arguments)
+        component.module.time_proj.flip_sin_to_cos = False
+        return component
+"""
+
+
+def run_matrix(tmp_path, *arguments):
+    """Run the golden half of the matrix on the smallest variants in a process of its own."""
+    out = tmp_path / "report"
+    command = [sys.executable, "-m", "pytest", str(MATRIX), "-v", "-k", "test_golden"]
+    command += ["--sd1-out", str(out), "--sd1-dtype", "float32", *arguments]
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, cwd=MATRIX.parents[1]
+    )
+    return done, out
+
+
+def test_two_workers_write_one_report(tmp_path):
+    """Every item is in results.jsonl once, and a variant's items ran on one worker."""
+    done, out = run_matrix(tmp_path, "--sd1-variant", "tiny-inpaint,tiny-dense", "-n", "2")
+
+    assert done.returncode == 0, done.stdout
+    lines = [json.loads(text) for text in (out / "results.jsonl").read_text().splitlines()]
+    cases = [line["case"] for line in lines if line["type"] == "case"]
+    assert sorted(cases) == [
+        "unet/tiny-dense/base[float32-cpu-sdpa-trace]",
+        "unet/tiny-inpaint/base[float32-cpu-sdpa-trace]",
+        "unet/tiny-inpaint/nonsquare[float32-cpu-sdpa-trace]",
+    ]
+    assert json.loads((out / "summary.json").read_text())["verdict"] == "conformant"
+    assert {path.name for path in out.iterdir()} == {
+        "results.jsonl",
+        "summary.json",
+        "junit.xml",
+        "index.html",
+    }
+    workers = re.findall(r"\[(gw\d)\].*PASSED.*tiny-inpaint/", done.stdout)
+    assert len(workers) == 2
+    assert len(set(workers)) == 1, "loadgroup no longer groups: see the pytest pin"
+
+
+def test_a_wrong_port_fails_with_its_divergence(tmp_path):
+    """The item's message names the layer and the command that runs it alone."""
+    port = tmp_path / "wrong.py"
+    port.write_text(WRONG_PORT)
+
+    done, out = run_matrix(tmp_path, "--sd1-port", f"{port}:Wrong", "--sd1-variant", "tiny-dense")
+
+    assert done.returncode == 1
+    assert "first wrong at time_proj" in done.stdout
+    assert "-k unet/tiny-dense/base" in done.stdout
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["verdict"] == "nonconformant"
+    assert summary["first_divergence"]["probe"] == "time_proj"
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("--sd1-port", "nothing"), ("--sd1-variant", "huge"), ("--sd1-device", "tpu")],
+    ids=["port", "variant", "device"],
+)
+def test_an_unknown_choice_is_a_usage_error(tmp_path, option, value):
+    """A misspelt option stops the session with one line that lists the choices."""
+    done, _ = run_matrix(tmp_path, option, value)
+
+    assert done.returncode != 0
+    assert re.search(rf"unknown \w+ '{value}': choose from", done.stdout + done.stderr)
