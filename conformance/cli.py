@@ -286,11 +286,12 @@ def _golden_record(arguments: argparse.Namespace) -> int:
 
 def _golden_verify(arguments: argparse.Namespace) -> int:
     record = _oracle_module("conformance.record")
+    verify = _oracle_module("conformance.verify")
     wrong = 0
     for group in _by_variant(selected(arguments)):
         stored = {case.id: load_golden(case) for case in group}
         for case_id, golden in record.record_variant(group, _say).items():
-            problem = record.disagreement(stored[case_id], golden)
+            problem = verify.disagreement(stored[case_id], golden)
             wrong += problem is not None
             print(f"{case_id}: {problem or 'agrees with the oracle'}", flush=True)
     return int(ExitCode.BROKEN if wrong else ExitCode.CONFORMANT)

@@ -15,15 +15,8 @@ from pathlib import Path
 from conformance.case import Case
 from conformance.golden import Golden, load_golden
 from conformance.honest import HELD_OUT
-from conformance.record import (
-    Errors,
-    Reference,
-    arithmetics,
-    calibrations,
-    measure,
-    worst_of,
-    worst_ratio,
-)
+from conformance.noise import Errors, calibrations, measure, worst_of, worst_ratio
+from conformance.record import Reference, arithmetics
 from conformance.tolerance import LIMIT
 
 Say = Callable[[str], None]

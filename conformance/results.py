@@ -167,6 +167,7 @@ def summarise(
         "verdict": verdict,
         "scope": scope + (f"; not offered: {', '.join(missing)}" if missing else ""),
         "level": level(lines),
+        "depth": depth(lines),
         "stamps": [],
         "counts": counts,
         "limit": LIMIT,
@@ -189,6 +190,14 @@ def level(lines: list[dict[str, Any]]) -> int | None:
     if misshapen:
         return None
     return 0 if failing else 1
+
+
+def depth(lines: list[dict[str, Any]]) -> str | None:
+    """Return how deep the port could be looked into: `outputs`, `trace`, or None for not at all."""
+    kinds = {probe["kind"] for line in lines for probe in line["probes"]}
+    if not kinds:
+        return None
+    return "trace" if "probe" in kinds else "outputs"
 
 
 def earliest(lines: list[dict[str, Any]]) -> dict[str, Any] | None:

@@ -21,6 +21,7 @@ from conformance.port import Arrays, Component, Port
 from conformance.recipe import digest
 
 TIME_PROJ = "time_proj"
+ISLAND = "float32 island: computed in float32, judged by float32 noise"
 _HALF_TYPES = ("bfloat16", "float16")
 
 
@@ -104,7 +105,7 @@ class Runner:
         self.port = port
         self.hello = port.hello()
         self._loaded: tuple[tuple[str, ...], Component] | None = None
-        self._aged: dict[str, str | None] = {}
+        self._live_age: Callable[[Case, Golden], str | None] | None = None
 
     def run(self, case: Case, execution: Execution) -> Result:
         """Run one case and judge it. Never raises: what breaks is an `error` or a `skip`.
@@ -152,6 +153,7 @@ class Runner:
             raise PortError(message)
         _check_contract(golden, plain, probes, execution.dtype)
         records = _judge_probes(golden, probes, noise, execution.dtype)
+        self._refuse_island(records, execution)
         outputs = _judge_outputs(golden, plain, execution.dtype)
         result = Result(case, execution, "pass", records + outputs)
         result.message = _watching(plain, watched, golden, execution.dtype)
@@ -181,12 +183,21 @@ class Runner:
 
     def _supply(self, case: Case, golden: Golden, execution: Execution) -> Arrays | None:
         """In float64 the timestep embedding is supplied, so that a float32 island stays one."""
-        if execution.dtype != "float64" or TIME_PROJ not in golden.probes:
+        if execution.dtype != "float64" or TIME_PROJ not in golden.probes or not self.hello.replace:
             return None
-        if not self.hello.replace:
-            message = f"{self.hello.name} cannot be given time_proj, which float64 runs need"
-            raise UnsupportedError(message)
         return {TIME_PROJ: time_proj_values(case)}
+
+    def _refuse_island(self, records: list[Record], execution: Execution) -> None:
+        """Without `replace`, a float32 timestep embedding would spoil everything after it."""
+        if execution.dtype != "float64" or self.hello.replace:
+            return
+        own = next((record for record in records if record.name == TIME_PROJ), None)
+        if own is None or own.note == ISLAND:
+            message = (
+                f"{self.hello.name} {'computes' if own else 'may compute'} its timestep embedding "
+                "in float32 and has no `replace`: float64 would judge that alone"
+            )
+            raise UnsupportedError(message)
 
     def _conclude(self, result: Result, golden: Golden) -> None:
         """Set verdict, message and first divergence; tell an aged golden from a wrong port."""
@@ -204,14 +215,12 @@ class Runner:
         result.message = describe(result.first_divergence)
 
     def _golden_age(self, case: Case, golden: Golden) -> str | None:
-        """Ask the installed oracle, once per variant, whether a failing golden still holds."""
-        if case.variant.name not in self._aged:
-            self._loaded = None
-            found = None
-            if importlib.util.find_spec("diffusers") and importlib.util.find_spec("torch"):
-                found = importlib.import_module("conformance.record").live_age(case, golden)
-            self._aged[case.variant.name] = found
-        return self._aged[case.variant.name]
+        """Ask the oracle, where it is installed, whether a failing golden still holds."""
+        if not (importlib.util.find_spec("diffusers") and importlib.util.find_spec("torch")):
+            return None
+        if self._live_age is None:
+            self._live_age = importlib.import_module("conformance.verify").LiveAge()
+        return self._live_age(case, golden)
 
 
 def time_proj_values(case: Case) -> np.ndarray:
@@ -289,7 +298,7 @@ def _judge_island(record: Record, noise32: float) -> None:
     if ratio <= tolerance.LIMIT:
         record.noise, record.ratio = noise32, ratio
         record.verdict = "warn"
-        record.note = "float32 island: computed in float32, judged by float32 noise"
+        record.note = ISLAND
 
 
 def _judge_outputs(golden: Golden, outputs: Arrays, arithmetic: str) -> list[Record]:

@@ -100,7 +100,8 @@ class UNetScenario:
 UNET_SCENARIOS: tuple[UNetScenario, ...] = (
     UNetScenario(
         BASE,
-        "wrong wiring, layer, constant; eps (lowvar), cast (dense), softmax (sharp), variance (offset)",
+        "wrong wiring, layer, constant; eps (lowvar), cast (dense), softmax (sharp), "
+        "variance (offset)",
         regimes=REGIMES,
     ),
     UNetScenario("t0", "sine and cosine exchanged: at t = 0 they are exactly 0 and 1", (0,)),

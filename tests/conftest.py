@@ -10,6 +10,7 @@ class LiveOracle:
 
     def __init__(self):
         self.record = importlib.import_module("conformance.record")
+        self.verify = importlib.import_module("conformance.verify")
         self.reference = None
 
     def __call__(self, case):

@@ -30,7 +30,7 @@ def test_live_oracle(sd1_case, live_oracle, sd1_runner):
     """Golden, live oracle and port agree: whole tensors, no sketch, no stored number between."""
     golden = load_golden(sd1_case)
     truth = live_oracle(sd1_case)
-    assert live_oracle.record.age_of(golden, truth) is None, "the golden has aged"
+    assert live_oracle.verify.age_of(golden, truth) is None, "the golden has aged"
 
     component = sd1_runner._load(sd1_case, Execution())
     outputs, probes = component.run(sd1_case.inputs(), golden.probes)

@@ -1,17 +1,22 @@
-"""What several tests of the engine need: a golden folder to damage, and a port without torch."""
+"""What several tests of the engine need: a golden folder to damage, and ports without torch."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pytest
 
-from conformance.case import Case, find_case
+from conformance import cli
+from conformance.case import Case, find_case, select_cases
 from conformance.golden import Golden, golden_root, load_golden
+from conformance.port import Hello
+from conformance.runner import Execution, Result, Runner
+from conformance.tolerance import ARITHMETICS
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -129,3 +134,88 @@ def case() -> Case:
 def golden(case: Case) -> Golden:
     """Load its golden, anew for each test."""
     return load_golden(case)
+
+
+def rounded(array: np.ndarray, arithmetic: str) -> np.ndarray:
+    """Round to an arithmetic; bfloat16 as float32 arrays, to nearest even."""
+    if arithmetic != "bfloat16":
+        return array.astype(arithmetic)
+    bits = array.astype(np.float32).view(np.uint32)
+    return ((bits + 0x7FFF + (bits >> 16 & 1)) & 0xFFFF0000).astype(np.uint32).view(np.float32)
+
+
+@dataclass
+class Fake:
+    """A port that answers with `answer(inputs, probes, replace)` and remembers what it was asked.
+
+    Without `answer` it hands back what the golden of the case stores.
+    """
+
+    answer: object = None
+    offers: Hello = field(
+        default_factory=lambda: Hello("fake", "1", ("unet",), ARITHMETICS, probes=False)
+    )
+    loads: list = field(default_factory=list)
+    runs: list = field(default_factory=list)
+
+    def hello(self):
+        """Offer the UNet in every arithmetic."""
+        return self.offers
+
+    def load(self, component, variant, weights, arithmetic, device):
+        """Remember what was loaded."""
+        self.loads.append((component, variant.name, arithmetic, device, weights))
+        return self
+
+    def run(self, inputs, probes=(), replace=None):
+        """Answer."""
+        self.runs.append((inputs, tuple(probes), replace))
+        if self.answer is not None:
+            return self.answer(inputs, probes, replace)
+        for case in select_cases(variants=[self.loads[-1][1]]):
+            if np.array_equal(case.inputs()["sample"], inputs["sample"]):
+                sample = load_golden(case).outputs["sample"]
+        return {"sample": rounded(sample, self.loads[-1][2])}, {}
+
+
+@pytest.fixture
+def fake() -> type[Fake]:
+    """Return the class of ports that answer as a test wishes."""
+    return Fake
+
+
+@pytest.fixture
+def judge(monkeypatch: pytest.MonkeyPatch):
+    """Return a function that runs one case, without asking the live oracle for the golden's age."""
+    monkeypatch.setattr(Runner, "_golden_age", lambda *_: None)
+
+    def run(port: object, case: Case, **how: str) -> Result:
+        runner = Runner(port if isinstance(port, Fake) else Fake(port))
+        return runner.run(case, Execution(**how))
+
+    return run
+
+
+@pytest.fixture
+def main(capsys: pytest.CaptureFixture[str]):
+    """Return a function that runs a command and returns exit code, stdout and stderr."""
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        code = cli.main([str(a) for a in arguments])
+        return code, *capsys.readouterr()
+
+    return call
+
+
+@pytest.fixture
+def run_stored(main, port_file: str, tmp_path: Path, golden_copy: GoldenCopy, monkeypatch):
+    """Return a function that runs `base` on the port of `port_file` with a fault."""
+    monkeypatch.setattr(Runner, "_golden_age", lambda *_: None)
+    arguments = ["run", port_file, "--variant", "tiny", "--scenario", "base"]
+
+    def call(fault: str = "") -> tuple[int, str, str]:
+        assert golden_copy.root.exists()
+        monkeypatch.setenv("FAKE_PORT", fault)
+        return main(*arguments, "--out", tmp_path / "out")
+
+    return call

@@ -12,9 +12,11 @@ from conformance.adapters.torch_module import TorchComponent, assign_weights, ob
 from conformance.case import find_case
 from conformance.errors import GoldenError
 from conformance.golden import load_golden
-from conformance.record import Reference, age_of, calibrations, measure, worst_of
+from conformance.noise import calibrations, measure, worst_of
+from conformance.record import Reference
 from conformance.tolerance import FLOAT64_FROM_FLOAT32
 from conformance.variants import parse_variant
+from conformance.verify import age_of
 
 CASE = find_case("unet/tiny/small")
 

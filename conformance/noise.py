@@ -1,0 +1,148 @@
+"""Noise: what the honest evaluations of the reference differ from the truth by (NUMERICS 2)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from conformance import oracle
+from conformance.adapters.torch_module import TorchComponent, observe, to_numpy
+from conformance.case import Case
+from conformance.compare import METRICS, relative_error, whole_errors
+from conformance.honest import CALIBRATION, HALF_ULP_RUNS, Evaluation, half_ulp_evaluation
+from conformance.tolerance import FLOAT64_FROM_FLOAT32, ratio
+
+
+class Errors:
+    """Errors of one evaluation: by probe, and by output and metric."""
+
+    def __init__(self, probes: dict[str, float], outputs: dict[str, np.ndarray]) -> None:
+        """Keep both."""
+        self.probes = probes
+        self.outputs = outputs
+
+
+def measure(
+    component: TorchComponent, case: Case, truth: oracle.Truth, evaluation: Evaluation
+) -> Errors:
+    """Evaluate the reference once and measure it against the truth.
+
+    Args:
+        component: The unmodified reference in some arithmetic.
+        case: The case.
+        truth: What the oracle computed.
+        evaluation: How to compute.
+
+    Returns:
+        Relative errors; not finite where the evaluation is not.
+    """
+    pieces: dict[str, list[Tensor]] = {}
+    collected: dict[str, list[Tensor]] = {}
+    probes: dict[str, float] = {}
+
+    def compare(name: str, tensor: Tensor) -> None:
+        wanted = truth.probes[name]
+        difference = float((tensor.to(torch.float64) - wanted).norm())
+        probes[name] = relative_error(difference, float(wanted.norm()))
+
+    def collect(name: str, tensor: Tensor) -> None:
+        pieces.setdefault(name, []).append(tensor.clone())
+
+    with torch.no_grad(), evaluation.around(component.module):
+        batches = _split(case.inputs()) if evaluation.split else [case.inputs()]
+        callback = collect if evaluation.split else compare
+        with observe(component.module, truth.probes, callback):
+            for inputs in batches:
+                outputs = component.call(component.module, component.tensors(inputs))
+                for name, tensor in outputs.items():
+                    collected.setdefault(name, []).append(tensor)
+    for name, parts in pieces.items():
+        compare(name, torch.cat(parts))
+    errors = {
+        name: whole_errors(to_numpy(torch.cat(parts)), to_numpy(truth.outputs[name]))
+        for name, parts in collected.items()
+    }
+    return Errors(probes, errors)
+
+
+def _split(inputs: dict[str, np.ndarray]) -> list[dict[str, np.ndarray]]:
+    """Split a batch into batches of one; a 0-d timestep goes to each."""
+    batch = inputs["sample"].shape[0]
+    return [
+        {name: array if array.ndim == 0 else array[i : i + 1] for name, array in inputs.items()}
+        for i in range(batch)
+    ]
+
+
+def calibrations(component: TorchComponent, case: Case, arithmetic: str) -> list[Evaluation]:
+    """Return the calibration evaluations of a case in an arithmetic.
+
+    The timestep embedding is drawn 16 times with half-ulp moves; the two draws that are furthest
+    from the truth are carried through the network.
+    """
+    chosen = [e for e in CALIBRATION if arithmetic in e.arithmetics]
+    if case.full_size:
+        chosen = [e for e in chosen if arithmetic in e.at_full_size]
+    if case.inputs()["sample"].shape[0] == 1:
+        chosen = [e for e in chosen if not e.split]
+    if arithmetic == "float32":
+        chosen += _worst_half_ulps(component, case)
+    return chosen
+
+
+def _worst_half_ulps(component: TorchComponent, case: Case) -> list[Evaluation]:
+    timestep = torch.tensor(case.inputs()["timestep"]).reshape(-1)
+    exact = oracle.float64_time_proj(component.module)(timestep.double())
+    evaluations = [half_ulp_evaluation(seed) for seed in range(HALF_ULP_RUNS)]
+    errors = []
+    for evaluation in evaluations:
+        with evaluation.around(component.module), torch.no_grad():
+            errors.append(float((component.module.time_proj(timestep).double() - exact).norm()))
+    order = sorted(range(HALF_ULP_RUNS), key=lambda i: -errors[i])
+    return [evaluations[i] for i in order[:2]]
+
+
+def worst_of(runs: Iterable[Errors]) -> Errors:
+    """Return the worst error at each probe and output; not finite counts as infinite."""
+    runs = list(runs)
+
+    def worst(values: Iterable[float]) -> float:
+        return max(v if np.isfinite(v) else float("inf") for v in values)
+
+    return Errors(
+        {name: worst(r.probes[name] for r in runs) for name in runs[0].probes},
+        {
+            name: np.array([worst(r.outputs[name][m] for r in runs) for m in range(len(METRICS))])
+            for name in runs[0].outputs
+        },
+    )
+
+
+def noise_of(arithmetic: str, noise: dict[str, Errors]) -> Errors:
+    """Return the noise of an arithmetic; float64's is at least float32's, scaled.
+
+    The oracle is one float64 evaluation itself, so what it shares with others does not show as
+    their error; float32 noise times the ratio of the roundoffs has no such blind spot.
+    """
+    if arithmetic != "float64" or "float32" not in noise:
+        return noise[arithmetic]
+    measured, scaled = noise["float64"], noise["float32"]
+    return Errors(
+        {n: max(e, scaled.probes[n] * FLOAT64_FROM_FLOAT32) for n, e in measured.probes.items()},
+        {
+            n: np.maximum(e, scaled.outputs[n] * FLOAT64_FROM_FLOAT32)
+            for n, e in measured.outputs.items()
+        },
+    )
+
+
+def worst_ratio(errors: Errors, noise: Errors, arithmetic: str) -> tuple[float, str]:
+    """Return the worst ratio of an evaluation and where it is."""
+    ratios = [(ratio(e, noise.probes[n], arithmetic), n) for n, e in errors.probes.items()]
+    for name, values in errors.outputs.items():
+        for metric, error, unit in zip(METRICS, values, noise.outputs[name], strict=True):
+            ratios.append((ratio(float(error), float(unit), arithmetic), f"{name} ({metric})"))
+    return max(ratios)

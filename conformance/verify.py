@@ -1,0 +1,94 @@
+"""Checking stored goldens against the oracle that is installed (`golden verify`)."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from conformance import oracle
+from conformance.adapters.torch_module import to_numpy
+from conformance.case import Case
+from conformance.compare import METRICS, relative_error, whole_errors
+from conformance.golden import Golden
+from conformance.record import Reference
+from conformance.sketch import distance, sketch
+from conformance.tolerance import LIMIT, floor, ratio
+
+
+def disagreement(old: Golden, new: Golden) -> str | None:
+    """Compare a stored golden with one derived again from the oracle.
+
+    Args:
+        old: As stored.
+        new: As derived now.
+
+    Returns:
+        None where they agree: input digests, names and shapes exactly, outputs and sketches within
+        the limit times float64 noise, recorded noise within a factor of 2. Otherwise what differs.
+    """
+    if old.inputs != new.inputs:
+        return "inputs differ"
+    if old.probes != new.probes or old.shapes != new.shapes:
+        return "probe names or shapes differ"
+    aged = age(old, new.outputs, dict(zip(new.probes, new.sketches, strict=True)))
+    if aged is not None:
+        return aged
+    for arithmetic, noise in old.noise.items():
+        least = floor(arithmetic)
+        with np.errstate(invalid="ignore"):
+            change = np.maximum(new.noise[arithmetic], least) / np.maximum(noise, least)
+        change[np.isinf(noise) & np.isinf(new.noise[arithmetic])] = 1  # overflows then as now
+        low, high = float(np.min(change)), float(np.max(change))
+        if not (low >= 1 / 2 and high <= 2):  # noqa: PLR2004 - the contract's factor of 2
+            worst = int(np.argmax(np.abs(np.log(change))))
+            return (
+                f"{arithmetic} noise at {old.probes[worst]} was {noise[worst]:.3g}, is now "
+                f"{new.noise[arithmetic][worst]:.3g}: more than a factor of 2"
+            )
+    return None
+
+
+def age(old: Golden, outputs: dict[str, np.ndarray], sketches: dict[str, np.ndarray]) -> str | None:
+    """Say where a stored golden disagrees with the oracle of today, or None.
+
+    Args:
+        old: As stored.
+        outputs: float64 outputs of the live oracle.
+        sketches: Sketches of the live oracle's probes.
+
+    Returns:
+        The first disagreement over the limit, in float64 noise.
+    """
+    for i, name in enumerate(old.probes):
+        error = relative_error(distance(sketches[name], old.sketches[i]), float(old.norms[i]))
+        found = ratio(error, float(old.noise["float64"][i]), "float64")
+        if not found <= LIMIT:
+            return f"probe {name} is {found:.3g} float64 noise away from the installed oracle"
+    for name, truth in old.outputs.items():
+        errors = whole_errors(outputs[name], truth)
+        for metric, error, unit in zip(
+            METRICS, errors, old.output_noise["float64"][name], strict=True
+        ):
+            found = ratio(float(error), float(unit), "float64")
+            if not found <= LIMIT:
+                return f"output {name} ({metric}) is {found:.3g} float64 noise away"
+    return None
+
+
+def age_of(golden: Golden, truth: oracle.Truth) -> str | None:
+    """Say where a golden disagrees with what the oracle computed just now, or None."""
+    outputs = {name: to_numpy(tensor) for name, tensor in truth.outputs.items()}
+    return age(golden, outputs, {n: sketch(to_numpy(t)) for n, t in truth.probes.items()})
+
+
+class LiveAge:
+    """Tells an aged golden from a wrong port; keeps the oracle of the last variant."""
+
+    def __init__(self) -> None:
+        self._reference: Reference | None = None
+
+    def __call__(self, case: Case, golden: Golden) -> str | None:
+        """Evaluate the installed oracle on a case; say where the golden disagrees, or None."""
+        if self._reference is None or self._reference.variant != case.variant:
+            self._reference = None
+            self._reference = Reference(case.component, case.variant)
+        return age_of(golden, self._reference.truth(case))

@@ -1,0 +1,173 @@
+"""Mistakes on the command line and broken ports: one clear line, the right exit code."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+BASE = ["--variant", "tiny", "--scenario", "base"]
+
+BAD_CHOICES = {
+    "component": (["--component", "vea_decoder"], "unknown component 'vea_decoder': choose from"),
+    "variant": (["--variant", "tinny"], "unknown variant 'tinny': choose from"),
+    "scenario": (["--scenario", "bass"], "unknown scenario 'bass': choose from base, t0"),
+    "expression": (["-k", "base and"], "cannot read -k 'base and'"),
+    "nothing": (["-k", "nowhere"], "no case is selected"),
+    "dtype": (["--dtype", "float23"], "unknown dtype 'float23': choose from float64, float32"),
+    "second-dtype": (["--dtype", "float32,int8"], "unknown dtype 'int8'"),
+    "no-dtype": (["--dtype", ","], "unknown dtype ''"),
+    "device": (["--device", "cuda:7"], "unknown device 'cuda:7': choose from cpu"),
+    "backend": (["--backend", "flush"], "unknown backend 'flush': choose from sdpa"),
+    "mode": (["--mode", "slice"], "unknown mode 'slice': choose from trace"),
+}
+
+
+@pytest.mark.parametrize(("choice", "message"), BAD_CHOICES.values(), ids=BAD_CHOICES)
+def test_bad_choice(main, port_file, tmp_path: Path, choice: list[str], message: str) -> None:
+    """An unknown name ends with exit 2 and one line that lists the choices; nothing is written."""
+    code, out, err = main("run", port_file, "--out", tmp_path / "out", *choice)
+    assert (code, out) == (2, "")
+    assert err.startswith(f"sd1-conformance: {message}")
+    assert err.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+BAD_PORTS = {
+    "name": ("sd1_imp", "unknown port 'sd1_imp': choose from sd1_impl, diffusers"),
+    "empty": ("", "unknown port ''"),
+    "module": ("no_such_module:make", "port 'no_such_module:make' cannot be imported: No module"),
+    "attribute": ("json:make", "port 'json:make': json has no 'make'"),
+    "file": ("no/such/file.py:make", "port file no/such/file.py does not exist"),
+    "folder": (f"{ROOT}:make", f"port '{ROOT}:make' cannot be imported"),
+    "object": ("os:sep", "port 'os:sep' is a str: it needs hello() and load(...)"),
+    "command": ("exec:true", "port 'exec:true' cannot be imported"),
+    "no-module": pytest.param(
+        ":make", "port ':make'", marks=pytest.mark.xfail(reason="BUG: exit 3 for bad usage")
+    ),
+    "relative": pytest.param(
+        ".a:make", "port '.a:make'", marks=pytest.mark.xfail(reason="BUG: exit 3 for bad usage")
+    ),
+}
+
+
+@pytest.mark.parametrize(("port", "message"), BAD_PORTS.values(), ids=BAD_PORTS)
+def test_bad_port(main, tmp_path: Path, port: str, message: str) -> None:
+    """A port that does not exist ends with exit 2 and one line."""
+    code, out, err = main("run", port, *BASE, "--out", tmp_path / "out")
+    assert (code, out) == (2, "")
+    assert err.startswith(f"sd1-conformance: {message}")
+    assert err.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_port_file_that_does_not_parse(main, tmp_path: Path) -> None:
+    """A port file with a syntax error is a broken port: exit 3, one line with file and line."""
+    (tmp_path / "wrong.py").write_text("x = = 1\n", "utf-8")
+    code, _, err = main("run", f"{tmp_path / 'wrong.py'}:make", *BASE)
+    assert code == 3
+    assert "SyntaxError: invalid syntax (wrong.py, line 1)" in err
+    assert err.count("\n") == 1
+
+
+BROKEN_PORTS = {
+    "no-port": pytest.param("no-port", 2),
+    "factory-lines": pytest.param(
+        "factory", 3, marks=pytest.mark.xfail(reason="BUG: a port's message spans lines")
+    ),
+    "factory-exits": pytest.param(
+        "factory-exits", 3, marks=pytest.mark.xfail(raises=SystemExit, reason="BUG: exit 0")
+    ),
+    "hello": pytest.param(
+        "hello", 3, marks=pytest.mark.xfail(raises=RuntimeError, reason="BUG: traceback, exit 1")
+    ),
+}
+
+
+@pytest.mark.parametrize(("fault", "code"), BROKEN_PORTS.values(), ids=BROKEN_PORTS)
+def test_broken_port(run_stored, fault: str, code: int) -> None:
+    """A port that breaks before its first case ends with one line and no traceback."""
+    found, out, err = run_stored(fault)
+    assert (found, out, err.count("\n")) == (code, "", 1)
+
+
+@pytest.mark.xfail(raises=SystemExit, reason="BUG: a port that exits ends the run, here with 0")
+def test_port_that_exits(run_stored) -> None:
+    """A port that calls sys.exit(0) is not conformant by that."""
+    assert run_stored("exits")[0] == 3
+
+
+@pytest.mark.xfail(raises=UnicodeEncodeError, reason="BUG: a lone surrogate ends the run")
+def test_port_that_raises_what_cannot_be_printed(run_stored) -> None:
+    """Whatever a port raises, the run goes on."""
+    assert run_stored("surrogate")[0] == 3
+
+
+@pytest.mark.xfail(reason="BUG: a port's prints go to stdout (DESIGN 6 sends them to stderr)")
+def test_prints_of_a_port(run_stored) -> None:
+    """What a port prints does not mix with the results."""
+    code, out, err = run_stored("prints")
+    assert code == 0
+    assert "a print of the port" not in out
+    assert "a print of the port" in err
+
+
+UNWRITABLE = {
+    "below-a-file": "file/out",
+    "is-a-file": "file",
+    "proc": "/proc/x",
+    "null": "/dev/null",
+}
+
+
+@pytest.mark.parametrize("out", UNWRITABLE.values(), ids=UNWRITABLE)
+@pytest.mark.parametrize("resume", [[], ["--resume"]], ids=["anew", "resume"])
+def test_unwritable_report(main, port_file, tmp_path, out: str, resume: list[str]) -> None:
+    """A folder that cannot be written ends with exit 2 and one line, before any case is run."""
+    (tmp_path / "file").write_text("mine", "utf-8")
+    code, stdout, err = main("run", port_file, *BASE, "--out", tmp_path / out, *resume)
+    assert (code, stdout) == (2, "")
+    assert err.startswith(f"sd1-conformance: cannot write the report to {tmp_path / out}: ")
+    assert err.count("\n") == 1
+    assert (tmp_path / "file").read_text("utf-8") == "mine"
+
+
+@pytest.mark.parametrize("out", UNWRITABLE.values(), ids=UNWRITABLE)
+def test_unwritable_weights(main, tmp_path: Path, out: str) -> None:
+    """So it is with weights."""
+    (tmp_path / "file").write_text("mine", "utf-8")
+    code, stdout, err = main("weights", "export", "--variant", "tiny", "--out", tmp_path / out)
+    assert (code, stdout) == (2, "")
+    assert err.startswith(f"sd1-conformance: cannot write weights to {tmp_path / out}")
+    assert err.count("\n") == 1
+    assert (tmp_path / "file").read_text("utf-8") == "mine"
+
+
+def test_missing_spec(main, monkeypatch, tmp_path: Path) -> None:
+    """Without the goldens' folder the suite says what is missing, and how to get it."""
+    monkeypatch.setenv("SD1_GOLDEN", str(tmp_path))
+    code, out, err = main("list")
+    assert (code, out, err.count("\n")) == (3, "", 1)
+    assert str(tmp_path / "spec" / "variants.json") in err
+
+
+@pytest.mark.xfail(raises=FileNotFoundError, reason="BUG: no manifest ends in a traceback, exit 1")
+def test_missing_manifest(main, port_file, golden_copy, tmp_path: Path) -> None:
+    """A folder without a manifest is the suite's fault: exit 3 and one line."""
+    (golden_copy.root / "manifest.json").unlink()
+    code, _, err = main("run", port_file, *BASE, "--out", tmp_path / "out")
+    assert (code, err.count("\n")) == (3, 1)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [[], ["judge"], ["weights"], ["weights", "export"], ["show"], ["run", "--devise", "cpu"]],
+    ids=["nothing", "unknown", "half", "no-variant", "no-case", "option"],
+)
+def test_bad_syntax(main, capsys, arguments: list[str]) -> None:
+    """What argparse cannot read is bad usage too."""
+    with pytest.raises(SystemExit) as ended:
+        main(*arguments)
+    assert ended.value.code == 2
+    assert "error: " in capsys.readouterr().err
