@@ -70,12 +70,8 @@ def test_first_layers_from_the_recipe(fake, judge, case_id: str) -> None:
 
 def test_named_after_the_last_good_one(case: Case, watch) -> None:
     """A flipped kernel is named at its layer, after the layer before it, with a hint."""
-    result = watch(
-        {
-            "conv_in": convolution(case, flip=-1).astype(np.float32),
-            "time_proj": time_proj_values(case).astype(np.float32),
-        }
-    )
+    probes = {"conv_in": convolution(case, flip=-1), "time_proj": time_proj_values(case)}
+    result = watch({name: value.astype(np.float32) for name, value in probes.items()})
     assert [(r.name, r.verdict) for r in result.records] == [
         ("time_proj", "pass"),
         ("conv_in", "fail"),
@@ -95,27 +91,32 @@ def sines_first(values: np.ndarray) -> np.ndarray:
 
 
 WRONG_PROBES = {
-    "sines-first": (sines_first, "fault"),
-    "half": (lambda v: v.astype(np.float16).astype(np.float32), "fault"),
-    "nan": (lambda v: v * np.nan, "fault"),
-    "one-element": (lambda v: v + 1e-3 * (np.arange(v.size).reshape(v.shape) == 40), "fault"),
+    "sines-first": sines_first,
+    "half": lambda v: v.astype(np.float16),
+    "nan": lambda v: v * np.nan,
+    "one-element": lambda v: v + 1e-3 * (np.arange(v.size).reshape(v.shape) == 40),
 }
 
 
-@pytest.mark.parametrize(("change", "kind"), WRONG_PROBES.values(), ids=WRONG_PROBES)
-def test_wrong_probe_fails(case: Case, watch, change, kind: str) -> None:
+@pytest.mark.parametrize("change", WRONG_PROBES.values(), ids=WRONG_PROBES)
+def test_wrong_probe_fails(case: Case, watch, change) -> None:
     """A wrong probe fails the case although the output is right."""
     result = watch({"time_proj": change(time_proj_values(case)).astype(np.float32)})
     first = result.first_divergence
-    assert (result.verdict, first["probe"], first["kind"]) == ("fail", "time_proj", kind)
+    assert (result.verdict, first["probe"], first["kind"]) == ("fail", "time_proj", "fault")
     assert "sine/cosine order" in first["hint"]
 
 
-def test_misshapen_probe(case: Case, watch) -> None:
-    """A probe of the wrong shape fails with both shapes."""
-    result = watch({"time_proj": time_proj_values(case)[:1].astype(np.float32)})
+@pytest.mark.parametrize(
+    ("change", "shape"),
+    [(lambda v: v[:1], (1, 32)), (lambda v: v.reshape(32, 2), (32, 2)), (np.ravel, (64,))],
+    ids=["sample-missing", "same-size", "flat"],
+)
+def test_misshapen_probe(case: Case, watch, change, shape: tuple[int, ...]) -> None:
+    """A probe of the wrong shape fails with both shapes, though its elements be right."""
+    result = watch({"time_proj": change(time_proj_values(case)).astype(np.float32)})
     assert result.verdict == "fail"
-    assert result.first_divergence["hint"] == "shape (1, 32), expected (2, 32)"
+    assert result.first_divergence["hint"] == f"shape {shape}, expected (2, 32)"
     assert math.isnan(result.first_divergence["ratio"])
 
 

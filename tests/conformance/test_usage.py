@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -69,6 +70,18 @@ def test_port_file_that_does_not_parse(main, tmp_path: Path) -> None:
     assert code == 3
     assert "SyntaxError: invalid syntax (wrong.py, line 1)" in err
     assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("package", "extra"), [("torch", "torch"), ("diffusers", "oracle"), ("transformers", "oracle")]
+)
+def test_port_that_needs_more(main, tmp_path, monkeypatch, package: str, extra: str) -> None:
+    """Where a port's package is not installed, the message says what to install."""
+    monkeypatch.setitem(sys.modules, package, None)
+    (tmp_path / "needs.py").write_text(f"import {package}\n", "utf-8")
+    code, _, err = main("run", f"{tmp_path / 'needs.py'}:make", *BASE)
+    assert (code, err.count("\n")) == (2, 1)
+    assert f"(pip install 'sd1-conformance[{extra}]')" in err
 
 
 BROKEN_PORTS = {
