@@ -88,7 +88,7 @@ def select_cases(
         variants: Globs of variant names; None for `tiny*` and `odd*`.
         scenario_names: Globs of scenario names; None for all.
         expression: Words with `and`, `or`, `not` and parentheses; a word holds where it is part of
-            the case id (or, with `*`, matches it as a glob).
+            the case id; a whole id means that case alone, and a word with `*` is a glob.
 
     Returns:
         The cases, in the order of `all_cases`.
@@ -131,7 +131,10 @@ _WORDS = re.compile(r"[()]|[^\s()]+")
 def _holds(expression: str, case_id: str) -> bool:
     """Evaluate `-k` for one case id."""
     reader = _Expression(expression, case_id)
-    value = reader.any_of()
+    try:
+        value = reader.any_of()
+    except RecursionError:
+        raise reader.unreadable() from None
     if reader.words:
         raise reader.unreadable()
     return value
@@ -178,4 +181,7 @@ class _Expression:
         if not self.words or self.words[0] in {")", "and", "or"}:
             raise self.unreadable()
         word = self.words.pop(0)
-        return fnmatchcase(self.case_id, word) if "*" in word else word in self.case_id
+        if "*" in word:
+            return fnmatchcase(self.case_id, word)
+        whole = word.count("/") == self.case_id.count("/")  # a case id means that case alone
+        return word == self.case_id if whole else word in self.case_id

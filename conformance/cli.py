@@ -19,7 +19,7 @@ from conformance.case import COMPONENTS, Case, all_cases, find_case, select_case
 from conformance.errors import ExitCode, SuiteError, UsageError, unknown_name
 from conformance.golden import load_golden
 from conformance.lint import lint
-from conformance.port import Hello, known_ports, resolve
+from conformance.port import Hello, greet, known_ports, resolve
 from conformance.report.terminal import verdict_lines
 from conformance.results import DEFAULT_OUT, Results, exit_code
 from conformance.runner import Execution, Result, Runner, run_all
@@ -241,7 +241,7 @@ def _show(arguments: argparse.Namespace) -> int:
 def _ports(_: argparse.Namespace) -> int:
     for name, target in known_ports().items():
         try:
-            hello = resolve(name).hello()
+            hello = greet(resolve(name))
         except SuiteError as error:
             print(f"{name:12s} not available: {error}")
         else:

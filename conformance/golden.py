@@ -15,6 +15,7 @@ from safetensors.numpy import load, save
 
 from conformance.errors import GoldenError
 from conformance.spec import golden_root
+from conformance.tolerance import ARITHMETICS, LIMIT
 
 if TYPE_CHECKING:
     from conformance.case import Case
@@ -59,6 +60,32 @@ class Golden:
     output_noise: dict[str, dict[str, np.ndarray]]
     provenance: dict[str, str] = field(default_factory=dict)
 
+    def why_not_offered(self, arithmetic: str) -> str | None:
+        """Say why the case cannot judge an arithmetic, or None where it can.
+
+        Args:
+            arithmetic: One of `tolerance.ARITHMETICS`.
+
+        Returns:
+            The reason: no noise was recorded, the reference is not finite, or so noisy that an
+            all-zero output would come within twice the limit.
+        """
+        noise = self.noise.get(arithmetic)
+        if noise is None:
+            return f"{self.case} is not offered in {arithmetic}: its inputs would be rounded"
+        if not np.isfinite(noise).all():
+            where = self.probes[int(np.argmin(np.isfinite(noise)))]
+            return f"reference overflows in {arithmetic} at {where}"
+        for name, (norm, *rest) in self.output_noise[arithmetic].items():
+            if not np.isfinite([norm, *rest]).all():
+                return f"reference overflows in {arithmetic} at output {name}"
+            if norm * 2 * LIMIT > 1:
+                return (
+                    f"the reference itself is {norm:.2g} off in {arithmetic} at output {name}: "
+                    "too noisy to judge by"
+                )
+        return None
+
     def to_bytes(self) -> bytes:
         """Serialise as safetensors."""
         arrays = {
@@ -98,16 +125,18 @@ class Golden:
             size = int.from_bytes(data[:8], "little")
             header = json.loads(data[8 : 8 + size])
             facts = json.loads(header["__metadata__"]["golden"])
+            version = facts["format"]
             arrays = load(data)
         except Exception as error:
             message = f"{where} is not a golden: {type(error).__name__}: {error}"
             raise GoldenError(message) from error
-        if facts["format"] != FORMAT:
-            message = f"{where} has format {facts['format']}, this suite reads {FORMAT}"
+        if version != FORMAT:
+            message = f"{where} has format {version}, this suite reads {FORMAT}"
             raise GoldenError(message)
         noise: dict[str, np.ndarray] = {}
         output_noise: dict[str, dict[str, np.ndarray]] = {}
-        for key, array in arrays.items():
+        for key in sorted(arrays, key=_arithmetic_first):
+            array = arrays[key]
             if key.startswith("noise."):
                 _, arithmetic, what, *rest = key.split(".", 3)
                 if what == "trace":
@@ -128,6 +157,12 @@ class Golden:
             output_noise=output_noise,
             provenance=facts["provenance"],
         )
+
+
+def _arithmetic_first(key: str) -> tuple[int, str]:
+    """Order noise by arithmetic, widest first."""
+    arithmetic = next((i for i, a in enumerate(ARITHMETICS) if f".{a}." in key), -1)
+    return arithmetic, key
 
 
 def golden_path(case_id: str) -> Path:
@@ -163,6 +198,16 @@ def read_manifest() -> dict[str, Any]:
         message = f"{path}: {problem.json_path}: {problem.message[:200]}"
         raise GoldenError(message)
     return manifest
+
+
+def manifest_digest() -> str:
+    """Return the SHA-256 of the manifest: which goldens a run was judged by.
+
+    Raises:
+        GoldenError: There is no valid manifest.
+    """
+    read_manifest()
+    return hashlib.sha256(manifest_path().read_bytes()).hexdigest()
 
 
 @cache
@@ -206,7 +251,11 @@ def load_golden(case: Case) -> Golden:
             "restore it from the repository"
         )
         raise GoldenError(message)
-    return Golden.from_bytes(data, str(path))
+    golden = Golden.from_bytes(data, str(path))
+    if golden.case != case.id:
+        message = f"{path} is the golden of {golden.case}: restore it from the repository"
+        raise GoldenError(message)
+    return golden
 
 
 def check_inputs(golden: Golden, digests: dict[str, str]) -> None:
@@ -215,10 +264,11 @@ def check_inputs(golden: Golden, digests: dict[str, str]) -> None:
     Raises:
         GoldenError: An input differs from the one that the oracle was given.
     """
-    for name, facts in golden.inputs.items():
-        if digests.get(name) != facts["sha256"]:
+    recorded = {name: facts["sha256"] for name, facts in golden.inputs.items()}
+    for name in {**recorded, **digests}:
+        if digests.get(name) != recorded.get(name):
             message = (
                 f"{golden.case}: input {name} is not the one recorded: sha256 expected "
-                f"{facts['sha256']}, found {digests.get(name)}; the recipe has changed"
+                f"{recorded.get(name)}, found {digests.get(name)}; the recipe has changed"
             )
             raise GoldenError(message)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
+from typing import Any
 
 import numpy as np
 
@@ -42,12 +43,12 @@ def lint(say: Say) -> list[str]:
     problems = [*_lock_problems(manifest["goldens"]), *_file_problems(manifest["goldens"])]
     for case in all_cases():
         if case.id in manifest["goldens"]:
-            problems += _golden_problems(case)
+            problems += _golden_problems(case, manifest["goldens"][case.id])
     problems += _size_problems(manifest["goldens"], say)
     return problems
 
 
-def _lock_problems(goldens: dict[str, dict[str, str]]) -> Iterator[str]:
+def _lock_problems(goldens: dict[str, dict[str, Any]]) -> Iterator[str]:
     """A case that disappears, or was never recorded, is a problem."""
     path = manifest_path().with_name("cases.lock")
     locked = set(path.read_text(encoding="utf-8").split()) if path.exists() else set()
@@ -62,7 +63,7 @@ def _lock_problems(goldens: dict[str, dict[str, str]]) -> Iterator[str]:
         yield f"{case_id} is in the manifest but is no case"
 
 
-def _file_problems(goldens: dict[str, dict[str, str]]) -> Iterator[str]:
+def _file_problems(goldens: dict[str, dict[str, Any]]) -> Iterator[str]:
     listed = {golden_root() / entry["file"] for entry in goldens.values()}
     for path in sorted(golden_root().rglob("*.safetensors")):
         if path not in listed:
@@ -77,31 +78,54 @@ def _file_problems(goldens: dict[str, dict[str, str]]) -> Iterator[str]:
             yield f"{path} is damaged: sha256 expected {entry['sha256']}, found {found}"
 
 
-def _golden_problems(case: Case) -> Iterator[str]:
+def _golden_problems(case: Case, entry: dict[str, Any]) -> Iterator[str]:
     try:
         golden = load_golden(case)
         check_inputs(golden, {name: digest(array) for name, array in case.inputs().items()})
     except GoldenError as error:
         yield str(error)
         return
+    yield from _manifest_problems(case, golden, entry)
+    if golden.hunts != case.scenario.hunts:
+        yield f"{case.id}: hunts is no longer the scenario's: run golden record"
     if any("sd1_impl" in value for value in golden.provenance.values()):
         yield f"{case.id} was made from sd1_impl: only the oracle makes goldens"
     for arithmetic, noise in golden.noise.items():
         if np.isnan(noise).any() or (noise < 0).any():
             yield f"{case.id}: noise in {arithmetic} is not a number"
-    if not np.isfinite(golden.noise["float32"]).all():
-        yield f"{case.id}: the reference overflows in float32"
+    for arithmetic in ("float64", "float32"):
+        reason = golden.why_not_offered(arithmetic)
+        if reason is not None:
+            yield f"{case.id}: every case must judge {arithmetic}, but {reason}"
     if (golden.norms == 0).any():
         name = golden.probes[int(np.argmin(golden.norms))]
         yield f"{case.id}: probe {name} is all zero, so anything small would pass"
-    yield from vacuities(golden)
+    yield from vacuities(golden, offered(golden))
 
 
-def vacuities(golden: Golden) -> Iterator[str]:
+def _manifest_problems(case: Case, golden: Golden, entry: dict[str, Any]) -> Iterator[str]:
+    """What the manifest says of a golden is what the golden says."""
+    for field, wanted in (
+        ("bytes", golden_path(case.id).stat().st_size),
+        ("hunts", golden.hunts),
+        ("inputs", {name: facts["sha256"] for name, facts in golden.inputs.items()}),
+        ("provenance", golden.provenance),
+    ):
+        if entry[field] != wanted:
+            yield f"{case.id}: {field} in the manifest is not the golden's: run golden record"
+
+
+def offered(golden: Golden) -> list[str]:
+    """Return the arithmetics that a golden can judge."""
+    return [a for a in golden.noise if golden.why_not_offered(a) is None]
+
+
+def vacuities(golden: Golden, arithmetics: Collection[str] | None = None) -> Iterator[str]:
     """Yield the degenerate outputs that a golden would let pass, in each arithmetic.
 
     Args:
         golden: The golden to try.
+        arithmetics: Those to look at; None for all that were recorded.
 
     Yields:
         One line per output, arithmetic and degenerate value that is within the limit.
@@ -109,6 +133,8 @@ def vacuities(golden: Golden) -> Iterator[str]:
     for name, truth in golden.outputs.items():
         for kind, value in _degenerate(truth):
             for arithmetic, noise in golden.output_noise.items():
+                if arithmetics is not None and arithmetic not in arithmetics:
+                    continue
                 if not np.isfinite(noise[name]).all():
                     continue
                 if judge_output(name, value, truth, noise[name], arithmetic).ratio <= LIMIT:
@@ -130,7 +156,7 @@ def _degenerate(truth: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
         yield "batch-reversed", truth[::-1]
 
 
-def _size_problems(goldens: dict[str, dict[str, str]], say: Say) -> Iterator[str]:
+def _size_problems(goldens: dict[str, dict[str, Any]], say: Say) -> Iterator[str]:
     by_variant: Counter[str] = Counter()
     for case_id, entry in goldens.items():
         by_variant["/".join(case_id.split("/")[:2])] += int(entry["bytes"])

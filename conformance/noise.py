@@ -13,7 +13,7 @@ from conformance.adapters.torch_module import TorchComponent, observe, to_numpy
 from conformance.case import Case
 from conformance.compare import METRICS, relative_error, whole_errors
 from conformance.honest import CALIBRATION, HALF_ULP_RUNS, Evaluation, half_ulp_evaluation
-from conformance.tolerance import FLOAT64_FROM_FLOAT32, ratio
+from conformance.tolerance import FLOAT64_FROM_FLOAT32, badness, ratio
 
 
 class Errors:
@@ -145,4 +145,4 @@ def worst_ratio(errors: Errors, noise: Errors, arithmetic: str) -> tuple[float, 
     for name, values in errors.outputs.items():
         for metric, error, unit in zip(METRICS, values, noise.outputs[name], strict=True):
             ratios.append((ratio(float(error), float(unit), arithmetic), f"{name} ({metric})"))
-    return max(ratios)
+    return max(ratios, key=lambda row: badness(row[0]))

@@ -5,8 +5,10 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import importlib.util
+import re
 import sys
 from collections.abc import Collection, Mapping
+from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -14,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from conformance.errors import PortError, SuiteError, UsageError
+from conformance.report.text import one_line
 
 if TYPE_CHECKING:
     from conformance.variants import Variant, Weights
@@ -21,6 +24,7 @@ if TYPE_CHECKING:
 Arrays = dict[str, np.ndarray]
 
 ENTRY_POINTS = "sd1_conformance.ports"
+_MODULE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 BUILTIN = {
     "sd1_impl": "conformance.adapters.sd1_impl:port",
     "diffusers": "conformance.adapters.diffusers:port",
@@ -121,18 +125,39 @@ def resolve(spec: str) -> Port:
             message = f"unknown port {spec!r}: choose from {known}, module:factory, file.py:factory"
             raise UsageError(message)
         target = spec
-    factory = _load_factory(target, spec)
-    try:
-        port = factory() if callable(factory) else factory
-    except SuiteError:
-        raise
-    except Exception as error:
-        message = f"port {spec!r} could not be made: {type(error).__name__}: {error}"
-        raise PortError(message) from error
+    with redirect_stdout(sys.stderr):
+        factory = _load_factory(target, spec)
+        try:
+            port = factory() if callable(factory) else factory
+        except SuiteError:
+            raise
+        except (Exception, SystemExit) as error:
+            raise PortError(_failure(f"port {spec!r} could not be made", error)) from error
     if not (callable(getattr(port, "hello", None)) and callable(getattr(port, "load", None))):
         message = f"port {spec!r} is a {type(port).__name__}: it needs hello() and load(...)"
         raise UsageError(message)
     return port
+
+
+def greet(port: Port) -> Hello:
+    """Ask a port what it offers.
+
+    Raises:
+        PortError: `hello()` failed, or did not return a `Hello`.
+    """
+    try:
+        with redirect_stdout(sys.stderr):
+            hello = port.hello()
+    except (Exception, SystemExit) as error:
+        raise PortError(_failure("hello() of the port failed", error)) from error
+    if not isinstance(hello, Hello):
+        message = f"hello() of the port returned {type(hello).__name__}, not conformance.port.Hello"
+        raise PortError(message)
+    return hello
+
+
+def _failure(what: str, error: BaseException) -> str:
+    return f"{what}: {type(error).__name__}: {one_line(error)}"
 
 
 def known_ports() -> dict[str, str]:
@@ -146,6 +171,9 @@ def _entry_points() -> dict[str, str]:
 
 def _load_factory(target: str, spec: str) -> Any:
     module_name, _, attribute = target.rpartition(":")
+    if not attribute or not (module_name.endswith(".py") or _MODULE.fullmatch(module_name)):
+        message = f"port {spec!r} is not module:factory or file.py:factory"
+        raise UsageError(message)
     try:
         if module_name.endswith(".py"):
             module = _import_file(Path(module_name))
@@ -159,9 +187,8 @@ def _load_factory(target: str, spec: str) -> Any:
         raise UsageError(message) from error
     except SuiteError:
         raise
-    except Exception as error:
-        message = f"port {spec!r} cannot be imported: {type(error).__name__}: {error}"
-        raise PortError(message) from error
+    except (Exception, SystemExit) as error:
+        raise PortError(_failure(f"port {spec!r} cannot be imported", error)) from error
     try:
         return getattr(module, attribute)
     except AttributeError as error:

@@ -147,7 +147,10 @@ def _conclude(result: Result) -> None:
     if result.verdict == "skip":
         pytest.skip(result.message)
     if result.verdict in {"fail", "error"}:
-        again = f"sd1-conformance run PORT -k {result.case.id} --dtype {result.execution.dtype}"
+        again = (
+            f"sd1-conformance run PORT --variant {result.case.variant.name} -k {result.case.id} "
+            f"--dtype {result.execution.dtype}"
+        )
         pytest.fail(f"{result.verdict}: {result.message}\nrun it alone: {again}", pytrace=False)
 
 

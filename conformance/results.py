@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import datetime as dt
-import hashlib
 import json
 import math
 import os
 import platform
 import sys
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
 from conformance import __version__, spec
 from conformance.errors import ExitCode, UsageError
-from conformance.golden import manifest_path
+from conformance.golden import manifest_digest
 from conformance.port import Hello
 from conformance.report.html import write_html
 from conformance.report.junit import write_junit
@@ -66,7 +66,7 @@ class Results:
             "port": self.port,
             "scope": scope,
             "limit": LIMIT,
-            "goldens": hashlib.sha256(manifest_path().read_bytes()).hexdigest(),
+            "goldens": manifest_digest(),
             "environment": self.environment,
             "started": self.started.isoformat(timespec="seconds"),
         }
@@ -80,13 +80,8 @@ class Results:
         path = self.out / FILES[0]
         if not path.exists():
             return []
-        records = []
-        for text in path.read_text(encoding="utf-8").splitlines():
-            try:
-                records.append(json.loads(text))
-            except json.JSONDecodeError:
-                break
-        if not records or records[0].get("type") != "header":
+        records = list(self._whole_records(path))
+        if not records:
             return []
         for key in ("suite", "port", "scope", "goldens"):
             if records[0].get(key) != header[key]:
@@ -96,6 +91,26 @@ class Results:
                 )
                 raise UsageError(message)
         return [record for record in records if record["type"] == "case"]
+
+    @staticmethod
+    def _whole_records(path: Path) -> Iterator[dict[str, Any]]:
+        """Yield header and case lines up to the first that was cut."""
+        foreign = UsageError(f"cannot resume: {path} is not a run's results; drop --resume")
+        try:
+            lines = path.read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise foreign from error
+        for i, text in enumerate(lines):
+            try:
+                record = json.loads(text)
+            except ValueError:
+                if i == 0 and len(lines) > 1:
+                    raise foreign from None
+                return
+            kind = record.get("type") if isinstance(record, dict) else None
+            if (kind == "header") != (i == 0) or kind not in {"header", "case", "footer"}:
+                raise foreign
+            yield record
 
     def _open(self) -> IO[str]:
         try:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import sys
 import time
 from collections.abc import Callable, Collection
+from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,12 +19,14 @@ from conformance.compare import Record, judge_output, judge_probe, misshapen
 from conformance.errors import PortError, SuiteError, UnsupportedError
 from conformance.golden import Golden, check_inputs, load_golden
 from conformance.hints import hint_for
-from conformance.port import Arrays, Component, Port
+from conformance.port import Arrays, Component, Port, greet
 from conformance.recipe import digest
+from conformance.report.text import one_line
 
 TIME_PROJ = "time_proj"
 ISLAND = "float32 island: computed in float32, judged by float32 noise"
-_HALF_TYPES = ("bfloat16", "float16")
+MESSAGE = 600
+"""Longest message kept, in characters."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +107,7 @@ class Runner:
     def __init__(self, port: Port) -> None:
         """Ask the port what it offers."""
         self.port = port
-        self.hello = port.hello()
+        self.hello = greet(port)
         self._loaded: tuple[tuple[str, ...], Component] | None = None
         self._live_age: Callable[[Case, Golden], str | None] | None = None
 
@@ -119,13 +123,14 @@ class Runner:
         """
         start = time.perf_counter()
         try:
-            result = self._run(case, execution)
+            with redirect_stdout(sys.stderr):  # what a port prints is no part of the report
+                result = self._run(case, execution)
         except UnsupportedError as error:
-            result = Result(case, execution, "skip", message=str(error))
+            result = Result(case, execution, "skip", message=one_line(error, MESSAGE))
         except SuiteError as error:
-            result = Result(case, execution, "error", message=str(error))
-        except Exception as error:  # noqa: BLE001 - a port may raise anything
-            message = f"the port raised {type(error).__name__}: {_one_line(error)}"
+            result = Result(case, execution, "error", message=one_line(error, MESSAGE))
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - a port may raise anything
+            message = f"the port raised {type(error).__name__}: {one_line(error)}"
             result = Result(case, execution, "error", message=message)
         result.seconds = time.perf_counter() - start
         return result
@@ -140,6 +145,7 @@ class Runner:
         component = self._load(case, execution)
         supplied = self._supply(case, golden, execution)
         plain, _ = component.run(inputs, (), supplied)
+        plain = {name: array.copy() for name, array in plain.items()}
         watched, probes = (
             component.run(inputs, golden.probes, supplied)
             if self.hello.probes
@@ -240,15 +246,10 @@ def time_proj_values(case: Case) -> np.ndarray:
 
 
 def _noise(golden: Golden, arithmetic: str) -> np.ndarray:
-    noise = golden.noise.get(arithmetic)
-    if noise is None:
-        message = f"{golden.case} is not offered in {arithmetic}: its inputs would be rounded"
-        raise UnsupportedError(message)
-    if not np.isfinite(noise).all():
-        where = golden.probes[int(np.argmin(np.isfinite(noise)))]
-        message = f"reference overflows in {arithmetic} at {where}"
-        raise UnsupportedError(message)
-    return noise
+    reason = golden.why_not_offered(arithmetic)
+    if reason is not None:
+        raise UnsupportedError(reason)
+    return golden.noise[arithmetic]
 
 
 def _check_contract(golden: Golden, outputs: Arrays, probes: Arrays, arithmetic: str) -> None:
@@ -261,9 +262,10 @@ def _check_contract(golden: Golden, outputs: Arrays, probes: Arrays, arithmetic:
         message = f"{golden.case}: the port returned probe {unknown[0]!r}, which was not asked for"
         raise PortError(message)
     expected = "float32" if arithmetic == "bfloat16" else arithmetic
+    wanted = "bfloat16 widened to float32" if arithmetic == "bfloat16" else arithmetic
     for name, array in outputs.items():
         if array.dtype.name != expected:
-            message = f"{golden.case}: output {name} is {array.dtype.name}, expected {arithmetic}"
+            message = f"{golden.case}: output {name} is {array.dtype.name}, expected {wanted}"
             raise PortError(message)
         if arithmetic == "bfloat16" and np.any(array.view(np.uint32) & 0xFFFF):
             message = f"{golden.case}: output {name} has values that are not bfloat16"
@@ -322,7 +324,7 @@ def _watching(plain: Arrays, watched: Arrays, golden: Golden, arithmetic: str) -
             difference = watched[name].astype(np.float64) - array.astype(np.float64)
             change = float(np.linalg.norm(difference) / np.linalg.norm(golden.outputs[name]))
         noise = float(golden.output_noise[arithmetic][name][0])
-        if change > max(noise, tolerance.floor(arithmetic)):
+        if not change <= max(noise, tolerance.floor(arithmetic)):
             return f"watching changes output {name} by {change:.2g}, more than noise {noise:.2g}"
     return ""
 
@@ -365,10 +367,6 @@ def describe(divergence: dict[str, Any]) -> str:
         f"first wrong at {divergence['probe']}{after}, ratio {divergence['ratio']:.3g}, limit "
         f"{divergence['limit']:g}{hint}"
     )
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]
 
 
 def run_all(

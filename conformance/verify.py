@@ -32,17 +32,28 @@ def disagreement(old: Golden, new: Golden) -> str | None:
     aged = age(old, new.outputs, dict(zip(new.probes, new.sketches, strict=True)))
     if aged is not None:
         return aged
-    for arithmetic, noise in old.noise.items():
-        least = floor(arithmetic)
-        with np.errstate(invalid="ignore"):
-            change = np.maximum(new.noise[arithmetic], least) / np.maximum(noise, least)
-        change[np.isinf(noise) & np.isinf(new.noise[arithmetic])] = 1  # overflows then as now
-        low, high = float(np.min(change)), float(np.max(change))
-        if not (low >= 1 / 2 and high <= 2):  # noqa: PLR2004 - the contract's factor of 2
-            worst = int(np.argmax(np.abs(np.log(change))))
+    if set(old.noise) != set(new.noise):
+        return f"arithmetics were {sorted(old.noise)}, are now {sorted(new.noise)}"
+    for arithmetic in old.noise:
+        changed = _noise_change(old, new, arithmetic)
+        if changed is not None:
+            return changed
+    return None
+
+
+def _noise_change(old: Golden, new: Golden, arithmetic: str) -> str | None:
+    """Say where recorded noise is no longer within a factor of 2, or None."""
+    rows = list(zip(old.probes, old.noise[arithmetic], new.noise[arithmetic], strict=True))
+    for name, values in old.output_noise[arithmetic].items():
+        now = new.output_noise[arithmetic][name]
+        rows += [(f"{name} ({m})", a, b) for m, a, b in zip(METRICS, values, now, strict=True)]
+    least = floor(arithmetic)
+    for name, was, now in rows:
+        before, after = max(float(was), least), max(float(now), least)
+        if before != after and not before / 2 <= after <= before * 2:
             return (
-                f"{arithmetic} noise at {old.probes[worst]} was {noise[worst]:.3g}, is now "
-                f"{new.noise[arithmetic][worst]:.3g}: more than a factor of 2"
+                f"{arithmetic} noise at {name} was {was:.3g}, is now {now:.3g}: more than a "
+                "factor of 2"
             )
     return None
 

@@ -60,7 +60,6 @@ def _render(run: Run) -> str:
     template = environment.get_template("template.html")
     style = "".join(template.blocks["style"](template.new_context()))
     summary = run.summary
-    by_id = {case.case: case for case in run.cases}
     notable = [case for case in run.cases if case.verdict != "pass"]
     notable.sort(key=_by_urgency)
     detailed = sorted(run.detailed, key=_by_urgency)
@@ -79,7 +78,7 @@ def _render(run: Run) -> str:
         detailed=detailed,
         detail_links={case.case: f"case-{i}" for i, case in enumerate(detailed, start=1)},
         undetailed=sum(case.verdict in ("fail", "error") for case in notable) - len(detailed),
-        rerun=lambda case_id: rerun_command(summary.port_spec, case_id, by_id.get(case_id)),
+        rerun=lambda case_id: rerun_command(summary.port_spec, case_id),
         case_name=case_name,
         open_up_to=_OPEN_UP_TO,
         text_length=text_length,

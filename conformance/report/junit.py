@@ -84,7 +84,7 @@ def _add_case(suite: Element, case: Case, port: str) -> str:
         message = one_line(_message(case), 600)
         element = SubElement(test, outcome, type=case.verdict, message=message)
         if outcome != "skipped":
-            rerun = rerun_command(port, case.case, case)
+            rerun = rerun_command(port, case.case)
             element.text = "\n".join(filter(None, [message, case.message, case.hunts, rerun]))
     elif case.verdict == "warn":
         SubElement(test, "system-out").text = f"warn: {_message(case)}"

@@ -5,11 +5,14 @@ from __future__ import annotations
 import re
 import shlex
 
-from conformance.report.records import Case, Summary
+from conformance.report.records import Summary
 from conformance.report.text import MISSING
 
 LEVELS = ("contract", "components", "samplers", "trajectories")
 MEASURED = ("pass", "warn", "fail", "xfail", "xpass")
+_EXECUTION = re.compile(r"\[([^-\]]*(?:-matmul)?)-([^-\]]+)-([^-\]]+)-[^-\]]+\]$")
+_OPTIONS = ("--dtype", "--device", "--backend")
+_DEFAULTS = ("float32", "cpu", "sdpa")
 _PLAIN_ID = re.compile(r"[\w/.@:+-]+")
 
 
@@ -76,14 +79,13 @@ def case_name(case_id: str) -> str:
     return case_id.partition("[")[0]
 
 
-def rerun_command(port: str, case_id: str, case: Case | None = None) -> str:
+def rerun_command(port: str, case_id: str) -> str:
     """Build the command that runs one case again.
 
     Args:
         port: The port as `run` takes it.
-        case_id: The case, with or without its execution.
-        case: The case's record where it is known; what differs in it from the defaults of `run`
-            becomes an option.
+        case_id: The case, with or without its execution; what differs in it from the defaults of
+            `run` becomes an option.
 
     Returns:
         A shell command of one line.
@@ -91,14 +93,13 @@ def rerun_command(port: str, case_id: str, case: Case | None = None) -> str:
     name = case_name(case_id)
     selection = f'"{name}"' if _PLAIN_ID.fullmatch(name) else shlex.quote(name)
     words = ["sd1-conformance", "run", shlex.quote(port), "-k", selection]
-    if case:
-        if case.variant not in ("", "-") and not case.variant.startswith(("tiny", "odd")):
-            words += ["--variant", shlex.quote(case.variant)]
-        for option, value, default in (
-            ("--dtype", case.dtype, "float32"),
-            ("--device", case.device, "cpu"),
-            ("--backend", case.backend, "sdpa"),
-        ):
+    segments = name.split("/")
+    variant = segments[-2] if len(segments) > 2 else "-"  # noqa: PLR2004 - component/variant/scenario
+    if variant not in ("", "-") and not variant.startswith(("tiny", "odd")):
+        words += ["--variant", shlex.quote(variant)]
+    execution = _EXECUTION.search(case_id)
+    if execution:
+        for option, value, default in zip(_OPTIONS, execution.groups(), _DEFAULTS, strict=True):
             if value not in ("", "-", default):
                 words += [option, shlex.quote(value)]
     return " ".join(words)

@@ -38,7 +38,6 @@ def test_recorded_tiny_cases() -> None:
     assert {case.id for case in select_cases(variants=["tiny*"])} <= set(manifest()["goldens"])
 
 
-@pytest.mark.xfail(reason="BUG: goldens keep an old `hunts`, and golden lint does not say so")
 def test_hunts_is_current() -> None:
     """A golden hunts the bug that its scenario names today."""
     goldens = manifest()["goldens"]
@@ -154,7 +153,6 @@ def test_bad_expressions(expression: str) -> None:
     assert caught.value.exit_code is ExitCode.USAGE
 
 
-@pytest.mark.xfail(raises=RecursionError, reason="BUG: deeply nested -k ends in a traceback")
 def test_deep_expression() -> None:
     """However deep the parentheses, a bad expression is bad usage."""
     with pytest.raises(UsageError):

@@ -103,7 +103,6 @@ def test_show(main, golden) -> None:
     assert out.count("noise   ") == len(golden.noise)
 
 
-@pytest.mark.xfail(reason="BUG: arithmetics come in the order of a hash table, new each time")
 def test_show_is_the_same_each_time(main) -> None:
     """`show` prints arithmetics in one order, whatever the case."""
     shown = [main("show", case.id)[1].splitlines() for case in select_cases(variants=["tiny"])]

@@ -45,7 +45,8 @@ def case(scenario: str, verdict: str = "pass", **changes: object) -> dict[str, A
     names = [f"down_blocks.0.resnets.0.layer{i}" for i in range(5)]
     good, wrong = (1.1, "pass"), (48.0, "fail")
     probes = [probe(n, *(wrong if bad and i > 1 else good)) for i, n in enumerate(names)]
-    name = f"unet/{variant}/{scenario}[float32-cpu-sdpa-trace]"
+    dtype, device = changes.get("dtype", "float32"), changes.get("device", "cpu")
+    name = f"unet/{variant}/{scenario}[{dtype}-{device}-sdpa-trace]"
     divergence = {
         "case": name,
         "probe": names[2],

@@ -115,7 +115,6 @@ def test_resume_with_another_suite(tmp_path: Path, monkeypatch) -> None:
 @pytest.mark.parametrize(
     "content", [b"\xff\xfe\x00", b"[]\n", b"1\n", None], ids=["binary", "list", "number", "folder"]
 )
-@pytest.mark.xfail(reason="BUG: --resume on a foreign results.jsonl ends in a traceback")
 def test_resume_a_foreign_file(tmp_path: Path, content: bytes | None) -> None:
     """What is no run is overwritten or refused, never a traceback."""
     path = tmp_path / "results.jsonl"

@@ -41,15 +41,11 @@ BAD_PORTS = {
     "module": ("no_such_module:make", "port 'no_such_module:make' cannot be imported: No module"),
     "attribute": ("json:make", "port 'json:make': json has no 'make'"),
     "file": ("no/such/file.py:make", "port file no/such/file.py does not exist"),
-    "folder": (f"{ROOT}:make", f"port '{ROOT}:make' cannot be imported"),
+    "folder": (f"{ROOT}:make", f"port '{ROOT}:make' is not module:factory or file.py:factory"),
     "object": ("os:sep", "port 'os:sep' is a str: it needs hello() and load(...)"),
     "command": ("exec:true", "port 'exec:true' cannot be imported"),
-    "no-module": pytest.param(
-        ":make", "port ':make'", marks=pytest.mark.xfail(reason="BUG: exit 3 for bad usage")
-    ),
-    "relative": pytest.param(
-        ".a:make", "port '.a:make'", marks=pytest.mark.xfail(reason="BUG: exit 3 for bad usage")
-    ),
+    "no-module": pytest.param(":make", "port ':make'"),
+    "relative": pytest.param(".a:make", "port '.a:make'"),
 }
 
 
@@ -86,15 +82,9 @@ def test_port_that_needs_more(main, tmp_path, monkeypatch, package: str, extra: 
 
 BROKEN_PORTS = {
     "no-port": pytest.param("no-port", 2),
-    "factory-lines": pytest.param(
-        "factory", 3, marks=pytest.mark.xfail(reason="BUG: a port's message spans lines")
-    ),
-    "factory-exits": pytest.param(
-        "factory-exits", 3, marks=pytest.mark.xfail(raises=SystemExit, reason="BUG: exit 0")
-    ),
-    "hello": pytest.param(
-        "hello", 3, marks=pytest.mark.xfail(raises=RuntimeError, reason="BUG: traceback, exit 1")
-    ),
+    "factory-lines": pytest.param("factory", 3),
+    "factory-exits": pytest.param("factory-exits", 3),
+    "hello": pytest.param("hello", 3),
 }
 
 
@@ -105,19 +95,16 @@ def test_broken_port(run_stored, fault: str, code: int) -> None:
     assert (found, out, err.count("\n")) == (code, "", 1)
 
 
-@pytest.mark.xfail(raises=SystemExit, reason="BUG: a port that exits ends the run, here with 0")
 def test_port_that_exits(run_stored) -> None:
     """A port that calls sys.exit(0) is not conformant by that."""
     assert run_stored("exits")[0] == 3
 
 
-@pytest.mark.xfail(raises=UnicodeEncodeError, reason="BUG: a lone surrogate ends the run")
 def test_port_that_raises_what_cannot_be_printed(run_stored) -> None:
     """Whatever a port raises, the run goes on."""
     assert run_stored("surrogate")[0] == 3
 
 
-@pytest.mark.xfail(reason="BUG: a port's prints go to stdout (DESIGN 6 sends them to stderr)")
 def test_prints_of_a_port(run_stored) -> None:
     """What a port prints does not mix with the results."""
     code, out, err = run_stored("prints")
@@ -165,7 +152,6 @@ def test_missing_spec(main, monkeypatch, tmp_path: Path) -> None:
     assert str(tmp_path / "spec" / "variants.json") in err
 
 
-@pytest.mark.xfail(raises=FileNotFoundError, reason="BUG: no manifest ends in a traceback, exit 1")
 def test_missing_manifest(main, port_file, golden_copy, tmp_path: Path) -> None:
     """A folder without a manifest is the suite's fault: exit 3 and one line."""
     (golden_copy.root / "manifest.json").unlink()
