@@ -146,14 +146,10 @@ class Runner:
         supplied = self._supply(case, golden, execution)
         plain, _ = component.run(inputs, (), supplied)
         plain = {name: array.copy() for name, array in plain.items()}
-        watched, probes = (
-            component.run(inputs, golden.probes, supplied)
-            if self.hello.probes
-            else (
-                plain,
-                {},
-            )
-        )
+        watched: Arrays = plain
+        probes: Arrays = {}
+        if self.hello.probes:
+            watched, probes = component.run(inputs, golden.probes, supplied)
         if {name: digest(array) for name, array in inputs.items()} != digests:
             message = f"{case.id}: the port changed its inputs in place"
             raise PortError(message)
@@ -162,8 +158,9 @@ class Runner:
         self._refuse_island(records, execution)
         outputs = _judge_outputs(golden, plain, execution.dtype)
         result = Result(case, execution, "pass", records + outputs)
-        result.message = _watching(plain, watched, golden, execution.dtype)
         self._conclude(result, golden)
+        watching = _watching(plain, watched, golden, execution.dtype)
+        result.message = "; ".join(text for text in (result.message, watching) if text)
         return result
 
     def _require_offer(self, case: Case, execution: Execution) -> None:
@@ -211,14 +208,18 @@ class Runner:
         if "fail" not in verdicts:
             result.verdict = "warn" if "warn" in verdicts else "pass"
             return
-        aged = self._golden_age(result.case, golden)
+        try:
+            aged = self._golden_age(result.case, golden)
+        except Exception as error:  # noqa: BLE001 - an oracle that breaks excuses no port
+            aged = None
+            result.message = f"; the oracle could not be asked: {one_line(error)}"
         if aged is not None:
             result.verdict = "error"
             result.message = f"{result.case.id}: the golden has aged: {aged}; record it again"
             return
         result.verdict = "fail"
         result.first_divergence = first_divergence(result)
-        result.message = describe(result.first_divergence)
+        result.message = describe(result.first_divergence) + result.message
 
     def _golden_age(self, case: Case, golden: Golden) -> str | None:
         """Ask the oracle, where it is installed, whether a failing golden still holds."""
