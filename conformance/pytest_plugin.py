@@ -9,7 +9,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
-import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -45,18 +44,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """The process that sees every report writes the results."""
+    """The process that sees every report writes the results; workers share the cores."""
     if not hasattr(config, "workerinput"):
         config.pluginmanager.register(_Reporter(config), _REPORTER)
+        return
+    threads = (os.cpu_count() or 1) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, threads)))  # read when torch is imported
 
 
 def _port(config: pytest.Config) -> Port:
     if _PORT not in config.stash:
         config.stash[_PORT] = resolve(config.getoption("--sd1-port"))
-        torch = sys.modules.get("torch")
-        workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
-        if torch is not None and workers > 1:
-            torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers))
     return config.stash[_PORT]
 
 
