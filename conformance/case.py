@@ -69,7 +69,7 @@ def find_case(case_id: str) -> Case:
         UsageError: No such case.
     """
     for case in all_cases():
-        if case.id == case_id:
+        if case.id == case_id.partition("[")[0]:  # an item's id names its case too
             return case
     message = f"unknown case {case_id!r}: `sd1-conformance list --all` prints them"
     raise UsageError(message)
@@ -116,7 +116,11 @@ def select_cases(
         and (expression is None or _holds(expression, case.id))
     ]
     if not chosen:
-        message = "no case is selected: `sd1-conformance list --all` prints what there is"
+        message = (
+            f"no case is selected among variants {', '.join(variants)}"
+            f"{f' by -k {expression!r}' if expression else ''}: "
+            "`sd1-conformance list --all` prints what there is"
+        )
         raise UsageError(message)
     return chosen
 
@@ -180,7 +184,7 @@ class _Expression:
             return value
         if not self.words or self.words[0] in {")", "and", "or"}:
             raise self.unreadable()
-        word = self.words.pop(0)
+        word = self.words.pop(0).partition("[")[0]
         if "*" in word:
             return fnmatchcase(self.case_id, word)
         whole = word.count("/") == self.case_id.count("/")  # a case id means that case alone

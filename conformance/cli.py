@@ -1,4 +1,4 @@
-"""The command line: `sd1-conformance`, the same as `python -m conformance` (DESIGN 7)."""
+"""The command line: `sd1-conformance`, the same as `python -m conformance`."""
 
 from __future__ import annotations
 
@@ -198,7 +198,7 @@ def _run(arguments: argparse.Namespace) -> int:
                 print(f"[{len(results.lines)}/{len(total)}] {text}", flush=True)
             elif line["verdict"] != "pass":
                 bar.write(text)
-            if line["verdict"] in {"fail", "error"}:
+            if line["verdict"] in {"fail", "error", "skip"}:
                 bar.write(f"      {line['message']}", file=sys.stdout if quiet else None)
 
         run_all(runner, cases, runs, report, done)

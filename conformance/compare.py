@@ -115,7 +115,7 @@ def judge_output(
         approximate=False,
         rms=_rms(value),
         max_abs=_max_abs(value),
-        note="" if worst == 0 else f"worst {METRICS[worst]}",
+        note=_not_finite(value) or ("" if worst == 0 else f"worst {METRICS[worst]}"),
     )
 
 
@@ -154,6 +154,7 @@ def judge_probe(
         approximate=True,
         rms=_rms(value),
         max_abs=_max_abs(value),
+        note=_not_finite(value),
     )
 
 
@@ -162,6 +163,12 @@ def misshapen(name: str, kind: str, value: np.ndarray, shape: tuple[int, ...]) -
     note = f"shape {tuple(value.shape)}, expected {tuple(shape)}"
     nan = float("nan")
     return Record(name, kind, list(shape), nan, nan, nan, "fail", approximate=False, note=note)
+
+
+def _not_finite(value: np.ndarray) -> str:
+    """Say how many values are NaN or infinite, if any."""
+    count = int(np.count_nonzero(~np.isfinite(value)))
+    return f"{count} of {value.size} values are not finite" if count else ""
 
 
 def _rms(value: np.ndarray) -> float:

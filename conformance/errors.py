@@ -6,7 +6,7 @@ from enum import IntEnum
 
 
 class ExitCode(IntEnum):
-    """Exit codes of every command (DESIGN 7)."""
+    """Exit codes of every command."""
 
     CONFORMANT = 0
     NONCONFORMANT = 1

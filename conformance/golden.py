@@ -1,4 +1,4 @@
-"""Goldens: the oracle's frozen record of each case (DESIGN 4). Reading and writing; no torch."""
+"""Goldens: the oracle's frozen record of each case. Reading and writing; no torch."""
 
 from __future__ import annotations
 

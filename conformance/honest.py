@@ -1,4 +1,4 @@
-"""Honest evaluations: lawful ways to compute the same network in one arithmetic (NUMERICS 2).
+"""Honest evaluations: lawful ways to compute the same network in one arithmetic.
 
 The worst of the *calibration* evaluations is the noise, the suite's unit of error. The *held-out*
 evaluations never enter it; they show that the unit is fair to implementations it has not seen.

@@ -1,4 +1,4 @@
-"""`golden lint`: would these goldens let a wrong port pass? (DESIGN 4, NUMERICS 5)."""
+"""`golden lint`: would these goldens let a wrong port pass?."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Does every weight matter? In a dead parameter or kernel tap bugs sleep (NUMERICS 5)."""
+"""Does every weight matter? In a dead parameter or kernel tap bugs sleep."""
 
 from __future__ import annotations
 

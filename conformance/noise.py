@@ -1,4 +1,4 @@
-"""Noise: what the honest evaluations of the reference differ from the truth by (NUMERICS 2)."""
+"""Noise: what the honest evaluations of the reference differ from the truth by."""
 
 from __future__ import annotations
 

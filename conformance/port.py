@@ -1,4 +1,4 @@
-"""The port contract (DESIGN 6): what the engine asks of an implementation under test."""
+"""The port contract: what the engine asks of an implementation under test."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class Component(Protocol):
         """Evaluate the component once.
 
         Args:
-            inputs: Arrays by the names of DESIGN 6; never modified.
+            inputs: Arrays by the names of docs/contract.md; never modified.
             probes: Canonical names to observe; a port leaves out what it does not have.
             replace: Values that overwrite a probe before anything downstream reads it.
 
@@ -120,6 +120,9 @@ def resolve(spec: str) -> Port:
     """
     target = _entry_points().get(spec) or BUILTIN.get(spec)
     if target is None:
+        if spec.endswith(".py"):
+            message = f"port {spec!r} names no factory: write {spec}:factory"
+            raise UsageError(message)
         if ":" not in spec:
             known = ", ".join([*BUILTIN, *_entry_points()])
             message = f"unknown port {spec!r}: choose from {known}, module:factory, file.py:factory"
@@ -153,6 +156,10 @@ def greet(port: Port) -> Hello:
     if not isinstance(hello, Hello):
         message = f"hello() of the port returned {type(hello).__name__}, not conformance.port.Hello"
         raise PortError(message)
+    for name in ("components", "arithmetics", "devices"):
+        if isinstance(getattr(hello, name), str):
+            message = f"hello().{name} of the port is a string: it must be a tuple of names"
+            raise PortError(message)
     return hello
 
 
@@ -178,6 +185,7 @@ def _load_factory(target: str, spec: str) -> Any:
         if module_name.endswith(".py"):
             module = _import_file(Path(module_name))
         else:
+            _find_beside(Path.cwd())
             module = importlib.import_module(module_name)
     except ImportError as error:
         message = f"port {spec!r} cannot be imported: {error}"
@@ -196,10 +204,17 @@ def _load_factory(target: str, spec: str) -> Any:
         raise UsageError(message) from error
 
 
+def _find_beside(folder: Path) -> None:
+    """Let modules in a folder be imported, after everything that is installed."""
+    if str(folder) not in sys.path:
+        sys.path.append(str(folder))
+
+
 def _import_file(path: Path) -> Any:
     if not path.is_file():
         message = f"port file {path} does not exist"
         raise UsageError(message)
+    _find_beside(path.resolve().parent)  # what lies beside a port is imported as in a script
     name = f"sd1_port_{path.stem}"
     module_spec = importlib.util.spec_from_file_location(name, path)
     if module_spec is None or module_spec.loader is None:

@@ -21,6 +21,7 @@ from conformance.cli import executions, scope_of, split
 from conformance.errors import SuiteError
 from conformance.port import BUILTIN, Hello, Port, resolve
 from conformance.report.terminal import verdict_lines
+from conformance.report.words import rerun_command
 from conformance.results import DEFAULT_OUT, Results, environment
 from conformance.runner import Execution, Result, Runner
 
@@ -29,6 +30,7 @@ Item = tuple[Case, Execution]
 DEFAULT_DTYPES = "float32,float64"
 CUDA_DTYPES = ("float32", "bfloat16", "float16")
 
+_SCOPE = pytest.StashKey[str]()
 _PORT = pytest.StashKey[Port]()
 _REPORTER = "sd1-conformance-reporter"
 
@@ -64,6 +66,14 @@ def selection(config: pytest.Config) -> tuple[list[Case], list[Execution]]:
     cases = select_cases(variants=split(option("--sd1-variant")))
     hello = _port(config).hello()
     return cases, executions(option("--sd1-dtype"), option("--sd1-device"), "sdpa", "trace", hello)
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Take the scope from the items that are left after `-k` and `-m`."""
+    parameters = [getattr(item, "callspec", None) for item in session.items]
+    chosen = [p.params.get("sd1_item") or p.params.get("sd1_cuda_item") for p in parameters if p]
+    items: list[Item] = [item for item in chosen if item is not None]
+    session.config.stash[_SCOPE] = scope_of([case for case, _ in items], [run for _, run in items])
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -133,22 +143,19 @@ def sd1_judge(sd1_runner: Runner, request: pytest.FixtureRequest) -> Callable[[I
             "line": result.as_json(),
             "hello": asdict(sd1_runner.hello),
             "environment": environment(),
-            "scope": scope_of(*selection(request.config)),
+            "scope": request.config.stash[_SCOPE],
         }
         request.node.user_properties.append(("sd1", json.dumps(payload)))
-        _conclude(result)
+        _conclude(result, request.config.getoption("--sd1-port"))
 
     return judge
 
 
-def _conclude(result: Result) -> None:
+def _conclude(result: Result, port: str) -> None:
     if result.verdict == "skip":
         pytest.skip(result.message)
     if result.verdict in {"fail", "error"}:
-        again = (
-            f"sd1-conformance run PORT --variant {result.case.variant.name} -k {result.case.id} "
-            f"--dtype {result.execution.dtype}"
-        )
+        again = rerun_command(port, result.execution.item_id(result.case))
         pytest.fail(f"{result.verdict}: {result.message}\nrun it alone: {again}", pytrace=False)
 
 

@@ -1,4 +1,4 @@
-"""Weights and inputs from a recipe that any language can rebuild (NUMERICS 5, docs/recipe.md).
+"""Weights and inputs from a recipe that any language can rebuild (docs/recipe.md).
 
 Every tensor is a function of a seed and its canonical name alone: the name is hashed to the key of
 a counter-based generator (Philox 4x64-10), whose bytes are read as small odd integers and scaled by

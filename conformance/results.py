@@ -86,8 +86,8 @@ class Results:
         for key in ("suite", "port", "scope", "goldens"):
             if records[0].get(key) != header[key]:
                 message = (
-                    f"cannot resume {self.out}: its run has another {key} "
-                    f"({records[0].get(key)}, now {header[key]}); drop --resume to start anew"
+                    f"cannot resume {self.out}: its run has another {key} than this one; "
+                    "drop --resume to start anew"
                 )
                 raise UsageError(message)
         return [record for record in records if record["type"] == "case"]
@@ -155,7 +155,7 @@ def summarise(
     hello: Hello,
     scope: str,
 ) -> dict[str, Any]:
-    """Draw the verdict of a run (DESIGN 7).
+    """Draw the verdict of a run.
 
     Args:
         lines: Case lines.

@@ -1,4 +1,4 @@
-"""Scenarios: named inputs, each chosen to expose a class of bugs (NUMERICS 5)."""
+"""Scenarios: named inputs, each chosen to expose a class of bugs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""CountSketch: 64 numbers that stand for a tensor of any size (NUMERICS 4).
+"""CountSketch: 64 numbers that stand for a tensor of any size.
 
 Each element is added, with a random sign, to one of 64 buckets. The sketch is linear, so the
 difference of two sketches estimates the L2 distance of the tensors; it sees permutations, signs and

@@ -1,4 +1,4 @@
-"""The one limit, in units of noise (NUMERICS 2, docs/tolerance.md)."""
+"""The one limit, in units of noise (docs/tolerance.md)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Variants: an architecture size and a weight regime (NUMERICS 5).
+"""Variants: an architecture size and a weight regime.
 
 `tiny` is the size alone with `unit` weights; `tiny-lowvar` is the same size in another regime.
 """

@@ -43,7 +43,7 @@ def sentence(summary: Summary) -> str:
     if not measured:
         return f"Nothing of {port} was measured, so nothing contradicts Stable Diffusion v1."
     but = f", {counts['xfail']} of them known to fail" if counts["xfail"] else ""
-    return f"{port} computes what Stable Diffusion v1 computes ({cases}{but})."
+    return f"{port} computes what Stable Diffusion v1 computes, as far as tried ({cases}{but})."
 
 
 def _what_is_wrong(summary: Summary, port: str, cases: str) -> str:

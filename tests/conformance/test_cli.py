@@ -79,7 +79,7 @@ def test_failure_is_printed(run_stored) -> None:
 def test_message_is_one_line(run_stored) -> None:
     """What a port raises is printed on one line."""
     _, out, _ = run_stored("raises")
-    assert "the port raised RuntimeError: first line second line\n" in out
+    assert "the port raised RuntimeError: first line second line (" in out
 
 
 def test_list(main) -> None:

@@ -73,7 +73,8 @@ def test_a_wrong_port_fails_with_its_divergence(tmp_path):
 
     assert done.returncode == 1
     assert "first wrong at time_proj" in done.stdout
-    assert "-k unet/tiny-dense/base" in done.stdout
+    assert f'run {port}:Wrong -k "unet/tiny-dense/base"' in done.stdout
+    assert "scope  unet; tiny-dense; float32; cpu; trace; sd1 was not run" in done.stdout
     summary = json.loads((out / "summary.json").read_text())
     assert summary["verdict"] == "nonconformant"
     assert summary["first_divergence"]["probe"] == "time_proj"

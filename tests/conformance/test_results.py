@@ -97,7 +97,7 @@ def test_verdict(verdicts: list[str], expected: str) -> None:
     ("verdict", "code"), [("conformant", 0), ("nonconformant", 1), ("incomplete", 3)]
 )
 def test_exit_code(verdict: str, code: int) -> None:
-    """Exit codes are those of DESIGN 7."""
+    """Exit codes are those that the README promises."""
     assert exit_code({"verdict": verdict}) == code
 
 

@@ -1,0 +1,69 @@
+"""Level 0: a port answers with the names, shapes and dtypes that were agreed."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Collection, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from conformance.errors import PortError
+from conformance.golden import Golden
+from conformance.port import Arrays, Component
+
+_RUNNER = str(Path(__file__).with_name("runner.py"))
+
+
+def call(
+    component: Component,
+    inputs: Mapping[str, np.ndarray],
+    probes: Collection[str],
+    supplied: Arrays | None,
+) -> tuple[Arrays, Arrays]:
+    """Run a component and check that two dicts of arrays come back."""
+    answer = component.run(inputs, probes, supplied)
+    if not (isinstance(answer, tuple) and len(answer) == len(("outputs", "probes"))):
+        message = f"run() of the port returned {type(answer).__name__}, not (outputs, probes)"
+        raise PortError(message)
+    for what, arrays in zip(("outputs", "probes"), answer, strict=True):
+        if not isinstance(arrays, dict):
+            message = f"run() of the port returned {what} as {type(arrays).__name__}, not as a dict"
+            raise PortError(message)
+        for name, array in arrays.items():
+            if not isinstance(array, np.ndarray):
+                message = f"run() of the port returned {name} as {type(array).__name__}, not NumPy"
+                raise PortError(message)
+    return answer
+
+
+def where_raised(error: BaseException) -> str:
+    """Return file and line where an error was raised, in the port's own code if it can be."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [
+        f
+        for f in frames
+        if "site-packages" not in f.filename and f.filename not in {__file__, _RUNNER}
+    ]
+    frame = (own or frames)[-1]
+    return f"{frame.filename}:{frame.lineno}"
+
+
+def check_contract(golden: Golden, outputs: Arrays, probes: Arrays, arithmetic: str) -> None:
+    """Level 0: names and dtypes are exact."""
+    if set(outputs) != set(golden.outputs):
+        message = f"{golden.case}: outputs are {sorted(outputs)}, expected {sorted(golden.outputs)}"
+        raise PortError(message)
+    unknown = [name for name in probes if name not in golden.probes]
+    if unknown:
+        message = f"{golden.case}: the port returned probe {unknown[0]!r}, which was not asked for"
+        raise PortError(message)
+    expected = "float32" if arithmetic == "bfloat16" else arithmetic
+    wanted = "bfloat16 widened to float32" if arithmetic == "bfloat16" else arithmetic
+    for name, array in outputs.items():
+        if array.dtype.name != expected:
+            message = f"{golden.case}: output {name} is {array.dtype.name}, expected {wanted}"
+            raise PortError(message)
+        if arithmetic == "bfloat16" and np.any(array.view(np.uint32) & 0xFFFF):
+            message = f"{golden.case}: output {name} has values that are not bfloat16"
+            raise PortError(message)
