@@ -21,7 +21,11 @@ from conformance.tolerance import LIMIT
 
 Say = Callable[[str], None]
 
-SEQUENTIAL = "sequential sums"
+BY_DESIGN = ("sequential sums", "channels last in offset")
+"""Calibration evaluations that nothing else stands for: shown, but no problem without themselves.
+
+Nothing else sums naively, and PyTorch's channels-last GroupNorm computes its variance in one pass,
+which shows where a norm reads a mean of many deviations."""
 
 INSTRUCTION_SETS = {
     "ATen without vector kernels": {"ATEN_CPU_CAPABILITY": "default"},
@@ -61,8 +65,7 @@ def measure_all(cases: list[Case], say: Say) -> list[str]:
         say: Told progress, then the table.
 
     Returns:
-        Held-out evaluations over half the limit; sequential sums against the rest are shown but
-        are a calibration evaluation, whose place is in the noise.
+        Evaluations over half the limit, but for those of `BY_DESIGN`.
     """
     table = Table()
     for _, group in groupby(cases, key=lambda c: (c.component, c.variant.name)):
@@ -82,7 +85,7 @@ def measure_all(cases: list[Case], say: Say) -> list[str]:
     return [
         f"{name} in {arithmetic}: ratio {ratio:.2f} at {where} is over half the limit"
         for (name, arithmetic), (ratio, where) in table.rows.items()
-        if not ratio <= LIMIT / 2 and SEQUENTIAL not in name
+        if not ratio <= LIMIT / 2 and not name.endswith(BY_DESIGN)
     ]
 
 
@@ -110,6 +113,8 @@ def _measure_variant(cases: list[Case], table: Table, say: Say) -> None:
                 rest = worst_of(run for j, run in enumerate(runs) if j != i)
                 ratio, where = worst_ratio(runs[i], rest, arithmetic)
                 name = f"without itself: {evaluation.name.partition(' (')[0]}"
+                if case.variant.regime == "offset":
+                    name += " in offset"
                 table.add(name, arithmetic, ratio, f"{case.id} {where}")
             say(f"{case.id}: {arithmetic}")
 
