@@ -9,11 +9,14 @@ from fnmatch import fnmatchcase
 import numpy as np
 
 from conformance.errors import UsageError, unknown_name
-from conformance.scenarios import BASE, UNetScenario, scenarios
-from conformance.variants import Variant, parse_variant, variant_names
+from conformance.scenarios import BASE, Scenario, scenarios
+from conformance.spec import TOKENIZER
+from conformance.variants import NO_VARIANT, Variant, parse_variant, variant_names
 
-COMPONENTS = ("unet",)
-FULLY_PROBED_REGIMES = ("unit", "lowvar", "dense")
+COMPONENTS = (TOKENIZER, "text_encoder", "unet", "vae_encoder", "vae_decoder")
+"""In the order in which a picture is made, or taken apart."""
+
+FULLY_PROBED_REGIMES = ("unit", "lowvar")
 DEFAULT_VARIANTS = ("tiny*", "odd*")
 
 
@@ -22,14 +25,14 @@ class Case:
     """One case of the matrix.
 
     Attributes:
-        component: `unet`.
+        component: One of `COMPONENTS`.
         variant: Size and regime.
         scenario: The input.
     """
 
     component: str
     variant: Variant
-    scenario: UNetScenario
+    scenario: Scenario
 
     @property
     def id(self) -> str:
@@ -37,8 +40,13 @@ class Case:
         return f"{self.component}/{self.variant.name}/{self.scenario.name}"
 
     @property
+    def exact(self) -> bool:
+        """Whether the outputs are integers, right or wrong: no arithmetic, noise or probe."""
+        return self.component == TOKENIZER
+
+    @property
     def full_size(self) -> bool:
-        """Whether the case runs the 860-million-parameter model."""
+        """Whether the case runs a network of the published size."""
         return self.variant.size.startswith("sd1")
 
     @property
@@ -85,7 +93,8 @@ def select_cases(
 
     Args:
         components: Globs of component names; None for all.
-        variants: Globs of variant names; None for `tiny*` and `odd*`.
+        variants: Globs of variant names; None for `tiny*` and `odd*`. What has no variant, the
+            tokenizer, is chosen whatever they say.
         scenario_names: Globs of scenario names; None for all.
         expression: Words with `and`, `or`, `not` and parentheses; a word holds where it is part of
             the case id; a whole id means that case alone, and a word with `*` is a glob.
@@ -111,7 +120,7 @@ def select_cases(
         case
         for case in cases
         if _matches(case.component, components)
-        and _matches(case.variant.name, variants)
+        and (case.variant.name == NO_VARIANT or _matches(case.variant.name, variants))
         and _matches(case.scenario.name, scenario_names)
         and (expression is None or _holds(expression, case.id))
     ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import math
 import os
 import sys
 from collections.abc import Callable
@@ -15,16 +16,18 @@ import numpy as np
 from tqdm import tqdm
 
 from conformance import __version__
-from conformance.case import COMPONENTS, Case, all_cases, find_case, select_cases
+from conformance.case import Case, all_cases, find_case, select_cases
 from conformance.errors import ExitCode, SuiteError, UsageError, unknown_name
+from conformance.execution import Execution, items
 from conformance.golden import load_golden
 from conformance.lint import lint
 from conformance.port import Hello, greet, known_ports, resolve
 from conformance.report.terminal import verdict_lines
 from conformance.results import DEFAULT_OUT, Results, exit_code
-from conformance.runner import Execution, Result, Runner, run_all
+from conformance.runner import Result, Runner, run_all
+from conformance.spec import CHECKPOINT_FOLDERS, checkpoint_shapes
 from conformance.tolerance import ARITHMETICS, LIMIT
-from conformance.variants import parse_variant
+from conformance.variants import parse_variant, variant_names
 
 BACKENDS = ("sdpa",)
 MODES = ("trace",)
@@ -90,11 +93,12 @@ def _parser() -> argparse.ArgumentParser:
 
     golden = _command(commands, "golden", None, "record and check goldens")
     golden_commands = golden.add_subparsers(required=True, metavar="COMMAND")
-    for name, function, text in (
-        ("record", _golden_record, "record goldens from the oracle"),
-        ("verify", _golden_verify, "derive goldens again and compare"),
-    ):
-        _add_selection(_command(golden_commands, name, function, text))
+    record = _command(golden_commands, "record", _golden_record, "record goldens from the oracle")
+    _add_selection(record)
+    record.add_argument("--spec", action="store_true", help="golden/spec/ instead of goldens")
+    _add_selection(
+        _command(golden_commands, "verify", _golden_verify, "derive goldens again and compare")
+    )
     checks = _command(golden_commands, "lint", _golden_lint, "look for goldens that prove nothing")
     checks.add_argument("--full-size", action="store_true", help="look for dead weights in sd1 too")
     honest = _command(
@@ -156,22 +160,22 @@ def executions(dtype: str, device: str, backend: str, mode: str, hello: Hello) -
     ]
 
 
-def scope_of(cases: list[Case], runs: list[Execution]) -> str:
-    """Describe in words what is run, and that the full size is not where it is not."""
+def scope_of(judged: list[tuple[Case, Execution]]) -> str:
+    """Describe in words what is run, and that the full size is not where it is not.
 
-    def join(values: list[str]) -> str:
-        return ", ".join(dict.fromkeys(values))
+    Args:
+        judged: Cases and how they are run.
 
-    scope = "; ".join(
-        [
-            join([c.component for c in cases]),
-            join([c.variant.name for c in cases]),
-            join([r.dtype for r in runs]),
-            join([r.device for r in runs]),
-            join([r.mode for r in runs]),
-        ]
-    )
-    return scope if any(c.full_size for c in cases) else f"{scope}; sd1 was not run"
+    Returns:
+        Components; variants; arithmetics; devices; modes.
+    """
+    facts = [(c.component, c.variant.name, r.dtype, r.device, r.mode) for c, r in judged]
+    columns = [
+        dict.fromkeys(x for x in column if x not in {"", "-"})
+        for column in zip(*facts, strict=True)
+    ]
+    scope = "; ".join(", ".join(column) for column in columns if column)
+    return scope if any(c.full_size for c, _ in judged) else f"{scope}; sd1 was not run"
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -181,13 +185,13 @@ def _run(arguments: argparse.Namespace) -> int:
     runs = executions(
         arguments.dtype, arguments.device, arguments.backend, arguments.mode, runner.hello
     )
-    total = [run.item_id(case) for case in cases for run in runs]
+    judged = list(items(cases, runs))
     results = Results(
-        arguments.out, runner.hello, arguments.port, scope_of(cases, runs), resume=arguments.resume
+        arguments.out, runner.hello, arguments.port, scope_of(judged), resume=arguments.resume
     )
     done = {line["case"] for line in results.lines}
     quiet = not sys.stderr.isatty()
-    with tqdm(total=len(total), initial=len(done), disable=quiet, unit="case") as bar:
+    with tqdm(total=len(judged), initial=len(done), disable=quiet, unit="case") as bar:
 
         def report(result: Result) -> None:
             line = result.as_json()
@@ -195,11 +199,12 @@ def _run(arguments: argparse.Namespace) -> int:
             bar.update()
             text = f"{line['verdict']:5s} {_ratio_text(line)} {line['case']}"
             if quiet:
-                print(f"[{len(results.lines)}/{len(total)}] {text}", flush=True)
+                print(f"[{len(results.lines)}/{len(judged)}] {text}", flush=True)
             elif line["verdict"] != "pass":
                 bar.write(text)
             if line["verdict"] in {"fail", "error", "skip"}:
-                bar.write(f"      {line['message']}", file=sys.stdout if quiet else None)
+                for text in [line["message"], *line["detail"].splitlines()]:
+                    bar.write(f"      {text}", file=sys.stdout if quiet else None)
 
         run_all(runner, cases, runs, report, done)
     summary = results.close()
@@ -225,10 +230,16 @@ def _show(arguments: argparse.Namespace) -> int:
     golden = load_golden(case)
     print(f"{case.id}\nhunts   {golden.hunts}\nlimit   {LIMIT:g}")
     for name, facts in golden.inputs.items():
-        print(f"input   {name} {facts['dtype']} {tuple(facts['shape'])} from {facts['recipe']}")
+        value = f" {facts['value']}" if "value" in facts else ""
+        print(
+            f"input   {name} {facts['dtype']} {tuple(facts['shape'])} from {facts['recipe']}{value}"
+        )
     for name, array in golden.outputs.items():
         print(f"output  {name} {array.shape}, RMS {np.sqrt(np.mean(array**2)):.4g}")
-    print(f"probes  {len(golden.probes)}, {golden.probes[0]} to {golden.probes[-1]}")
+    for name, kept in golden.large.items():
+        print(f"output  {name} {kept.shape}, kept as a sketch, first and last rows and columns")
+    if golden.probes:
+        print(f"probes  {len(golden.probes)}, {golden.probes[0]} to {golden.probes[-1]}")
     for arithmetic, noise in golden.noise.items():
         outputs = ", ".join(f"{n} {v[0]:.2g}" for n, v in golden.output_noise[arithmetic].items())
         print(
@@ -254,10 +265,14 @@ def _ports(_: argparse.Namespace) -> int:
 
 def _weights_export(arguments: argparse.Namespace) -> int:
     variant = parse_variant(arguments.variant)
-    for component in COMPONENTS:
-        weights = variant.weights(component)
-        folder = weights.export(arguments.out / component)
-        print(f"{folder}: {weights.parameter_count():,} parameters, float32, {variant.name}")
+    plain = parse_variant(variant.name.removesuffix("-inpaint"))  # for all but the UNet
+    for component, name in CHECKPOINT_FOLDERS.items():
+        if component == "vae_decoder":
+            continue  # both halves of the VAE share a folder
+        own = variant if variant.name in variant_names(component) else plain
+        folder = own.weights(component).export(arguments.out / name)
+        count = sum(math.prod(s) for s in checkpoint_shapes(name, own.size).values())
+        print(f"{folder}: {count:,} parameters, float32, {own.name}")
     return 0
 
 
@@ -279,6 +294,9 @@ def _say(text: str) -> None:
 
 def _golden_record(arguments: argparse.Namespace) -> int:
     record = _oracle_module("conformance.record")
+    if arguments.spec:
+        record.write_spec(_oracle_module("conformance.discover").derive_spec())
+        return 0
     for group in _by_variant(selected(arguments)):
         record.write(record.record_variant(group, _say))
     return 0
@@ -306,7 +324,8 @@ def _golden_lint(arguments: argparse.Namespace) -> int:
     else:
         for group in _by_variant(all_cases()):
             variant = group[0].variant
-            if variant.regime == "unit" and (arguments.full_size or not group[0].full_size):
+            networks = variant.regime == "unit" and not group[0].exact
+            if networks and (arguments.full_size or not group[0].full_size):
                 problems += liveness.dead_parameters(group, _say)
     for problem in problems:
         print(f"lint: {problem}")

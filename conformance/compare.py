@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from conformance import tolerance
+from conformance.large import Large
 from conformance.sketch import distance, sketch
 
 METRICS = ("norm", "channel", "element")
@@ -116,6 +117,72 @@ def judge_output(
         rms=_rms(value),
         max_abs=_max_abs(value),
         note=_not_finite(value) or ("" if worst == 0 else f"worst {METRICS[worst]}"),
+    )
+
+
+def judge_large(
+    name: str, value: np.ndarray, truth: Large, noise: np.ndarray, arithmetic: str
+) -> Record:
+    """Judge an output of which the golden keeps a sketch and the edges.
+
+    Args:
+        name: Name of the output.
+        value: What the port computed, in the golden's shape.
+        truth: What the golden keeps.
+        noise: Noise of the three `METRICS`.
+        arithmetic: What the port computed in.
+
+    Returns:
+        The record of the worse of two errors: of the whole, estimated from sketches, and of the
+        worst element at the edges.
+    """
+    record = judge_kept(name, Large.of(value), truth, noise, arithmetic)
+    record.rms, record.max_abs = _rms(value), _max_abs(value)
+    record.note = _not_finite(value) or record.note
+    return record
+
+
+def judge_kept(name: str, value: Large, truth: Large, noise: np.ndarray, arithmetic: str) -> Record:
+    """Judge what is kept of a large output; see `judge_large`."""
+    errors = truth.errors(value)
+    units = (float(noise[0]), float(noise[2]))
+    ratios = [tolerance.ratio(e, n, arithmetic) for e, n in zip(errors, units, strict=True)]
+    worst = max((0, 1), key=lambda i: tolerance.badness(ratios[i]))
+    return Record(
+        name,
+        "output",
+        list(truth.shape),
+        errors[worst],
+        units[worst],
+        ratios[worst],
+        tolerance.verdict(ratios[worst]),
+        approximate=worst == 0,
+        note="" if worst == 0 else "worst element",
+    )
+
+
+def judge_exact(name: str, value: np.ndarray, truth: np.ndarray) -> Record:
+    """Judge integers: all right, or wrong.
+
+    Args:
+        name: Name of the output.
+        value: What the port computed, in the golden's shape.
+        truth: The oracle's integers.
+
+    Returns:
+        The record: its error is the share of entries that differ, its ratio 0 or infinite.
+    """
+    wrong = int(np.count_nonzero(value != truth))
+    return Record(
+        name,
+        "output",
+        list(truth.shape),
+        wrong / truth.size,
+        0.0,
+        float("inf") if wrong else 0.0,
+        "fail" if wrong else "pass",
+        approximate=False,
+        note=f"{wrong} of {truth.size} differ" if wrong else "",
     )
 
 

@@ -51,8 +51,9 @@ def where_raised(error: BaseException) -> str:
 
 def check_contract(golden: Golden, outputs: Arrays, probes: Arrays, arithmetic: str) -> None:
     """Level 0: names and dtypes are exact."""
-    if set(outputs) != set(golden.outputs):
-        message = f"{golden.case}: outputs are {sorted(outputs)}, expected {sorted(golden.outputs)}"
+    wanted_names = sorted(golden.output_shapes)
+    if sorted(outputs) != wanted_names:
+        message = f"{golden.case}: outputs are {sorted(outputs)}, expected {wanted_names}"
         raise PortError(message)
     unknown = [name for name in probes if name not in golden.probes]
     if unknown:

@@ -13,19 +13,25 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tqdm import tqdm
 
+from conformance import spec
 from conformance.errors import UsageError
+from conformance.regimes import tensor_recipe
 
 if TYPE_CHECKING:
     from conformance.variants import Weights
 
-_FILE_NAME = "diffusion_pytorch_model.safetensors"
+_FILE_NAMES = {
+    "text_encoder": "model.safetensors",
+    "unet": "diffusion_pytorch_model.safetensors",
+    "vae": "diffusion_pytorch_model.safetensors",
+}
 
 
 def write_component(weights: Weights, folder: Path) -> Path:
-    """Write one component in the diffusers layout, tensor by tensor.
+    """Write one folder of a checkpoint in the diffusers layout, tensor by tensor.
 
     Args:
-        weights: The weights to draw and write, float32.
+        weights: The weights of a component; of the VAE's halves, either stands for both.
         folder: Folder to create; existing files of the same names are replaced.
 
     Returns:
@@ -34,36 +40,41 @@ def write_component(weights: Weights, folder: Path) -> Path:
     Raises:
         UsageError: The folder cannot be written.
     """
+    variant = weights.variant
+    kind = spec.CHECKPOINT_FOLDERS[weights.component]
+    shapes = spec.checkpoint_shapes(kind, variant.size)
+    recipes = {n: tensor_recipe(kind, n, shape, variant.regime) for n, shape in shapes.items()}
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        config = diffusers_config(
-            weights.component, weights.variant.architecture(weights.component)
-        )
+        config = published_config(kind, variant.architecture(weights.component))
         (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        header = {"format": "pt", "sd1-conformance": f"{weights.variant.name}, seed {weights.seed}"}
-        shapes = {name: recipe.shape for name, recipe in weights.recipes.items()}
-        arrays = (weights[name] for name in weights)
-        _write_safetensors(folder / _FILE_NAME, shapes, arrays, header)
+        header = {"format": "pt", "sd1-conformance": f"{variant.name}, seed {weights.seed}"}
+        arrays = (recipe.draw(np.float32, weights.seed) for recipe in recipes.values())
+        _write_safetensors(folder / _FILE_NAMES[kind], shapes, arrays, header)
     except OSError as error:
         message = f"cannot write weights to {folder}: {error.strerror or error}"
         raise UsageError(message) from error
     return folder
 
 
-def diffusers_config(component: str, architecture: dict[str, Any]) -> dict[str, Any]:
-    """Translate an architecture of `golden/spec/variants.json` to diffusers' configuration keys.
+def published_config(folder: str, architecture: dict[str, Any]) -> dict[str, Any]:
+    """Translate an architecture of `golden/spec/variants.json` to the published checkpoint's keys.
 
     Args:
-        component: `unet`.
+        folder: The checkpoint's folder: `unet`, `text_encoder` or `vae`.
         architecture: Widths, heads, groups.
 
     Returns:
-        Keyword arguments of diffusers' `UNet2DConditionModel` (its `attention_head_dim` is, for
-        historical reasons, the number of heads).
+        The contents of its `config.json`: keyword arguments of diffusers' `UNet2DConditionModel`
+        (whose `attention_head_dim` is, for historical reasons, the number of heads) and
+        `AutoencoderKL`, and of transformers' `CLIPTextConfig`.
     """
-    if component != "unet":
-        message = f"component {component!r} has no diffusers configuration"
-        raise UsageError(message)
+    return {"unet": _unet_config, "text_encoder": _text_config, "vae": _vae_config}[folder](
+        architecture
+    )
+
+
+def _unet_config(architecture: dict[str, Any]) -> dict[str, Any]:
     cross = "CrossAttnDownBlock2D"
     cross_up = "CrossAttnUpBlock2D"
     return {
@@ -85,6 +96,43 @@ def diffusers_config(component: str, architecture: dict[str, Any]) -> dict[str, 
         "mid_block_scale_factor": 1,
         "down_block_types": [cross, cross, cross, "DownBlock2D"],
         "up_block_types": ["UpBlock2D", cross_up, cross_up, cross_up],
+    }
+
+
+def _text_config(architecture: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "architectures": ["CLIPTextModel"],
+        "model_type": "clip_text_model",
+        "vocab_size": architecture["vocab_size"],
+        "hidden_size": architecture["hidden_size"],
+        "intermediate_size": architecture["intermediate_size"],
+        "num_hidden_layers": architecture["num_layers"],
+        "num_attention_heads": architecture["num_heads"],
+        "max_position_embeddings": architecture["max_position_embeddings"],
+        "projection_dim": architecture["hidden_size"],
+        "hidden_act": "quick_gelu",
+        "layer_norm_eps": 1e-5,
+        "bos_token_id": 49406,
+        "eos_token_id": 49407,
+        "pad_token_id": 1,
+    }
+
+
+def _vae_config(architecture: dict[str, Any]) -> dict[str, Any]:
+    levels = len(architecture["block_out_channels"])
+    return {
+        "_class_name": "AutoencoderKL",
+        "sample_size": 512,
+        "in_channels": architecture["in_channels"],
+        "out_channels": architecture["out_channels"],
+        "latent_channels": architecture["latent_channels"],
+        "block_out_channels": architecture["block_out_channels"],
+        "layers_per_block": architecture["layers_per_block"],
+        "norm_num_groups": architecture["norm_num_groups"],
+        "act_fn": "silu",
+        "scaling_factor": 0.18215,
+        "down_block_types": ["DownEncoderBlock2D"] * levels,
+        "up_block_types": ["UpDecoderBlock2D"] * levels,
     }
 
 

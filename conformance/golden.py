@@ -14,6 +14,7 @@ from jsonschema import Draft202012Validator
 from safetensors.numpy import load, save
 
 from conformance.errors import GoldenError
+from conformance.large import Large
 from conformance.spec import golden_root
 from conformance.tolerance import ARITHMETICS, LIMIT
 
@@ -21,9 +22,6 @@ if TYPE_CHECKING:
     from conformance.case import Case
 
 FORMAT = 1
-WHOLE_LIMIT = 50_000
-"""Outputs of up to this many elements are stored whole."""
-
 SOURCE = "diffusers/transformers in float64"
 
 
@@ -34,8 +32,9 @@ class Golden:
     Attributes:
         case: Case id.
         hunts: The bugs that the case is there to expose.
-        inputs: By input name: recipe, shape, dtype and digest.
-        outputs: float64 arrays by name.
+        inputs: By input name: recipe, shape, dtype and digest; the value itself where no recipe
+            makes it.
+        outputs: Arrays by name: float64, or int64 where a port must match exactly.
         probes: Canonical names in execution order.
         shapes: Shape of each probe.
         sketches: float64 (probes, 64).
@@ -45,6 +44,7 @@ class Golden:
             overflows.
         output_noise: By arithmetic and output name, float64 (3,): noise of the three metrics.
         provenance: Oracle versions, machine and commit.
+        large: By name, what is kept of outputs that are too large to be stored whole.
     """
 
     case: str
@@ -59,6 +59,24 @@ class Golden:
     noise: dict[str, np.ndarray]
     output_noise: dict[str, dict[str, np.ndarray]]
     provenance: dict[str, str] = field(default_factory=dict)
+    large: dict[str, Large] = field(default_factory=dict)
+
+    @property
+    def exact(self) -> bool:
+        """Whether the outputs are integers, right or wrong."""
+        return all(array.dtype.kind == "i" for array in self.outputs.values()) and not self.large
+
+    @property
+    def output_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Return the shape of every output."""
+        whole = {name: array.shape for name, array in self.outputs.items()}
+        return whole | {name: kept.shape for name, kept in self.large.items()}
+
+    def output_norm(self, name: str) -> float:
+        """Return the L2 norm of an output."""
+        if name in self.large:
+            return self.large[name].norm
+        return float(np.linalg.norm(self.outputs[name]))
 
     def why_not_offered(self, arithmetic: str) -> str | None:
         """Say why the case cannot judge an arithmetic, or None where it can.
@@ -92,6 +110,11 @@ class Golden:
             "sketches": self.sketches,
             "norms": self.norms,
             "max_abs": self.max_abs,
+            **{
+                f"large.{part}.{name}": getattr(kept, part)
+                for name, kept in self.large.items()
+                for part in _LARGE_PARTS
+            },
             **{f"output.{name}": array for name, array in self.outputs.items()},
             **{f"noise.{a}.trace": noise.astype(np.float32) for a, noise in self.noise.items()},
             **{
@@ -111,6 +134,8 @@ class Golden:
             ],
             "provenance": self.provenance,
         }
+        if self.large:
+            facts["large"] = {name: [k.norm, *k.shape] for name, k in self.large.items()}
         text = json.dumps(facts, separators=(",", ":"), sort_keys=True)
         return save({k: np.ascontiguousarray(v) for k, v in arrays.items()}, {"golden": text})
 
@@ -156,7 +181,16 @@ class Golden:
             noise=noise,
             output_noise=output_noise,
             provenance=facts["provenance"],
+            large={
+                name: Large(
+                    tuple(shape), norm, *(arrays[f"large.{part}.{name}"] for part in _LARGE_PARTS)
+                )
+                for name, (norm, *shape) in facts.get("large", {}).items()
+            },
         )
+
+
+_LARGE_PARTS = ("buckets", "rows", "columns")
 
 
 def _arithmetic_first(key: str) -> tuple[int, str]:

@@ -5,6 +5,32 @@ from __future__ import annotations
 import re
 
 _HINTS: tuple[tuple[str, str], ...] = (
+    (r"input_ids", "tokenizer: compare the two token lists"),
+    (r".*token_embedding", "token embedding: ids off by one, table transposed or quantised"),
+    (r"text_model\.embeddings", "position embedding: missing, or laid out along the batch"),
+    (r".*layer_norm2\.input", "first residual sum of a CLIP layer"),
+    (r".*layer_norm\d|.*final_layer_norm", "LayerNorm of CLIP: eps is 1e-5, over channels"),
+    (
+        r".*self_attn\.out_proj\.input",
+        "CLIP attention core: causal mask, number of heads (12), scale, softmax, head order",
+    ),
+    (r".*mlp\.fc2\.input", "quick GELU: x * sigmoid(1.702 x), neither erf nor tanh"),
+    (
+        r"last_hidden_state",
+        "the last layer, after the final LayerNorm; no layer skipped, no clip skip",
+    ),
+    (r"pooler_output", "pooling: the final LayerNorm at the first EOS"),
+    (r"post_quant_conv\.input", "latents are divided by 0.18215 before they are decoded"),
+    (r"(en|de)coder\..*norm.*", "GroupNorm of the VAE: eps is 1e-6"),
+    (
+        r"encoder\..*downsamplers\.0.*",
+        "VAE downsampling: stride 2 after one row below and one column right, no other padding",
+    ),
+    (r"(en|de)coder\..*to_out\.0\.input", "VAE attention core: one head, scale, softmax"),
+    (r"decoder\..*upsamplers\.0.*", "VAE upsampling: nearest, twice the size, then convolution"),
+    (r"mean", "the first four channels of quant_conv's output, not the last"),
+    (r"logvar", "the last four channels of quant_conv's output, clamped to -30..20"),
+    (r"latents", "0.18215 * (mean + exp(logvar / 2) * noise)"),
     (r"time_proj", "sine/cosine order, frequency shift, precision of the timestep embedding"),
     (r"time_embedding.*", "timestep embedding: SiLU between its two layers, weights"),
     (r"conv_in", "input: channel order, layout, dtype of the sample, padding"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import nullcontext
 
 import numpy as np
 import torch
@@ -51,12 +52,14 @@ def measure(
     def collect(name: str, tensor: Tensor) -> None:
         pieces.setdefault(name, []).append(tensor.clone())
 
-    with torch.no_grad(), evaluation.around(component.module):
-        batches = _split(case.inputs()) if evaluation.split else [case.inputs()]
+    guard = oracle.Float64Guard() if component.dtype is torch.float64 else nullcontext()
+    inputs = case.inputs()
+    batches = [component.tensors(b) for b in (_split(inputs) if evaluation.split else [inputs])]
+    with torch.no_grad(), guard, evaluation.around(component.module):
         callback = collect if evaluation.split else compare
         with observe(component.module, truth.probes, callback):
-            for inputs in batches:
-                outputs = component.call(component.module, component.tensors(inputs))
+            for tensors in batches:
+                outputs = component.call(component.module, tensors)
                 for name, tensor in outputs.items():
                     collected.setdefault(name, []).append(tensor)
     for name, parts in pieces.items():
@@ -70,11 +73,16 @@ def measure(
 
 def _split(inputs: dict[str, np.ndarray]) -> list[dict[str, np.ndarray]]:
     """Split a batch into batches of one; a 0-d timestep goes to each."""
-    batch = inputs["sample"].shape[0]
+    batch = batch_size(inputs)
     return [
         {name: array if array.ndim == 0 else array[i : i + 1] for name, array in inputs.items()}
         for i in range(batch)
     ]
+
+
+def batch_size(inputs: dict[str, np.ndarray]) -> int:
+    """Return the number of samples: rows of the first input."""
+    return int(next(iter(inputs.values())).shape[0])
 
 
 def calibrations(component: TorchComponent, case: Case, arithmetic: str) -> list[Evaluation]:
@@ -86,9 +94,11 @@ def calibrations(component: TorchComponent, case: Case, arithmetic: str) -> list
     chosen = [e for e in CALIBRATION if arithmetic in e.arithmetics]
     if case.full_size:
         chosen = [e for e in chosen if arithmetic in e.at_full_size]
-    if case.inputs()["sample"].shape[0] == 1:
+    if case.component == "text_encoder":
+        chosen = [e for e in chosen if not e.for_images]
+    if batch_size(case.inputs()) == 1:
         chosen = [e for e in chosen if not e.split]
-    if arithmetic == "float32":
+    if arithmetic == "float32" and hasattr(component.module, "time_proj"):
         chosen += _worst_half_ulps(component, case)
     return chosen
 

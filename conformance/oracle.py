@@ -1,15 +1,15 @@
-"""The oracle: diffusers evaluated in real float64, the only source of truth for numbers.
+"""The oracle: diffusers and transformers in real float64, the only source of truth for numbers.
 
 `.double()` alone does not make diffusers float64: the timestep embedding is float32 in the code.
-The embedding is therefore taken from a copy of diffusers' module in which float32 reads float64,
-and every evaluation runs under a guard that fails on any floating tensor of another dtype.
+The embedding is therefore taken from a copy of diffusers' module in which float32 reads float64.
+CLIP runs through scaled_dot_product_attention, since transformers' plain attention has a float32
+softmax. Every evaluation runs under a guard that fails on any floating tensor of another dtype.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import inspect
-import re
 import sys
 import traceback
 from collections.abc import Collection, Iterator
@@ -28,8 +28,9 @@ from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from transformers import AttentionInterface
 
-from conformance.adapters.diffusers import build_unet, call_unet
+from conformance.adapters.diffusers import NETWORKS, Tokenizer
 from conformance.adapters.torch_module import TorchComponent, assign_weights, observe
 from conformance.errors import GoldenError
 
@@ -105,10 +106,13 @@ def float64_module(name: str) -> ModuleType:
     return module
 
 
-def unet(variant: Variant, weights: Weights, dtype: torch.dtype) -> TorchComponent:
-    """Build the reference UNet.
+def network(
+    component: str, variant: Variant, weights: Weights, dtype: torch.dtype
+) -> TorchComponent:
+    """Build the reference of a network.
 
     Args:
+        component: `text_encoder`, `unet`, `vae_encoder` or `vae_decoder`.
         variant: Architecture.
         weights: Recipe weights.
         dtype: `torch.float64` gives the oracle; any other the unmodified reference.
@@ -116,23 +120,76 @@ def unet(variant: Variant, weights: Weights, dtype: torch.dtype) -> TorchCompone
     Returns:
         The component, on the CPU.
     """
-    module = assign_weights(build_unet(variant), weights, dtype)
-    if dtype is torch.float64:
+    build, call = NETWORKS[component]
+    module = assign_weights(build(variant), weights, dtype)
+    if dtype is torch.float64 and hasattr(module, "time_proj"):
         module.time_proj = float64_time_proj(module)
-    return TorchComponent(module, call_unet, dtype)
+    return TorchComponent(module, call, dtype)
 
 
-BUILDERS = {"unet": unet}
+def token_ids(texts: list[str]) -> np.ndarray:
+    """Return what transformers' tokenizer makes of texts: int64, rows of 77."""
+    outputs, _ = _tokenizer().run({"text": np.array(texts)})
+    return outputs["input_ids"]
+
+
+@cache
+def _tokenizer() -> Tokenizer:
+    return Tokenizer()
+
+
+_PLAIN = "sd1_plain"
 
 
 @contextmanager
 def plain_attention(module: Any) -> Iterator[None]:
-    """Run diffusers' attention as two matrix products and a softmax instead of one kernel."""
+    """Run the reference's attention as two matrix products and a softmax instead of one kernel."""
+    if hasattr(module, "text_model"):
+        config = module.text_model.config
+        before = config._attn_implementation  # noqa: SLF001 - transformers' own switch
+        config._attn_implementation = _PLAIN  # noqa: SLF001
+        try:
+            yield
+        finally:
+            config._attn_implementation = before  # noqa: SLF001
+        return
+    # The VAE's plain attention has a float32 softmax: an island in float64.
+    islands = [m for m in module.modules() if getattr(m, "upcast_softmax", False)]
+    if next(module.parameters()).dtype is not torch.float64:
+        islands = []
     module.set_attn_processor(AttnProcessor())
+    for attention in islands:
+        attention.upcast_softmax = False
     try:
         yield
     finally:
         module.set_attn_processor(AttnProcessor2_0())
+        for attention in islands:
+            attention.upcast_softmax = True
+
+
+def _plain_causal(
+    _module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    _mask: Tensor | None,
+    scaling: float,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """Attend to what came before, (B, heads, N, size) each; return (B, N, heads, size).
+
+    transformers' own plain attention has a float32 softmax whatever the dtype; half types keep it.
+    """
+    scores = torch.matmul(query, key.transpose(-1, -2)) * scaling
+    later = torch.ones(scores.shape[-2:], dtype=torch.bool).triu(1)
+    scores = scores.masked_fill(later, -torch.inf)
+    wide = torch.promote_types(scores.dtype, torch.float32)
+    weights = torch.softmax(scores, dim=-1, dtype=wide).to(query.dtype)
+    return torch.matmul(weights, value).transpose(1, 2).contiguous(), None
+
+
+AttentionInterface.register(_PLAIN, _plain_causal)
 
 
 def float64_time_proj(module: nn.Module) -> nn.Module:
@@ -160,7 +217,7 @@ def evaluate(component: TorchComponent, case: Case, probes: Collection[str]) -> 
     """Evaluate the oracle on one case under the float64 guard.
 
     Args:
-        component: What `BUILDERS` made in float64.
+        component: What `network` made in float64.
         case: The case.
         probes: Canonical names to record; each must fire exactly once.
 
@@ -186,58 +243,3 @@ def evaluate(component: TorchComponent, case: Case, probes: Collection[str]) -> 
         )
         raise GoldenError(message)
     return Truth(outputs, observed)
-
-
-def discover_probes(variant: Variant) -> tuple[list[str], list[str]]:
-    """Derive the canonical UNet probes from the oracle's own modules.
-
-    Args:
-        variant: Any variant: all have the same topology.
-
-    Returns:
-        Every probe in execution order, and the named blocks among them.
-    """
-    component = unet(variant, variant.weights("unet"), torch.float64)
-    names, blocks = _probe_candidates(component.module)
-    order: list[str] = []
-    architecture = variant.architecture("unet")
-    inputs = {
-        "sample": np.zeros((1, architecture["in_channels"], 16, 16), np.float32),
-        "timestep": np.array(0),
-        "encoder_hidden_states": np.zeros((1, 7, architecture["cross_attention_dim"]), np.float32),
-    }
-    with torch.no_grad(), observe(component.module, names, lambda n, _: order.append(n)):
-        component.call(component.module, component.tensors(inputs))
-    return order, [name for name in order if name in blocks]
-
-
-_GLUE = (
-    (".to_out.0", "attention core"),
-    (".norm2", "time embedding added; first residual sum of a transformer block"),
-    (".norm3", "second residual sum of a transformer block"),
-)
-
-
-_BLOCK = re.compile(
-    r"(.*\.(resnets|attentions|downsamplers|upsamplers)|(down|up)_blocks)\.\d+"
-    r"|mid_block|time_proj|time_embedding|conv_in|conv_norm_out"
-)
-"""Named blocks: what the cases other than `base` record."""
-
-
-def _probe_candidates(module: nn.Module) -> tuple[list[str], set[str]]:
-    names: list[str] = []
-    blocks: set[str] = set()
-    for path, child in module.named_modules():
-        if not path or isinstance(child, (nn.ModuleList, nn.Sequential)):
-            continue
-        if next(child.parameters(), None) is None and path != "time_proj":
-            continue
-        if any(path.endswith(suffix) for suffix, _ in _GLUE) or (
-            path.startswith("up_blocks") and path.rsplit(".", 1)[0].endswith("resnets")
-        ):
-            names.append(f"{path}.input")
-        names.append(path)
-        if _BLOCK.fullmatch(path):
-            blocks.add(path)
-    return names, blocks

@@ -19,11 +19,12 @@ import pytest
 from conformance.case import Case, select_cases
 from conformance.cli import executions, scope_of, split
 from conformance.errors import SuiteError
+from conformance.execution import Execution, items
 from conformance.port import BUILTIN, Hello, Port, resolve
 from conformance.report.terminal import verdict_lines
 from conformance.report.words import rerun_command
 from conformance.results import DEFAULT_OUT, Results, environment
-from conformance.runner import Execution, Result, Runner
+from conformance.runner import Result, Runner
 
 Item = tuple[Case, Execution]
 
@@ -72,8 +73,8 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     """Take the scope from the items that are left after `-k` and `-m`."""
     parameters = [getattr(item, "callspec", None) for item in session.items]
     chosen = [p.params.get("sd1_item") or p.params.get("sd1_cuda_item") for p in parameters if p]
-    items: list[Item] = [item for item in chosen if item is not None]
-    session.config.stash[_SCOPE] = scope_of([case for case, _ in items], [run for _, run in items])
+    judged: list[Item] = [item for item in chosen if item is not None]
+    session.config.stash[_SCOPE] = scope_of(judged)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -99,8 +100,7 @@ def _skipped(reason: str) -> Any:
 
 
 def _items(config: pytest.Config) -> list[Any]:
-    cases, runs = selection(config)
-    return [_item(case, run) for case in cases for run in runs]
+    return [_item(case, run) for case, run in items(*selection(config))]
 
 
 def _cuda_items(config: pytest.Config) -> list[Any]:
@@ -108,7 +108,7 @@ def _cuda_items(config: pytest.Config) -> list[Any]:
     if "cuda" not in _port(config).hello().devices:
         return [_skipped("no CUDA device is visible to the port")]
     runs = [Execution(dtype=dtype, device="cuda") for dtype in CUDA_DTYPES]
-    return [_item(case, run) for case in cases for run in runs]
+    return [_item(case, run) for case, run in items(cases, runs) if run in runs]
 
 
 def _item(case: Case, run: Execution) -> Any:
@@ -156,7 +156,8 @@ def _conclude(result: Result, port: str) -> None:
         pytest.skip(result.message)
     if result.verdict in {"fail", "error"}:
         again = rerun_command(port, result.execution.item_id(result.case))
-        pytest.fail(f"{result.verdict}: {result.message}\nrun it alone: {again}", pytrace=False)
+        text = [f"{result.verdict}: {result.message}", result.detail, f"run it alone: {again}"]
+        pytest.fail("\n".join(filter(None, text)), pytrace=False)
 
 
 class _Reporter:

@@ -25,6 +25,7 @@ class Kind(StrEnum):
     """What a tensor is for; it decides how integers become values."""
 
     WEIGHT = "weight"
+    EMBEDDING = "embedding"
     NORM = "norm"
     BIAS = "bias"
     INPUT = "input"
@@ -103,6 +104,9 @@ class TensorRecipe:
         shift: The tensor is multiplied by 2**shift (for a norm weight: not used).
         row_shifts: Rows (first axis) that are multiplied by a further power of two.
         constant: Nothing is drawn: every element has this value.
+        signs: Only the signs of the values are kept: each becomes 2**shift or -2**shift.
+        border: Elements further than this many rows and columns from the edge become 0.
+        mean: Added to every element at the end.
     """
 
     name: str
@@ -112,6 +116,9 @@ class TensorRecipe:
     shift: int = 0
     row_shifts: tuple[tuple[int, int], ...] = ()
     constant: float | None = None
+    signs: bool = False
+    border: int | None = None
+    mean: float = 0.0
 
     def draw(self, dtype: type[np.floating] = np.float32, seed: int = SEED) -> np.ndarray:
         """Draw the tensor.
@@ -138,7 +145,11 @@ class TensorRecipe:
         values = values.reshape(self.shape)
         for row, shift in self.row_shifts:
             values[row] *= dtype(2.0**shift)
-        return values
+        if self.signs:
+            values = np.sign(values) * dtype(2.0**self.shift)
+        if self.border is not None:
+            values[..., self.border : -self.border, self.border : -self.border] = 0
+        return values + dtype(self.mean) if self.mean else values
 
     def _norm(self, k: np.ndarray, dtype: type[np.floating]) -> np.ndarray:
         """Norm weights: 1 +- 1/8, in steps of 2**-7, or of 2**-22 when dense."""
@@ -148,7 +159,7 @@ class TensorRecipe:
 
     def _scale_exponent(self) -> int:
         """Return e so that a value is (2k+1) * 2**-e before `shift`."""
-        exponent = {Kind.BIAS: 11, Kind.INPUT: 7}.get(self.kind)
+        exponent = {Kind.BIAS: 11, Kind.INPUT: 7, Kind.EMBEDDING: weight_exponent(1)}.get(self.kind)
         if exponent is None:
             exponent = weight_exponent(int(np.prod(self.shape[1:], dtype=np.int64)))
         return exponent + 16 if self.dense else exponent

@@ -8,6 +8,7 @@ import os
 import platform
 import subprocess
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,12 @@ from conformance import oracle, spec
 from conformance.adapters.torch_module import DTYPES, TorchComponent, to_numpy
 from conformance.case import Case
 from conformance.errors import GoldenError
-from conformance.golden import FORMAT, SOURCE, WHOLE_LIMIT, Golden, golden_path, manifest_path
+from conformance.golden import FORMAT, SOURCE, Golden, golden_path, manifest_path
 from conformance.honest import HELD_OUT
+from conformance.large import WHOLE_LIMIT, Large
 from conformance.noise import Errors, calibrations, measure, noise_of, worst_of, worst_ratio
 from conformance.recipe import SEED, digest
-from conformance.sketch import sketch
+from conformance.sketch import BUCKETS, sketch
 from conformance.tolerance import LIMIT
 from conformance.variants import Variant
 
@@ -43,8 +45,10 @@ class Reference:
         """Return the reference in an arithmetic; only the last one is kept."""
         if self._built is None or self._built[0] != arithmetic:
             self._built = None
-            builder = oracle.BUILDERS[self.component]
-            self._built = (arithmetic, builder(self.variant, self.weights, DTYPES[arithmetic]))
+            component = oracle.network(
+                self.component, self.variant, self.weights, DTYPES[arithmetic]
+            )
+            self._built = (arithmetic, component)
         return self._built[1]
 
     def truth(self, case: Case) -> oracle.Truth:
@@ -81,6 +85,8 @@ def record_variant(cases: list[Case], say: Say) -> dict[str, Golden]:
     Raises:
         GoldenError: The oracle is not float64, or an honest evaluation exceeds half the limit.
     """
+    if cases[0].exact:
+        return {case.id: _exact_golden(case) for case in cases}
     reference = Reference(cases[0].component, cases[0].variant)
     truths = {}
     for case in cases:
@@ -128,25 +134,13 @@ def _refuse_unfair(
 def _golden(case: Case, truth: oracle.Truth, noise: dict[str, Errors]) -> Golden:
     names = list(truth.probes)
     outputs = {name: to_numpy(tensor) for name, tensor in truth.outputs.items()}
-    for name, array in outputs.items():
-        if array.size > WHOLE_LIMIT:
-            message = f"{case.id}: output {name} has {array.size} elements, over {WHOLE_LIMIT}"
-            raise GoldenError(message)
     units = {arithmetic: noise_of(arithmetic, noise) for arithmetic in noise}
-    recipes = case.scenario.recipes(case.variant)
     return Golden(
         case=case.id,
         hunts=case.scenario.hunts,
-        inputs={
-            name: {
-                "recipe": recipes[name].name if name in recipes else "literal",
-                "dtype": array.dtype.name,
-                "shape": list(array.shape),
-                "sha256": digest(array),
-            }
-            for name, array in case.inputs().items()
-        },
-        outputs=outputs,
+        inputs=input_facts(case),
+        outputs={n: array for n, array in outputs.items() if array.size <= WHOLE_LIMIT},
+        large={n: Large.of(array) for n, array in outputs.items() if array.size > WHOLE_LIMIT},
         probes=names,
         shapes=[tuple(truth.probes[name].shape) for name in names],
         sketches=np.stack([sketch(to_numpy(truth.probes[name])) for name in names]),
@@ -158,6 +152,41 @@ def _golden(case: Case, truth: oracle.Truth, noise: dict[str, Errors]) -> Golden
     )
 
 
+def _exact_golden(case: Case) -> Golden:
+    """Record what the reference's tokenizer makes of a case's texts."""
+    return Golden(
+        case=case.id,
+        hunts=case.scenario.hunts,
+        inputs=input_facts(case),
+        outputs={"input_ids": oracle.token_ids(case.inputs()["text"].tolist())},
+        probes=[],
+        shapes=[],
+        sketches=np.zeros((0, BUCKETS)),
+        norms=np.zeros(0),
+        max_abs=np.zeros(0),
+        noise={},
+        output_noise={},
+        provenance=provenance(),
+    )
+
+
+def input_facts(case: Case) -> dict[str, dict[str, Any]]:
+    """Return what a golden says of its inputs; the value itself where no recipe makes it."""
+    recipes = case.scenario.recipes(case.variant)
+    facts: dict[str, dict[str, Any]] = {}
+    for name, array in case.inputs().items():
+        facts[name] = {
+            "recipe": recipes[name].name if name in recipes else "literal",
+            "dtype": "str" if array.dtype.kind == "U" else array.dtype.name,
+            "shape": list(array.shape),
+            "sha256": digest(array),
+        }
+        if name not in recipes:
+            facts[name]["value"] = array.tolist()
+    return facts
+
+
+@cache
 def provenance() -> dict[str, str]:
     """Return where a golden came from: oracle versions, machine, commit."""
     try:
@@ -205,6 +234,16 @@ def write(goldens: dict[str, Golden]) -> None:
     _replace(path, (json.dumps(manifest, indent=1) + "\n").encode())
     lock = "".join(f"{case_id}\n" for case_id in manifest["goldens"])
     _replace(path.with_name("cases.lock"), lock.encode())
+
+
+def write_spec(texts: dict[str, str]) -> None:
+    """Replace files of `golden/spec/`.
+
+    Args:
+        texts: By file name.
+    """
+    for name, text in texts.items():
+        _replace(spec.golden_root() / "spec" / name, text.encode())
 
 
 def _replace(path: Path, data: bytes) -> None:

@@ -14,18 +14,18 @@ from pathlib import Path
 from typing import IO, Any
 
 from conformance import __version__, spec
+from conformance.case import COMPONENTS
 from conformance.errors import ExitCode, UsageError
 from conformance.golden import manifest_digest
 from conformance.port import Hello
 from conformance.report.html import write_html
 from conformance.report.junit import write_junit
+from conformance.spec import TOKENIZER
 from conformance.tolerance import LIMIT, badness
 
 DEFAULT_OUT = Path("conformance-report")
 VERDICTS = ("pass", "warn", "fail", "error", "skip", "xfail", "xpass")
 FILES = ("results.jsonl", "summary.json", "junit.xml", "index.html")
-LADDER = ("tokenizer", "text_encoder", "unet", "vae_encoder", "vae_decoder")
-"""Components of level 1; a badge lists those that a port does not offer."""
 
 
 class Results:
@@ -175,7 +175,7 @@ def summarise(
     else:
         verdict = "conformant"
     ratios = [float(line["ratio"]) for line in lines if line["ratio"] is not None]
-    missing = [name for name in LADDER if name not in hello.components]
+    missing = [name for name in COMPONENTS if name not in hello.components]
     return {
         "suite": __version__,
         "port": port,
@@ -195,12 +195,15 @@ def summarise(
 def level(lines: list[dict[str, Any]]) -> int | None:
     """Return the level reached: 1 if every component case passes, 0 if only the contract holds.
 
-    The contract (names, shapes, dtypes) is broken by an `error` or by a tensor of the wrong shape.
+    The contract (names, shapes, dtypes, token ids) is broken by an `error`, by a tensor of the
+    wrong shape, or by a wrong id.
     """
     judged = [line for line in lines if line["verdict"] != "skip"]
     if not judged or any(line["verdict"] == "error" for line in judged):
         return None
     failing = [line for line in judged if line["verdict"] == "fail"]
+    if any(line["component"] == TOKENIZER for line in failing):
+        return None
     misshapen = any(p["note"].startswith("shape ") for line in failing for p in line["probes"])
     if misshapen:
         return None
@@ -219,10 +222,11 @@ def earliest(lines: list[dict[str, Any]]) -> dict[str, Any] | None:
     """Return the first divergence earliest in execution order; of equals, the clearest."""
     found = [line for line in lines if line["first_divergence"]]
 
-    def position(line: dict[str, Any]) -> tuple[int, float]:
-        order = spec.execution_order(line["component"])
-        first = line["first_divergence"]
-        return order.get(first["probe"], len(order)), -badness(float(first["ratio"]))
+    def position(line: dict[str, Any]) -> tuple[int, int, float]:
+        component, first = line["component"], line["first_divergence"]
+        order = spec.execution_order(component)
+        place = order.get(first["probe"], len(order))
+        return COMPONENTS.index(component), place, -badness(float(first["ratio"]))
 
     return min(found, key=position)["first_divergence"] if found else None
 

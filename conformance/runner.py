@@ -15,40 +15,27 @@ import numpy as np
 
 from conformance import tolerance
 from conformance.case import Case
-from conformance.compare import Record, judge_output, judge_probe, misshapen
+from conformance.compare import Record
 from conformance.contract import call, check_contract, where_raised
 from conformance.errors import PortError, SuiteError, UnsupportedError
+from conformance.execution import Execution
 from conformance.golden import Golden, check_inputs, load_golden
 from conformance.hints import hint_for
+from conformance.judge import (
+    ISLAND,
+    TIME_PROJ,
+    judge_outputs,
+    judge_probes,
+    time_proj_values,
+    token_lists,
+    watching,
+)
 from conformance.port import Arrays, Component, Port, greet
 from conformance.recipe import digest
 from conformance.report.text import one_line
 
-TIME_PROJ = "time_proj"
-ISLAND = "float32 island: computed in float32, judged by float32 noise"
 MESSAGE = 600
 """Longest message kept, in characters."""
-
-
-@dataclass(frozen=True)
-class Execution:
-    """How a case is run: the bracketed part of an item's id.
-
-    Attributes:
-        dtype: Arithmetic asked of the port.
-        device: Device asked of the port.
-        backend: Attention backend.
-        mode: `trace`.
-    """
-
-    dtype: str = "float32"
-    device: str = "cpu"
-    backend: str = "sdpa"
-    mode: str = "trace"
-
-    def item_id(self, case: Case) -> str:
-        """Return the id of a case run this way, `unet/tiny/base[float32-cpu-sdpa-trace]`."""
-        return f"{case.id}[{self.dtype}-{self.device}-{self.backend}-{self.mode}]"
 
 
 @dataclass
@@ -63,6 +50,7 @@ class Result:
         message: Why, in one line.
         first_divergence: The first failing record, as in summary.json.
         seconds: Wall time.
+        detail: What a reader wants to see below the message, in several lines.
     """
 
     case: Case
@@ -72,6 +60,7 @@ class Result:
     message: str = ""
     first_divergence: dict[str, Any] | None = None
     seconds: float = 0.0
+    detail: str = ""
 
     @property
     def worst(self) -> Record | None:
@@ -97,6 +86,7 @@ class Result:
             "first_divergence": self.first_divergence,
             "seconds": round(self.seconds, 3),
             "message": self.message,
+            "detail": self.detail,
             "hunts": self.case.scenario.hunts,
             "probes": [record.as_json() for record in self.records],
         }
@@ -141,30 +131,36 @@ class Runner:
     def _run(self, case: Case, execution: Execution) -> Result:
         self._require_offer(case, execution)
         golden = load_golden(case)
-        noise = _noise(golden, execution.dtype)
+        reason = None if case.exact else golden.why_not_offered(execution.dtype)
+        if reason is not None:
+            raise UnsupportedError(reason)
         inputs = case.inputs()
         digests = {name: digest(array) for name, array in inputs.items()}
         check_inputs(golden, digests)
         component = self._load(case, execution)
-        supplied = self._supply(case, golden, execution)
+        supplied = self._supply(case, golden, execution, inputs)
         plain, _ = call(component, inputs, (), supplied)
         plain = {name: array.copy() for name, array in plain.items()}
         watched: Arrays = plain
         probes: Arrays = {}
-        if self.hello.probes:
+        if self.hello.probes and golden.probes:
             watched, probes = call(component, inputs, golden.probes, supplied)
         if {name: digest(array) for name, array in inputs.items()} != digests:
             message = f"{case.id}: the port changed its inputs in place"
             raise PortError(message)
         check_contract(golden, plain, probes, execution.dtype)
-        records = _judge_probes(golden, probes, noise, execution.dtype)
+        records = judge_probes(golden, probes, execution.dtype)
         self._refuse_island(records, execution)
-        outputs = _judge_outputs(golden, plain, execution.dtype)
+        outputs = judge_outputs(golden, plain, execution.dtype)
         result = Result(case, execution, "pass", records + outputs)
         self._conclude(result, golden)
+        if case.exact:
+            if result.verdict == "fail":
+                result.detail = token_lists(golden, plain)
+            return result
         finite = all(np.isfinite(array).all() for array in plain.values())
-        watching = _watching(plain, watched, golden, execution.dtype) if finite else ""
-        result.message = "; ".join(text for text in (result.message, watching) if text)
+        seen = watching(plain, watched, golden, execution.dtype) if finite else ""
+        result.message = "; ".join(text for text in (result.message, seen) if text)
         return result
 
     def _require_offer(self, case: Case, execution: Execution) -> None:
@@ -173,7 +169,7 @@ class Runner:
             ("arithmetic", execution.dtype, self.hello.arithmetics),
             ("device", execution.device, self.hello.devices),
         ):
-            if wanted not in offered:
+            if wanted not in offered and not (case.exact and kind != "component"):
                 message = f"{self.hello.name} does not offer {kind} {wanted}"
                 raise UnsupportedError(message)
 
@@ -194,11 +190,13 @@ class Runner:
             self._loaded = (key, component)
         return self._loaded[1]
 
-    def _supply(self, case: Case, golden: Golden, execution: Execution) -> Arrays | None:
+    def _supply(
+        self, case: Case, golden: Golden, execution: Execution, inputs: Arrays
+    ) -> Arrays | None:
         """In float64 the timestep embedding is supplied, so that a float32 island stays one."""
         if execution.dtype != "float64" or TIME_PROJ not in golden.probes or not self.hello.replace:
             return None
-        return {TIME_PROJ: time_proj_values(case)}
+        return {TIME_PROJ: time_proj_values(case, inputs)}
 
     def _refuse_island(self, records: list[Record], execution: Execution) -> None:
         """Without `replace`, a float32 timestep embedding would spoil everything after it."""
@@ -238,86 +236,6 @@ class Runner:
         if self._live_age is None:
             self._live_age = importlib.import_module("conformance.verify").LiveAge()
         return self._live_age(case, golden)
-
-
-def time_proj_values(case: Case) -> np.ndarray:
-    """Compute the timestep embedding of a UNet case: cosines, then sines (DDPM, appendix B).
-
-    Args:
-        case: A UNet case.
-
-    Returns:
-        float64 (batch, width of the first level).
-    """
-    half = case.variant.architecture("unet")["block_out_channels"][0] // 2
-    inputs = case.inputs()
-    timestep = np.broadcast_to(inputs["timestep"], inputs["sample"].shape[:1]).astype(np.float64)
-    angles = timestep[:, None] * np.exp(-np.log(10000.0) * np.arange(half) / half)
-    return np.concatenate([np.cos(angles), np.sin(angles)], axis=1)
-
-
-def _noise(golden: Golden, arithmetic: str) -> np.ndarray:
-    reason = golden.why_not_offered(arithmetic)
-    if reason is not None:
-        raise UnsupportedError(reason)
-    return golden.noise[arithmetic]
-
-
-def _judge_probes(
-    golden: Golden, probes: Arrays, noise: np.ndarray, arithmetic: str
-) -> list[Record]:
-    records = []
-    for i, name in enumerate(golden.probes):
-        value = probes.get(name)
-        if value is None:
-            continue
-        if value.shape != golden.shapes[i]:
-            records.append(misshapen(name, "probe", value, golden.shapes[i]))
-            continue
-        record = judge_probe(
-            name, value, golden.sketches[i], float(golden.norms[i]), float(noise[i]), arithmetic
-        )
-        if name == TIME_PROJ and arithmetic == "float64":
-            _judge_island(record, float(golden.noise["float32"][i]))
-        records.append(record)
-    return records
-
-
-def _judge_island(record: Record, noise32: float) -> None:
-    """A float32 timestep embedding in a float64 model is a warning; a wrong one is a fault."""
-    if record.verdict != "fail":
-        return
-    ratio = tolerance.ratio(record.err, noise32, "float32")
-    if ratio <= tolerance.LIMIT:
-        record.noise, record.ratio = noise32, ratio
-        record.verdict = "warn"
-        record.note = ISLAND
-
-
-def _judge_outputs(golden: Golden, outputs: Arrays, arithmetic: str) -> list[Record]:
-    records = []
-    for name, truth in golden.outputs.items():
-        value = outputs[name]
-        if value.shape != truth.shape:
-            records.append(misshapen(name, "output", value, truth.shape))
-            continue
-        noise = golden.output_noise[arithmetic][name]
-        records.append(judge_output(name, value, truth, noise, arithmetic))
-    return records
-
-
-def _watching(plain: Arrays, watched: Arrays, golden: Golden, arithmetic: str) -> str:
-    """Say so if observing the probes changed the output by more than noise."""
-    for name, array in plain.items():
-        if watched[name].shape != array.shape:
-            return f"watching changes the shape of output {name}"
-        with np.errstate(all="ignore"):
-            difference = watched[name].astype(np.float64) - array.astype(np.float64)
-            change = float(np.linalg.norm(difference) / np.linalg.norm(golden.outputs[name]))
-        noise = float(golden.output_noise[arithmetic][name][0])
-        if not change <= max(noise, tolerance.floor(arithmetic)):
-            return f"watching changes output {name} by {change:.2g}, more than noise {noise:.2g}"
-    return ""
 
 
 def first_divergence(result: Result) -> dict[str, Any]:
@@ -381,7 +299,7 @@ def run_all(
     for case in cases:
         groups.setdefault((case.component, case.variant.name), []).append(case)
     for group in groups.values():
-        for execution in executions:
+        for execution in dict.fromkeys(e.for_case(group[0]) for e in executions):
             for case in group:
                 if execution.item_id(case) not in done:
                     report(runner.run(case, execution))

@@ -10,6 +10,22 @@ from typing import Any
 
 from conformance.errors import GoldenError
 
+TOKENIZER = "tokenizer"
+
+CHECKPOINT_FOLDERS = {
+    "text_encoder": "text_encoder",
+    "unet": "unet",
+    "vae_encoder": "vae",
+    "vae_decoder": "vae",
+}
+"""The folder of a checkpoint that holds a network's weights: both halves of the VAE share one."""
+
+_PARTS = {
+    "vae_encoder": ("encoder.", "quant_conv."),
+    "vae_decoder": ("decoder.", "post_quant_conv."),
+}
+"""Keys of a shared folder that belong to a network."""
+
 
 def golden_root() -> Path:
     """Return the folder of the goldens: `$SD1_GOLDEN`, or `golden/` beside this package."""
@@ -33,30 +49,45 @@ def _load(root: Path, name: str) -> Any:
 
 
 def architectures(component: str) -> dict[str, dict[str, Any]]:
-    """Return the sizes of a component and their architecture, by size name."""
-    return _load(golden_root(), "variants")[component]
+    """Return the sizes of a network and their architecture, by size name."""
+    return _load(golden_root(), "variants")[CHECKPOINT_FOLDERS[component]]
+
+
+def checkpoint_shapes(folder: str, size: str) -> dict[str, tuple[int, ...]]:
+    """Return the names and shapes of one folder of a checkpoint, in the checkpoint's order.
+
+    Args:
+        folder: `text_encoder`, `unet` or `vae`.
+        size: A size of the network.
+
+    Returns:
+        Name to shape.
+    """
+    shapes = _load(golden_root(), "parameters")[folder][size]
+    return {name: tuple(shape) for name, shape in shapes.items()}
 
 
 def parameter_shapes(component: str, size: str) -> dict[str, tuple[int, ...]]:
-    """Return canonical parameter names and shapes, in the checkpoint's order.
+    """Return canonical parameter names and shapes of one network, in the checkpoint's order.
 
     Args:
-        component: `unet`.
+        component: `text_encoder`, `unet`, `vae_encoder` or `vae_decoder`.
         size: A size of `architectures(component)`.
 
     Returns:
         Name to shape.
     """
-    shapes = _load(golden_root(), "parameters")[component][size]
-    return {name: tuple(shape) for name, shape in shapes.items()}
+    parts = _PARTS.get(component, ("",))
+    shapes = checkpoint_shapes(CHECKPOINT_FOLDERS[component], size)
+    return {name: shape for name, shape in shapes.items() if name.startswith(parts)}
 
 
 @cache
 def probe_names(component: str, size: str) -> tuple[str, ...]:
-    """Return the canonical probe names of a component in execution order.
+    """Return the canonical probe names of a network in execution order.
 
     Args:
-        component: `unet`.
+        component: A network.
         size: A size; a layer that this size lacks (a shortcut between equal widths) has no probe.
 
     Returns:
@@ -76,5 +107,16 @@ def block_names(component: str) -> frozenset[str]:
 
 @cache
 def execution_order(component: str) -> dict[str, int]:
-    """Return the place of every probe of any size in execution order."""
-    return {name: i for i, name in enumerate(_load(golden_root(), "probes")[component]["all"])}
+    """Return the place of every probe of any size in execution order; none for the tokenizer."""
+    names = _load(golden_root(), "probes").get(component, {"all": ()})["all"]
+    return {name: i for i, name in enumerate(names)}
+
+
+def golden_strings() -> dict[str, dict[str, Any]]:
+    """Return the tokenizer's strings, by name: `text` (one or several) and what it `hunts`."""
+    return _load(golden_root(), "strings")
+
+
+def golden_prompts() -> dict[str, dict[str, Any]]:
+    """Return the text encoder's inputs, by scenario: `text` and its `input_ids`, rows of 77."""
+    return _load(golden_root(), "prompts")

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,31 +14,11 @@ import numpy as np
 
 from conformance import spec
 from conformance.errors import unknown_name
-from conformance.recipe import SEED, Kind, TensorRecipe
+from conformance.recipe import SEED, TensorRecipe
+from conformance.regimes import REGIMES, UNIT, tensor_recipe
 
-UNIT = "unit"
-REGIMES = (UNIT, "lowvar", "dense", "sharp", "outlier", "offset")
-
-_LOWVAR_SHIFT = -5
-_SHARP_SHIFT = 2
-_OUTLIER_SHIFT = 6
-_OFFSET_BIAS = 12.0
-
-_FEEDS_A_NORM = re.compile(
-    r"conv_in|resnets\.\d+\.(conv1|conv2|conv_shortcut|time_emb_proj)|proj_in|proj_out"
-    r"|to_out\.0|ff\.net\.2|(down|up)samplers\.0\.conv"
-)
-"""Layers of the UNet whose output enters the residual stream or a norm."""
-
-_READS_THE_STREAM = re.compile(r"conv_shortcut|proj_out|samplers\.0\.conv")
-"""Those of them that read the (already small) stream itself: their weights stay as they are."""
-
-_SHARP_BLOCK = re.compile(
-    r"(down_blocks\.[012]|mid_block)\.attentions\.0\.transformer_blocks\.0\.attn[12]\.to_[qk]\.weight"
-)
-_OFFSET_LAYER = re.compile(r"(conv_in|conv1|proj_in)\.bias")
-"""Biases that lift what a norm reads to a mean of about ten deviations."""
-_OUTLIER_LAYER = re.compile(r"(conv2|ff\.net\.2)\.weight")
+NO_VARIANT = "-"
+"""Stands for the variant where none applies: the tokenizer has one vocabulary and no weights."""
 
 
 @dataclass(frozen=True)
@@ -62,31 +41,14 @@ class Variant:
 
     def weights(self, component: str, seed: int = SEED) -> Weights:
         """Return the component's weights: drawn when read, never stored."""
-        shapes = spec.parameter_shapes(component, self.size)
-        recipes = {name: self._recipe(component, name, shape) for name, shape in shapes.items()}
+        if component == spec.TOKENIZER:
+            return Weights(component, self, {}, seed)
+        folder = spec.CHECKPOINT_FOLDERS[component]
+        recipes = {
+            name: tensor_recipe(folder, name, shape, self.regime)
+            for name, shape in spec.parameter_shapes(component, self.size).items()
+        }
         return Weights(component, self, recipes, seed)
-
-    def _recipe(self, component: str, name: str, shape: tuple[int, ...]) -> TensorRecipe:
-        kind = _kind(name, shape)
-        shift = 0
-        row_shifts: tuple[tuple[int, int], ...] = ()
-        if self.regime == "lowvar" and _FEEDS_A_NORM.search(name):
-            keeps = kind is Kind.WEIGHT and _READS_THE_STREAM.search(name)
-            shift = 0 if keeps else _LOWVAR_SHIFT
-        elif self.regime == "sharp" and _SHARP_BLOCK.fullmatch(name):
-            shift = _SHARP_SHIFT
-        elif self.regime == "outlier" and _OUTLIER_LAYER.search(name):
-            row_shifts = ((3, _OUTLIER_SHIFT), (shape[0] // 2 + 1, _OUTLIER_SHIFT))
-        lifted = self.regime == "offset" and _OFFSET_LAYER.search(name)
-        return TensorRecipe(
-            f"{component}/{name}",
-            shape,
-            kind,
-            dense=self.regime == "dense",
-            shift=shift,
-            row_shifts=row_shifts,
-            constant=_OFFSET_BIAS if lifted else None,
-        )
 
 
 class Weights(Mapping[str, np.ndarray]):
@@ -124,21 +86,18 @@ class Weights(Mapping[str, np.ndarray]):
     def export(self, folder: Path) -> Path:
         """Write the weights as one component of a diffusers folder.
 
+        The halves of the VAE share a folder: either writes both, so that a loader finds all keys.
+
         Args:
             folder: Folder to create; its files are replaced.
 
         Returns:
-            `folder`, now with `config.json` and `diffusion_pytorch_model.safetensors` (float32).
+            `folder`, now with `config.json` and `diffusion_pytorch_model.safetensors`, or
+            `model.safetensors` for the text encoder (float32).
         """
         from conformance.export import write_component
 
         return write_component(self, folder)
-
-
-def _kind(name: str, shape: tuple[int, ...]) -> Kind:
-    if len(shape) > 1:
-        return Kind.WEIGHT
-    return Kind.BIAS if name.endswith(".bias") else Kind.NORM
 
 
 def sizes(component: str = "unet") -> list[str]:
@@ -147,7 +106,13 @@ def sizes(component: str = "unet") -> list[str]:
 
 
 def variant_names(component: str = "unet") -> list[str]:
-    """Return every variant that exists: each size in each regime, inpainting sizes in `unit`."""
+    """Return every variant that exists: each size in each regime, inpainting sizes in `unit`.
+
+    Args:
+        component: A network, or the tokenizer, which has none but `-`. The UNet has them all.
+    """
+    if component == spec.TOKENIZER:
+        return [NO_VARIANT]
     names = []
     for size in sizes(component):
         regimes = REGIMES[:1] if size.endswith("-inpaint") else REGIMES
@@ -159,7 +124,7 @@ def parse_variant(name: str) -> Variant:
     """Return the variant of that name.
 
     Args:
-        name: `tiny`, `odd-lowvar`, `sd1-inpaint`, ...
+        name: `tiny`, `odd-lowvar`, `sd1-inpaint`, ..., or `-`.
 
     Returns:
         The variant.
@@ -167,9 +132,9 @@ def parse_variant(name: str) -> Variant:
     Raises:
         UsageError: No such variant.
     """
-    if name not in variant_names():
+    if name not in [*variant_names(), NO_VARIANT]:
         raise unknown_name("variant", name, variant_names())
-    if name in sizes():
+    if name in [*sizes(), NO_VARIANT]:
         return Variant(name, name, UNIT)
     size, _, regime = name.rpartition("-")
     return Variant(name, size, regime)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from conformance import oracle
@@ -9,6 +11,7 @@ from conformance.adapters.torch_module import to_numpy
 from conformance.case import Case
 from conformance.compare import METRICS, relative_error, whole_errors
 from conformance.golden import Golden
+from conformance.large import Large
 from conformance.record import Reference
 from conformance.sketch import distance, sketch
 from conformance.tolerance import LIMIT, floor, ratio
@@ -29,7 +32,7 @@ def disagreement(old: Golden, new: Golden) -> str | None:
         return "inputs differ"
     if old.probes != new.probes or old.shapes != new.shapes:
         return "probe names or shapes differ"
-    aged = age(old, new.outputs, dict(zip(new.probes, new.sketches, strict=True)))
+    aged = age(old, {**new.outputs, **new.large}, dict(zip(new.probes, new.sketches, strict=True)))
     if aged is not None:
         return aged
     if set(old.noise) != set(new.noise):
@@ -58,12 +61,14 @@ def _noise_change(old: Golden, new: Golden, arithmetic: str) -> str | None:
     return None
 
 
-def age(old: Golden, outputs: dict[str, np.ndarray], sketches: dict[str, np.ndarray]) -> str | None:
+def age(
+    old: Golden, outputs: Mapping[str, np.ndarray | Large], sketches: Mapping[str, np.ndarray]
+) -> str | None:
     """Say where a stored golden disagrees with the oracle of today, or None.
 
     Args:
         old: As stored.
-        outputs: float64 outputs of the live oracle.
+        outputs: Outputs of the live oracle, whole or what is kept of large ones.
         sketches: Sketches of the live oracle's probes.
 
     Returns:
@@ -75,13 +80,25 @@ def age(old: Golden, outputs: dict[str, np.ndarray], sketches: dict[str, np.ndar
         if not found <= LIMIT:
             return f"probe {name} is {found:.3g} float64 noise away from the installed oracle"
     for name, truth in old.outputs.items():
-        errors = whole_errors(outputs[name], truth)
+        now = np.asarray(outputs[name])
+        if old.exact:
+            if not np.array_equal(now, truth):
+                return f"{name} is not what the installed tokenizer gives"
+            continue
+        errors = whole_errors(now, truth)
         for metric, error, unit in zip(
             METRICS, errors, old.output_noise["float64"][name], strict=True
         ):
             found = ratio(float(error), float(unit), "float64")
             if not found <= LIMIT:
                 return f"output {name} ({metric}) is {found:.3g} float64 noise away"
+    for name, kept in old.large.items():
+        whole = outputs[name]
+        apart = kept.errors(whole if isinstance(whole, Large) else Large.of(whole))
+        units = old.output_noise["float64"][name][[0, 2]]
+        found = max(ratio(e, float(u), "float64") for e, u in zip(apart, units, strict=True))
+        if not found <= LIMIT:
+            return f"output {name} is {found:.3g} float64 noise away"
     return None
 
 
@@ -99,6 +116,9 @@ class LiveAge:
 
     def __call__(self, case: Case, golden: Golden) -> str | None:
         """Evaluate the installed oracle on a case; say where the golden disagrees, or None."""
+        if case.exact:
+            texts = case.inputs()["text"].tolist()
+            return age(golden, {"input_ids": oracle.token_ids(texts)}, {})
         if self._reference is None or self._reference.variant != case.variant:
             self._reference = None
             self._reference = Reference(case.component, case.variant)

@@ -1,11 +1,37 @@
 """Stable Diffusion v1, from scratch, in plain PyTorch: one file per part, written to be read.
 
-Attribute names are the keys of the published diffusers checkpoints, so that
-``load_state_dict(strict=True)`` needs no rename table. Nothing here imports diffusers or
-transformers. Start with `sd1_impl.unet`: its forward pass is the figure in the paper.
+`sd1_impl.text_encoder` reads the prompt, `sd1_impl.unet` predicts the noise in the latents,
+`sd1_impl.vae` turns latents into images and images into latents; every number of the three is in
+`sd1_impl.config`. Start with `sd1_impl.unet`: its forward pass is the figure in the paper.
+
+Attribute names are the keys of the diffusers checkpoints, so that ``load_state_dict(strict=True)``
+needs no rename table; the two leftovers of older files are named at the top of
+`sd1_impl.text_encoder` and `sd1_impl.vae`. Nothing here imports diffusers or transformers.
 """
 
-from sd1_impl.config import SD_V1_INPAINT_UNET, SD_V1_UNET, UNetConfig
+from sd1_impl.config import (
+    SD_V1_INPAINT_UNET,
+    SD_V1_TEXT_ENCODER,
+    SD_V1_UNET,
+    SD_V1_VAE,
+    TextEncoderConfig,
+    UNetConfig,
+    VAEConfig,
+)
+from sd1_impl.text_encoder import CLIPTextEncoder
 from sd1_impl.unet import UNet
+from sd1_impl.vae import AutoencoderKL, DiagonalGaussian
 
-__all__ = ["SD_V1_INPAINT_UNET", "SD_V1_UNET", "UNet", "UNetConfig"]
+__all__ = [
+    "SD_V1_INPAINT_UNET",
+    "SD_V1_TEXT_ENCODER",
+    "SD_V1_UNET",
+    "SD_V1_VAE",
+    "AutoencoderKL",
+    "CLIPTextEncoder",
+    "DiagonalGaussian",
+    "TextEncoderConfig",
+    "UNet",
+    "UNetConfig",
+    "VAEConfig",
+]

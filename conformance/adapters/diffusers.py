@@ -1,30 +1,37 @@
-"""diffusers itself as a port: the reference judged by its own suite."""
+"""diffusers and transformers themselves as a port: the reference judged by its own suite."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Collection, Mapping
+from typing import TYPE_CHECKING, Any
 
 import diffusers
+import numpy as np
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor, nn
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from conformance.adapters.torch_module import TorchPort
-from conformance.export import diffusers_config
+from conformance.export import published_config
+from conformance.port import Arrays
+from conformance.vocabulary import CONTEXT, END, Vocabulary
 
 if TYPE_CHECKING:
     from conformance.variants import Variant
+
+Tensors = dict[str, Tensor]
 
 
 def build_unet(variant: Variant) -> nn.Module:
     """Build diffusers' UNet of a variant on the meta device, unmodified."""
     with torch.device("meta"):
         return UNet2DConditionModel.from_config(
-            diffusers_config("unet", variant.architecture("unet"))
+            published_config("unet", variant.architecture("unet"))
         )
 
 
-def call_unet(module: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def call_unet(module: nn.Module, tensors: Tensors) -> Tensors:
     """Call diffusers' UNet with the tensors of the border."""
     (sample,) = module(
         tensors["sample"],
@@ -35,6 +42,102 @@ def call_unet(module: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Tensor
     return {"sample": sample}
 
 
+class _Prefixed(nn.Module):
+    """A text model under the name that it has in the checkpoint; newer transformers dropped it."""
+
+    def __init__(self, text_model: nn.Module) -> None:
+        super().__init__()
+        self.text_model = text_model
+
+
+def build_text_encoder(variant: Variant) -> nn.Module:
+    """Build transformers' CLIP text model of a variant on the meta device, unmodified."""
+    facts = published_config("text_encoder", variant.architecture("text_encoder"))
+    config = CLIPTextConfig(**{k: v for k, v in facts.items() if k != "architectures"})
+    with torch.device("meta"):
+        model = CLIPTextModel._from_config(config, attn_implementation="sdpa")  # noqa: SLF001
+    text_model = getattr(model, "text_model", model)
+    positions = torch.arange(config.max_position_embeddings)
+    text_model.embeddings.position_ids = positions.expand(1, -1)  # a buffer that no file holds
+    return _Prefixed(text_model)
+
+
+def call_text_encoder(module: nn.Module, tensors: Tensors) -> Tensors:
+    """Call transformers' CLIP text model with the tensors of the border."""
+    answer = module.text_model(input_ids=tensors["input_ids"])
+    return {"last_hidden_state": answer.last_hidden_state, "pooler_output": answer.pooler_output}
+
+
+def build_vae_encoder(variant: Variant) -> nn.Module:
+    """Build diffusers' VAE of a variant on the meta device, without the half that decodes."""
+    vae = build_vae(variant)
+    del vae.decoder, vae.post_quant_conv
+    return vae
+
+
+def build_vae_decoder(variant: Variant) -> nn.Module:
+    """Build diffusers' VAE of a variant on the meta device, without the half that encodes."""
+    vae = build_vae(variant)
+    del vae.encoder, vae.quant_conv
+    return vae
+
+
+def build_vae(variant: Variant) -> nn.Module:
+    """Build diffusers' VAE of a variant on the meta device, unmodified."""
+    with torch.device("meta"):
+        return AutoencoderKL.from_config(
+            published_config("vae", variant.architecture("vae_encoder"))
+        )
+
+
+def call_vae_encoder(module: nn.Module, tensors: Tensors) -> Tensors:
+    """Encode as a pipeline does, the posterior's noise given instead of drawn."""
+    posterior = module.encode(tensors["image"]).latent_dist
+    sample = posterior.mean + posterior.std * tensors["noise"]
+    return {
+        "mean": posterior.mean,
+        "logvar": posterior.logvar,
+        "latents": sample * module.config.scaling_factor,
+    }
+
+
+def call_vae_decoder(module: nn.Module, tensors: Tensors) -> Tensors:
+    """Decode as a pipeline does."""
+    return {"image": module.decode(tensors["latents"] / module.config.scaling_factor).sample}
+
+
+NETWORKS = {
+    "text_encoder": (build_text_encoder, call_text_encoder),
+    "unet": (build_unet, call_unet),
+    "vae_encoder": (build_vae_encoder, call_vae_encoder),
+    "vae_decoder": (build_vae_decoder, call_vae_decoder),
+}
+"""By component: builds the network of a variant on the meta device; calls it."""
+
+
+class Tokenizer:
+    """transformers' CLIPTokenizer behind the port contract."""
+
+    def __init__(self) -> None:
+        """Build it from CLIP's vocabulary, as the published checkpoint configures it."""
+        vocabulary = Vocabulary.load()
+        self.tokenizer = CLIPTokenizer(
+            vocab=vocabulary.ids, merges=vocabulary.merges, pad_token=END, model_max_length=CONTEXT
+        )
+
+    def run(
+        self,
+        inputs: Mapping[str, np.ndarray],
+        probes: Collection[str] = (),  # noqa: ARG002 - a tokenizer has none
+        replace: Mapping[str, np.ndarray] | None = None,  # noqa: ARG002
+    ) -> tuple[Arrays, Arrays]:
+        """Tokenize as a pipeline does: padded and cut to 77."""
+        answer: Any = self.tokenizer(
+            inputs["text"].tolist(), padding="max_length", max_length=CONTEXT, truncation=True
+        )
+        return {"input_ids": np.array(answer["input_ids"], np.int64)}, {}
+
+
 def port() -> TorchPort:
-    """Return diffusers as a port."""
-    return TorchPort("diffusers", diffusers.__version__, {"unet": (build_unet, call_unet)})
+    """Return diffusers, with transformers, as a port."""
+    return TorchPort("diffusers", diffusers.__version__, NETWORKS, Tokenizer)

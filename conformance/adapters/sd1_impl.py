@@ -2,35 +2,102 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
+from sd1_impl.tokenizer import CLIPTokenizer
 from torch import Tensor, nn
 
 from conformance import __version__
 from conformance.adapters.torch_module import TorchPort
-from sd1_impl.config import UNetConfig
+from conformance.port import Arrays
+from sd1_impl.config import TextEncoderConfig, UNetConfig, VAEConfig
+from sd1_impl.text_encoder import CLIPTextEncoder
 from sd1_impl.unet import UNet
+from sd1_impl.vae import AutoencoderKL
 
 if TYPE_CHECKING:
     from conformance.variants import Variant
 
+Tensors = dict[str, Tensor]
+
+
+def _fields(variant: Variant, component: str) -> dict[str, Any]:
+    """Return an architecture as keyword arguments of a config."""
+    architecture = variant.architecture(component)
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in architecture.items()}
+
 
 def _build_unet(variant: Variant) -> nn.Module:
-    architecture = variant.architecture("unet")
-    fields: dict[str, Any] = {
-        name: tuple(value) if isinstance(value, list) else value
-        for name, value in architecture.items()
-    }
     with torch.device("meta"):
-        return UNet(UNetConfig(**fields))
+        return UNet(UNetConfig(**_fields(variant, "unet")))
 
 
-def _call_unet(module: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def _call_unet(module: nn.Module, tensors: Tensors) -> Tensors:
     sample = module(tensors["sample"], tensors["timestep"], tensors["encoder_hidden_states"])
     return {"sample": sample}
 
 
+def _build_text_encoder(variant: Variant) -> nn.Module:
+    with torch.device("meta"):
+        return CLIPTextEncoder(TextEncoderConfig(**_fields(variant, "text_encoder")))
+
+
+def _call_text_encoder(module: nn.Module, tensors: Tensors) -> Tensors:
+    last_hidden_state, pooler_output = module(tensors["input_ids"])
+    return {"last_hidden_state": last_hidden_state, "pooler_output": pooler_output}
+
+
+def _build_vae_encoder(variant: Variant) -> nn.Module:
+    vae = _build_vae(variant)
+    del vae.decoder, vae.post_quant_conv
+    return vae
+
+
+def _build_vae_decoder(variant: Variant) -> nn.Module:
+    vae = _build_vae(variant)
+    del vae.encoder, vae.quant_conv
+    return vae
+
+
+def _build_vae(variant: Variant) -> nn.Module:
+    with torch.device("meta"):
+        return AutoencoderKL(VAEConfig(**_fields(variant, "vae_encoder")))
+
+
+def _call_vae_encoder(module: Any, tensors: Tensors) -> Tensors:
+    posterior = module.encode(tensors["image"])
+    latents = module.sample_latents(posterior, tensors["noise"])
+    return {"mean": posterior.mean, "logvar": posterior.logvar, "latents": latents}
+
+
+def _call_vae_decoder(module: Any, tensors: Tensors) -> Tensors:
+    return {"image": module.decode(tensors["latents"])}
+
+
+class _Tokenizer:
+    """sd1_impl's tokenizer behind the port contract."""
+
+    def __init__(self) -> None:
+        self.tokenizer = CLIPTokenizer()
+
+    def run(
+        self,
+        inputs: Mapping[str, np.ndarray],
+        probes: Collection[str] = (),  # noqa: ARG002 - a tokenizer has none
+        replace: Mapping[str, np.ndarray] | None = None,  # noqa: ARG002
+    ) -> tuple[Arrays, Arrays]:
+        return {"input_ids": self.tokenizer(inputs["text"].tolist()).numpy()}, {}
+
+
 def port() -> TorchPort:
     """Return sd1_impl as a port."""
-    return TorchPort("sd1_impl", __version__, {"unet": (_build_unet, _call_unet)})
+    networks = {
+        "text_encoder": (_build_text_encoder, _call_text_encoder),
+        "unet": (_build_unet, _call_unet),
+        "vae_encoder": (_build_vae_encoder, _call_vae_encoder),
+        "vae_decoder": (_build_vae_decoder, _call_vae_decoder),
+    }
+    return TorchPort("sd1_impl", __version__, networks, _Tokenizer)

@@ -16,6 +16,7 @@ from torch.utils.hooks import RemovableHandle
 
 from conformance.errors import PortError, UnsupportedError
 from conformance.port import Arrays, Component, Hello
+from conformance.spec import TOKENIZER
 
 if TYPE_CHECKING:
     from conformance.variants import Variant, Weights
@@ -220,7 +221,7 @@ def assign_weights(
             )
             raise PortError(message)
     module.load_state_dict(state, strict=True, assign=True)
-    return module.eval().requires_grad_(requires_grad=False)
+    return module.to(device).eval().requires_grad_(requires_grad=False)
 
 
 Build = Callable[["Variant"], nn.Module]
@@ -234,24 +235,29 @@ class TorchPort:
     Attributes:
         name: The port's name.
         version: The port's version.
-        builders: By component: a function that builds the network of a variant on the meta device,
-            and one that calls it.
+        builders: By network: a function that builds it for a variant on the meta device, and one
+            that calls it.
+        tokenizer: Makes the tokenizer, where the port has one.
     """
 
     name: str
     version: str
     builders: Mapping[str, tuple[Build, Call]]
+    tokenizer: Callable[[], Component] | None = None
 
     def hello(self) -> Hello:
         """Say what is offered; CUDA is offered where torch sees it."""
         cuda = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
         devices = ("cpu", *(["cuda", *cuda] if cuda else []))
-        return Hello(self.name, self.version, tuple(self.builders), tuple(DTYPES), devices)
+        components = (*([TOKENIZER] if self.tokenizer else []), *self.builders)
+        return Hello(self.name, self.version, components, tuple(DTYPES), devices)
 
     def load(
         self, component: str, variant: Variant, weights: Weights, arithmetic: str, device: str
     ) -> Component:
         """Build the network and give it its weights; see `conformance.port.Port`."""
+        if component == TOKENIZER and self.tokenizer:
+            return self.tokenizer()
         if arithmetic not in DTYPES:
             message = f"{self.name} has no arithmetic {arithmetic}"
             raise UnsupportedError(message)

@@ -85,7 +85,9 @@ def _add_case(suite: Element, case: Case, port: str) -> str:
         element = SubElement(test, outcome, type=case.verdict, message=message)
         if outcome != "skipped":
             rerun = rerun_command(port, case.case)
-            element.text = "\n".join(filter(None, [message, case.message, case.hunts, rerun]))
+            element.text = "\n".join(
+                filter(None, [message, case.message, case.hunts, case.detail, rerun])
+            )
     elif case.verdict == "warn":
         SubElement(test, "system-out").text = f"warn: {_message(case)}"
     return outcome

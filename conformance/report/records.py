@@ -71,6 +71,7 @@ class Case:
     seconds: float | None
     message: str
     hunts: str
+    detail: str = ""
     excerpt: Excerpt | None = None
 
 
@@ -154,6 +155,7 @@ def parse_case(record: dict[str, Any], probes: list[Any]) -> Case:
         seconds=number(record.get("seconds")),
         message=printable(record.get("message"), _MESSAGE),
         hunts=printable(record.get("hunts"), _MESSAGE),
+        detail=printable(record.get("detail"), _MESSAGE) if probes else "",
         excerpt=_excerpt(parse_probes(probes), divergence) if probes else None,
     )
 

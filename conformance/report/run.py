@@ -93,7 +93,9 @@ def _add_case(run: Run, record: dict[str, Any], *, always_in_detail: bool) -> No
     run.cases.append(case)
     if in_detail:
         run.detailed.append(case)
-    if probes and (run.worst is None or severity(case.ratio) > severity(run.worst.ratio)):
+    if not probes or case.dtype == "int64":  # token ids have no depth to look into
+        return
+    if run.worst is None or severity(case.ratio) > severity(run.worst.ratio):
         run.worst = case
         run.worst_probes = parse_probes(probes)
 

@@ -1,4 +1,4 @@
-"""Scenarios: named inputs, each chosen to expose a class of bugs."""
+"""Inputs of the UNet."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from conformance.recipe import SEED, Kind, TensorRecipe
-from conformance.variants import REGIMES, UNIT, Variant
-
-BASE = "base"
+from conformance.recipe import SEED, TensorRecipe
+from conformance.regimes import REGIMES
+from conformance.scenarios.scenario import BASE, SMALL, Scenario, input_recipe
+from conformance.variants import Variant
 
 T_LINSPACE = 976.888916015625
 """A timestep that linspace schedules hand to the UNet, as the nearest float32."""
@@ -18,12 +18,10 @@ T_KARRAS = 0.550000011920929
 
 
 @dataclass(frozen=True)
-class UNetScenario:
+class UNetScenario(Scenario):
     """One input of the UNet.
 
     Attributes:
-        name: Last segment of the case id.
-        hunts: The bugs that this input is there to expose, in one line.
         timestep: Values; one value is handed over 0-d, several as one per sample.
         batch: Number of samples.
         height: Latent height.
@@ -31,12 +29,8 @@ class UNetScenario:
         tokens: Rows of `encoder_hidden_states`.
         shift: Inputs are multiplied by 2**shift.
         float_timestep: Hand the timestep over as float32 although it is whole.
-        regimes: Regimes of the weights in which the scenario is recorded.
-        full_size: Whether the 860M model runs it too.
     """
 
-    name: str
-    hunts: str
     timestep: tuple[float, ...] = (10,)
     batch: int = 2
     height: int = 16
@@ -44,8 +38,6 @@ class UNetScenario:
     tokens: int = 77
     shift: int = 0
     float_timestep: bool = False
-    regimes: tuple[str, ...] = (UNIT,)
-    full_size: bool = True
 
     def inputs(self, variant: Variant, seed: int = SEED) -> dict[str, np.ndarray]:
         """Draw the inputs.
@@ -78,15 +70,8 @@ class UNetScenario:
                 architecture["cross_attention_dim"],
             ),
         }
-        dense = variant.regime == "dense"
         return {
-            name: TensorRecipe(
-                f"inputs/unet/{self.name}/{name}",
-                shape,
-                Kind.INPUT,
-                dense,
-                self.shift,
-            )
+            name: input_recipe("unet", self.name, name, shape, variant, self.shift)
             for name, shape in shapes.items()
         }
 
@@ -105,23 +90,23 @@ UNET_SCENARIOS: tuple[UNetScenario, ...] = (
         regimes=REGIMES,
     ),
     UNetScenario("t0", "sine and cosine exchanged: at t = 0 they are exactly 0 and 1", (0,)),
-    UNetScenario("t1", "timestep off by one, embedding rounded to integers", (1,), full_size=False),
-    UNetScenario("t500", "embedding in half precision, frequency shift", (500,), full_size=False),
+    UNetScenario("t1", "timestep off by one, embedding rounded to integers", (1,), sizes=SMALL),
+    UNetScenario("t500", "embedding in half precision, frequency shift", (500,), sizes=SMALL),
     UNetScenario("t999", "frequency shift and half-precision embedding at their largest", (999,)),
     UNetScenario(
         "t1000",
         "a timestep past the trained range handled by table lookup",
         (1000,),
-        full_size=False,
+        sizes=SMALL,
     ),
     UNetScenario(
         "t976.8889", "fractional timesteps of linspace schedules truncated", (T_LINSPACE,)
     ),
     UNetScenario(
-        "t0.55", "fractional timesteps of Karras schedules truncated", (T_KARRAS,), full_size=False
+        "t0.55", "fractional timesteps of Karras schedules truncated", (T_KARRAS,), sizes=SMALL
     ),
     UNetScenario(
-        "tfloat", "a whole timestep that arrives as float", float_timestep=True, full_size=False
+        "tfloat", "a whole timestep that arrives as float", float_timestep=True, sizes=SMALL
     ),
     UNetScenario(
         "tsamples", "one timestep used for the whole batch, no broadcast", (1, 250, 999), batch=3
@@ -139,33 +124,9 @@ UNET_SCENARIOS: tuple[UNetScenario, ...] = (
         width=21,
     ),
     UNetScenario(
-        "small", "a latent whose lowest level is one pixel", height=8, width=8, full_size=False
+        "small", "a latent whose lowest level is one pixel", height=8, width=8, sizes=SMALL
     ),
     UNetScenario("batch1", "a batch of one squeezed or special-cased", batch=1),
-    UNetScenario(
-        "batch3", "guidance pairing assumed, last slice dropped", batch=3, full_size=False
-    ),
+    UNetScenario("batch3", "guidance pairing assumed, last slice dropped", batch=3, sizes=SMALL),
     UNetScenario("tokens7", "text length 77 baked in", tokens=7),
 )
-
-_INPAINT_SCENARIOS = (BASE, "nonsquare")
-
-
-def scenarios(component: str, variant: Variant) -> list[UNetScenario]:
-    """Return the scenarios recorded for a component and variant, `base` first.
-
-    Args:
-        component: `unet`.
-        variant: A variant.
-
-    Returns:
-        The scenarios whose regimes include the variant's.
-    """
-    chosen = (
-        [s for s in UNET_SCENARIOS if variant.regime in s.regimes] if component == "unet" else []
-    )
-    if variant.size.startswith("sd1"):
-        chosen = [s for s in chosen if s.full_size]
-    if variant.size.endswith("-inpaint"):
-        chosen = [s for s in chosen if s.name in _INPAINT_SCENARIOS]
-    return chosen

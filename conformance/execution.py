@@ -1,0 +1,45 @@
+"""How cases are run: the bracketed part of an item's id."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from conformance.case import Case
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How a case is run: the bracketed part of an item's id.
+
+    Attributes:
+        dtype: Arithmetic asked of the port.
+        device: Device asked of the port.
+        backend: Attention backend.
+        mode: `trace`.
+    """
+
+    dtype: str = "float32"
+    device: str = "cpu"
+    backend: str = "sdpa"
+    mode: str = "trace"
+
+    def item_id(self, case: Case) -> str:
+        """Return the id of a case run this way, `unet/tiny/base[float32-cpu-sdpa-trace]`."""
+        parts = (self.dtype, self.device, self.backend, self.mode)
+        return f"{case.id}[{'-'.join(part for part in parts if part)}]"
+
+    def for_case(self, case: Case) -> Execution:
+        """Return how a case is run when this is asked for: what is exact knows one way only."""
+        return EXACT if case.exact else self
+
+
+EXACT = Execution("int64", "cpu", "", "")
+"""How the tokenizer is run: no arithmetic, no device, no attention."""
+
+
+def items(cases: Iterable[Case], executions: list[Execution]) -> Iterator[tuple[Case, Execution]]:
+    """Yield every case with every execution, each item once."""
+    for case in cases:
+        for execution in dict.fromkeys(execution.for_case(case) for execution in executions):
+            yield case, execution

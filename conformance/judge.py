@@ -1,0 +1,121 @@
+"""Judging what a port answered by the golden of the case."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from conformance import tolerance
+from conformance.case import Case
+from conformance.compare import (
+    Record,
+    judge_exact,
+    judge_large,
+    judge_output,
+    judge_probe,
+    misshapen,
+)
+from conformance.golden import Golden
+from conformance.port import Arrays
+from conformance.vocabulary import side_by_side
+
+TIME_PROJ = "time_proj"
+ISLAND = "float32 island: computed in float32, judged by float32 noise"
+
+
+def time_proj_values(case: Case, inputs: Arrays) -> np.ndarray:
+    """Compute the timestep embedding of a UNet case: cosines, then sines (DDPM, appendix B).
+
+    Args:
+        case: A UNet case.
+        inputs: Its inputs.
+
+    Returns:
+        float64 (batch, width of the first level).
+    """
+    half = case.variant.architecture("unet")["block_out_channels"][0] // 2
+    timestep = np.broadcast_to(inputs["timestep"], inputs["sample"].shape[:1]).astype(np.float64)
+    angles = timestep[:, None] * np.exp(-np.log(10000.0) * np.arange(half) / half)
+    return np.concatenate([np.cos(angles), np.sin(angles)], axis=1)
+
+
+def judge_probes(golden: Golden, probes: Arrays, arithmetic: str) -> list[Record]:
+    """Judge the probes that a port handed out, in execution order."""
+    records = []
+    for i, name in enumerate(golden.probes):
+        if name not in probes:
+            continue
+        value = _unflattened(probes[name], golden.shapes[i])
+        if value.shape != golden.shapes[i]:
+            records.append(misshapen(name, "probe", value, golden.shapes[i]))
+            continue
+        record = judge_probe(
+            name,
+            value,
+            golden.sketches[i],
+            float(golden.norms[i]),
+            float(golden.noise[arithmetic][i]),
+            arithmetic,
+        )
+        if name == TIME_PROJ and arithmetic == "float64":
+            _judge_island(record, float(golden.noise["float32"][i]))
+        records.append(record)
+    return records
+
+
+def _judge_island(record: Record, noise32: float) -> None:
+    """A float32 timestep embedding in a float64 model is a warning; a wrong one is a fault."""
+    if record.verdict != "fail":
+        return
+    ratio = tolerance.ratio(record.err, noise32, "float32")
+    if ratio <= tolerance.LIMIT:
+        record.noise, record.ratio = noise32, ratio
+        record.verdict = "warn"
+        record.note = ISLAND
+
+
+def _unflattened(value: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Give a map whose pixels the port keeps in one axis, or in two, the golden's shape."""
+    pixels = 2  # axes before them: batch and channels
+    if value.ndim != len(shape) and value.shape[:pixels] == shape[:pixels]:
+        return value.reshape(shape) if value.size == math.prod(shape) else value
+    return value
+
+
+def judge_outputs(golden: Golden, outputs: Arrays, arithmetic: str) -> list[Record]:
+    """Judge every output of a case, each as the golden holds it."""
+    records = []
+    for name, shape in golden.output_shapes.items():
+        value = outputs[name]
+        if value.shape != shape:
+            records.append(misshapen(name, "output", value, shape))
+        elif golden.exact:
+            records.append(judge_exact(name, value, golden.outputs[name]))
+        elif name in golden.large:
+            noise = golden.output_noise[arithmetic][name]
+            records.append(judge_large(name, value, golden.large[name], noise, arithmetic))
+        else:
+            noise = golden.output_noise[arithmetic][name]
+            records.append(judge_output(name, value, golden.outputs[name], noise, arithmetic))
+    return records
+
+
+def token_lists(golden: Golden, outputs: Arrays) -> str:
+    """Show the token lists of a tokenizer side by side, where they differ."""
+    (name,) = golden.outputs
+    return side_by_side(golden.outputs[name], outputs[name])
+
+
+def watching(plain: Arrays, watched: Arrays, golden: Golden, arithmetic: str) -> str:
+    """Say so if observing the probes changed the output by more than noise."""
+    for name, array in plain.items():
+        if watched[name].shape != array.shape:
+            return f"watching changes the shape of output {name}"
+        with np.errstate(all="ignore"):
+            difference = watched[name].astype(np.float64) - array.astype(np.float64)
+            change = float(np.linalg.norm(difference) / golden.output_norm(name))
+        noise = float(golden.output_noise[arithmetic][name][0])
+        if not change <= max(noise, tolerance.floor(arithmetic)):
+            return f"watching changes output {name} by {change:.2g}, more than noise {noise:.2g}"
+    return ""

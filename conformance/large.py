@@ -1,0 +1,65 @@
+"""Outputs too large to store whole: a sketch of all, and the first and last rows and columns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from conformance.sketch import distance, sketch
+
+WHOLE_LIMIT = 50_000
+"""Outputs of up to this many elements are stored whole."""
+
+EDGE = 8
+"""Rows and columns kept at each end of the last two axes."""
+
+
+@dataclass(frozen=True)
+class Large:
+    """What a golden holds of a large output.
+
+    Attributes:
+        shape: Shape of the whole.
+        norm: L2 norm of the whole.
+        buckets: float64 (64,), its sketch.
+        rows: Its first and last 8 rows: (..., 16, columns).
+        columns: Its first and last 8 columns: (..., rows, 16).
+    """
+
+    shape: tuple[int, ...]
+    norm: float
+    buckets: np.ndarray
+    rows: np.ndarray
+    columns: np.ndarray
+
+    @classmethod
+    def of(cls, array: np.ndarray) -> Large:
+        """Keep what is stored of a floating array of two or more axes."""
+        rows, columns = edges(array.astype(np.float64))
+        with np.errstate(all="ignore"):
+            norm = float(np.linalg.norm(array.astype(np.float64)))
+            return cls(array.shape, norm, sketch(array), rows, columns)
+
+    def errors(self, other: Large) -> tuple[float, float]:
+        """Measure another tensor of the same shape against this one.
+
+        Args:
+            other: What is kept of it.
+
+        Returns:
+            Two relative errors: of the whole (L2, estimated from the sketches) and of the worst
+            element among the edges (over the RMS of the whole).
+        """
+        pairs = ((other.rows, self.rows), (other.columns, self.columns))
+        with np.errstate(all="ignore"):
+            element = max(float(np.max(np.abs(got - wanted))) for got, wanted in pairs)
+            rms = self.norm / float(np.sqrt(np.prod(self.shape)))
+            return distance(other.buckets, self.buckets) / self.norm, element / rms
+
+
+def edges(array: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the first and last 8 rows, and the first and last 8 columns."""
+    rows = np.concatenate([array[..., :EDGE, :], array[..., -EDGE:, :]], axis=-2)
+    columns = np.concatenate([array[..., :EDGE], array[..., -EDGE:]], axis=-1)
+    return rows, columns

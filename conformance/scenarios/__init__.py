@@ -1,0 +1,51 @@
+"""Scenarios: named inputs, each chosen to expose a class of bugs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from conformance.errors import unknown_name
+from conformance.scenarios.scenario import BASE, Scenario
+from conformance.scenarios.text import PROMPT_SCENARIOS, text_scenarios
+from conformance.scenarios.unet import UNET_SCENARIOS
+from conformance.scenarios.vae import IMAGE_SCENARIOS, LATENTS_SCENARIOS
+from conformance.spec import TOKENIZER
+from conformance.variants import Variant
+
+__all__ = ["BASE", "Scenario", "scenarios"]
+
+_NETWORKS: dict[str, Sequence[Scenario]] = {
+    "text_encoder": PROMPT_SCENARIOS,
+    "unet": UNET_SCENARIOS,
+    "vae_encoder": IMAGE_SCENARIOS,
+    "vae_decoder": LATENTS_SCENARIOS,
+}
+
+_INPAINT = "-inpaint"
+_INPAINT_SCENARIOS = (BASE, "nonsquare")
+
+
+def scenarios(component: str, variant: Variant) -> list[Scenario]:
+    """Return the scenarios recorded for a component and variant, `base` first.
+
+    Args:
+        component: `tokenizer` or a network.
+        variant: A variant.
+
+    Returns:
+        The scenarios whose sizes and regimes include the variant's.
+
+    Raises:
+        UsageError: No such component.
+    """
+    if component == TOKENIZER:
+        known: Sequence[Scenario] = text_scenarios()
+    elif component in _NETWORKS:
+        known = _NETWORKS[component]
+    else:
+        raise unknown_name("component", component, [TOKENIZER, *_NETWORKS])
+    size = variant.size.removesuffix(_INPAINT)
+    chosen = [s for s in known if variant.regime in s.regimes and size in s.sizes]
+    if variant.size.endswith(_INPAINT):
+        chosen = [s for s in chosen if s.name in _INPAINT_SCENARIOS]
+    return chosen

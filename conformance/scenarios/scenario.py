@@ -1,0 +1,70 @@
+"""What all scenarios have in common."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import KW_ONLY, dataclass
+
+import numpy as np
+
+from conformance.recipe import SEED, Kind, TensorRecipe
+from conformance.regimes import UNIT
+from conformance.variants import Variant
+
+BASE = "base"
+
+EVERY = ("tiny", "odd", "sd1")
+SMALL = ("tiny", "odd")
+
+
+@dataclass(frozen=True)
+class Scenario(ABC):
+    """A named input, chosen to expose a class of bugs.
+
+    Attributes:
+        name: Last segment of the case id.
+        hunts: The bugs that this input is there to expose, in one line.
+        regimes: Regimes of the weights in which it is recorded.
+        sizes: Sizes that run it; those for inpainting run what their plain size runs.
+    """
+
+    name: str
+    hunts: str
+    _: KW_ONLY
+    regimes: tuple[str, ...] = (UNIT,)
+    sizes: tuple[str, ...] = EVERY
+
+    def inputs(self, variant: Variant, seed: int = SEED) -> dict[str, np.ndarray]:
+        """Draw the inputs, in the order of docs/contract.md.
+
+        Args:
+            variant: Gives the channel counts; its regime `dense` makes dense inputs.
+            seed: Seed of the recipe.
+
+        Returns:
+            Arrays by input name; floating ones are float32.
+        """
+        recipes = self.recipes(variant)
+        return {name: recipe.draw(np.float32, seed) for name, recipe in recipes.items()}
+
+    @abstractmethod
+    def recipes(self, variant: Variant) -> dict[str, TensorRecipe]:
+        """Return the recipes of the drawn inputs, by input name."""
+
+
+def input_recipe(
+    component: str,
+    scenario: str,
+    name: str,
+    shape: tuple[int, ...],
+    variant: Variant,
+    shift: int = 0,
+) -> TensorRecipe:
+    """Return the recipe of one input: 24-bit where the weights are `dense`."""
+    return TensorRecipe(
+        f"inputs/{component}/{scenario}/{name}",
+        shape,
+        Kind.INPUT,
+        dense=variant.regime == "dense",
+        shift=shift,
+    )

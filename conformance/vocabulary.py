@@ -1,0 +1,118 @@
+"""CLIP's vocabulary, from the merges in `golden/spec/`: what token ids stand for."""
+
+from __future__ import annotations
+
+import gzip
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+
+from conformance.errors import GoldenError
+from conformance.spec import golden_root
+
+START = "<|startoftext|>"
+END = "<|endoftext|>"
+CONTEXT = 77
+"""Ids of a row."""
+
+_WORD_END = "</w>"
+_BYTES = 256
+
+
+class Vocabulary:
+    """The 49,408 tokens of CLIP.
+
+    Attributes:
+        merges: Pairs of tokens, most urgent first.
+        ids: Token to id.
+        tokens: Id to token.
+    """
+
+    def __init__(self, merges: list[tuple[str, str]]) -> None:
+        """Derive the tokens: bytes, bytes that end a word, merged pairs, the two special ones."""
+        letters = list(byte_letters().values())
+        merged = [left + right for left, right in merges]
+        self.merges = merges
+        self.tokens = [*letters, *(letter + _WORD_END for letter in letters), *merged, START, END]
+        self.ids = {token: i for i, token in enumerate(self.tokens)}
+
+    @classmethod
+    def load(cls) -> Vocabulary:
+        """Read `golden/spec/clip_merges.txt.gz`.
+
+        Raises:
+            GoldenError: The file is missing or damaged.
+        """
+        return _load(golden_root())
+
+    def name(self, token_id: int) -> str:
+        """Return a token as text, or `?` for an id that is none."""
+        return self.tokens[token_id] if 0 <= token_id < len(self.tokens) else "?"
+
+
+@cache
+def _load(root: Path) -> Vocabulary:
+    path = root / "spec" / "clip_merges.txt.gz"
+    try:
+        lines = gzip.decompress(path.read_bytes()).decode("utf-8").splitlines()
+        pairs = [line.split(" ") for line in lines]
+        return Vocabulary([(left, right) for left, right in pairs])
+    except (OSError, EOFError, ValueError) as error:
+        message = f"{path}: {error}; restore it from the repository"
+        raise GoldenError(message) from error
+
+
+def byte_letters() -> dict[int, str]:
+    """Return the letter that stands for each byte, in the vocabulary's order.
+
+    Printable Latin-1 characters stand for themselves, the other bytes for characters from U+0100.
+    """
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1)]
+    printable += range(ord("®"), ord("ÿ") + 1)
+    letters = {byte: chr(byte) for byte in printable}
+    others = [byte for byte in range(_BYTES) if byte not in letters]
+    return letters | {byte: chr(_BYTES + i) for i, byte in enumerate(others)}
+
+
+_BEFORE = 2
+_ROWS = 12
+"""Places shown before the first difference, and in all."""
+
+
+def side_by_side(expected: np.ndarray, got: np.ndarray) -> str:
+    """Show two token lists next to each other, around their first difference.
+
+    Args:
+        expected: int64 (batch, 77).
+        got: The same shape.
+
+    Returns:
+        Lines of text: for each row of the batch that differs, a heading and a table with place,
+        expected id and token, and the id and token that came instead; differences are marked.
+        Empty where the lists are equal or have another shape.
+    """
+    if expected.shape != got.shape:
+        return ""
+    lines = []
+    for row in np.flatnonzero((expected != got).any(axis=1)):
+        differs = expected[row] != got[row]
+        first = int(np.argmax(differs))
+        start = max(0, first - _BEFORE)
+        end = min(len(differs), start + _ROWS)
+        lines.append(f"text {row}: {int(differs.sum())} of {len(differs)} ids differ")
+        lines.append(f"  place  {'expected':30s} got")
+        lines += [
+            f"{'>' if differs[i] else ' '} {i:5d}  {_shown(expected[row, i]):30s} "
+            f"{_shown(got[row, i])}"
+            for i in range(start, end)
+        ]
+        hidden = int(differs[end:].sum())
+        if hidden:
+            lines.append(f"  ... and {hidden} more differences up to place {len(differs) - 1}")
+    return "\n".join(lines)
+
+
+def _shown(token_id: int) -> str:
+    """Return an id with its token."""
+    return f"{token_id:6d} {Vocabulary.load().name(int(token_id))}"
