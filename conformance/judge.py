@@ -104,7 +104,7 @@ def judge_outputs(golden: Golden, outputs: Arrays, arithmetic: str) -> list[Reco
 def token_lists(golden: Golden, outputs: Arrays) -> str:
     """Show the token lists of a tokenizer side by side, where they differ."""
     (name,) = golden.outputs
-    return side_by_side(golden.outputs[name], outputs[name])
+    return side_by_side(golden.outputs[name], outputs[name], golden.inputs["text"]["value"])
 
 
 def watching(plain: Arrays, watched: Arrays, golden: Golden, arithmetic: str) -> str:

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
+import zlib
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 
 from conformance.errors import GoldenError
+from conformance.report.text import shorten
 from conformance.spec import golden_root
 
 START = "<|startoftext|>"
 END = "<|endoftext|>"
 CONTEXT = 77
 """Ids of a row."""
+
+MERGES_SHA256 = "d308b7377a8ceaa9707a21614fe8c831b9196e197b7aeb69833359362907af02"
+"""Of the merges' text: golden/spec/clip_merges.md says where they come from."""
 
 _WORD_END = "</w>"
 _BYTES = 256
@@ -55,12 +62,19 @@ class Vocabulary:
 def _load(root: Path) -> Vocabulary:
     path = root / "spec" / "clip_merges.txt.gz"
     try:
-        lines = gzip.decompress(path.read_bytes()).decode("utf-8").splitlines()
-        pairs = [line.split(" ") for line in lines]
-        return Vocabulary([(left, right) for left, right in pairs])
-    except (OSError, EOFError, ValueError) as error:
+        text = gzip.decompress(path.read_bytes())
+    except (OSError, EOFError, zlib.error) as error:
         message = f"{path}: {error}; restore it from the repository"
         raise GoldenError(message) from error
+    found = hashlib.sha256(text).hexdigest()
+    if found != MERGES_SHA256:
+        message = (
+            f"{path} is damaged: sha256 of its text expected {MERGES_SHA256}, found {found}; "
+            "restore it from the repository"
+        )
+        raise GoldenError(message)
+    pairs = [line.split(" ") for line in text.decode("utf-8").splitlines()]
+    return Vocabulary([(left, right) for left, right in pairs])
 
 
 def byte_letters() -> dict[int, str]:
@@ -78,14 +92,17 @@ def byte_letters() -> dict[int, str]:
 _BEFORE = 2
 _ROWS = 12
 """Places shown before the first difference, and in all."""
+_TEXT = 60
+"""Longest text shown, in characters."""
 
 
-def side_by_side(expected: np.ndarray, got: np.ndarray) -> str:
+def side_by_side(expected: np.ndarray, got: np.ndarray, texts: Sequence[str]) -> str:
     """Show two token lists next to each other, around their first difference.
 
     Args:
         expected: int64 (batch, 77).
         got: The same shape.
+        texts: What the rows are the tokens of.
 
     Returns:
         Lines of text: for each row of the batch that differs, a heading and a table with place,
@@ -95,12 +112,14 @@ def side_by_side(expected: np.ndarray, got: np.ndarray) -> str:
     if expected.shape != got.shape:
         return ""
     lines = []
-    for row in np.flatnonzero((expected != got).any(axis=1)):
+    for row in np.flatnonzero((expected != got).any(axis=1)).tolist():
         differs = expected[row] != got[row]
         first = int(np.argmax(differs))
         start = max(0, first - _BEFORE)
-        end = min(len(differs), start + _ROWS)
-        lines.append(f"text {row}: {int(differs.sum())} of {len(differs)} ids differ")
+        last = int(np.flatnonzero(differs)[-1])
+        end = min(last + 1, start + _ROWS)
+        text = shorten(ascii(texts[row]), _TEXT)
+        lines.append(f"text {row}, {text}: {int(differs.sum())} of {len(differs)} ids differ")
         lines.append(f"  place  {'expected':30s} got")
         lines += [
             f"{'>' if differs[i] else ' '} {i:5d}  {_shown(expected[row, i]):30s} "
@@ -109,7 +128,7 @@ def side_by_side(expected: np.ndarray, got: np.ndarray) -> str:
         ]
         hidden = int(differs[end:].sum())
         if hidden:
-            lines.append(f"  ... and {hidden} more differences up to place {len(differs) - 1}")
+            lines.append(f"  ... and {hidden} more up to place {last}")
     return "\n".join(lines)
 
 

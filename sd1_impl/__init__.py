@@ -1,8 +1,9 @@
 """Stable Diffusion v1, from scratch, in plain PyTorch: one file per part, written to be read.
 
-`sd1_impl.text_encoder` reads the prompt, `sd1_impl.unet` predicts the noise in the latents,
-`sd1_impl.vae` turns latents into images and images into latents; every number of the three is in
-`sd1_impl.config`. Start with `sd1_impl.unet`: its forward pass is the figure in the paper.
+`sd1_impl.tokenizer` cuts the prompt into tokens, `sd1_impl.text_encoder` reads them,
+`sd1_impl.unet` predicts the noise in the latents, `sd1_impl.vae` turns latents into images and
+images into latents; every number of the networks is in `sd1_impl.config`. Start with
+`sd1_impl.unet`: its forward pass is the figure in the paper.
 
 Attribute names are the keys of the diffusers checkpoints, so that ``load_state_dict(strict=True)``
 needs no rename table; the two leftovers of older files are named at the top of
@@ -19,6 +20,7 @@ from sd1_impl.config import (
     VAEConfig,
 )
 from sd1_impl.text_encoder import CLIPTextEncoder
+from sd1_impl.tokenizer import CLIPTokenizer
 from sd1_impl.unet import UNet
 from sd1_impl.vae import AutoencoderKL, DiagonalGaussian
 
@@ -29,6 +31,7 @@ __all__ = [
     "SD_V1_VAE",
     "AutoencoderKL",
     "CLIPTextEncoder",
+    "CLIPTokenizer",
     "DiagonalGaussian",
     "TextEncoderConfig",
     "UNet",
