@@ -16,7 +16,12 @@ from conformance.variants import NO_VARIANT, Variant, parse_variant, variant_nam
 COMPONENTS = (TOKENIZER, "text_encoder", "unet", "vae_encoder", "vae_decoder")
 """In the order in which a picture is made, or taken apart."""
 
-FULLY_PROBED_REGIMES = ("unit", "lowvar")
+FULLY_PROBED = {
+    "tiny": ("unit", "lowvar", "dense", "sharp"),
+    "odd": ("unit", "lowvar"),
+    "sd1": ("unit", "lowvar"),
+}
+"""Regimes, by size, whose `base` holds every probe: the others share the room for named blocks."""
 DEFAULT_VARIANTS = ("tiny*", "odd*")
 
 
@@ -52,8 +57,8 @@ class Case:
     @property
     def every_probe(self) -> bool:
         """Whether the golden holds every probe rather than the named blocks."""
-        wide = self.variant.size == "tiny" or self.variant.regime in FULLY_PROBED_REGIMES
-        return self.scenario.name == BASE and wide and not self.variant.size.endswith("-inpaint")
+        regimes = FULLY_PROBED.get(self.variant.size, ())
+        return self.scenario.name == BASE and self.variant.regime in regimes
 
     def inputs(self) -> dict[str, np.ndarray]:
         """Draw the inputs of the case, by input name."""

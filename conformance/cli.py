@@ -27,7 +27,7 @@ from conformance.results import DEFAULT_OUT, Results, exit_code
 from conformance.runner import Result, Runner, run_all
 from conformance.spec import CHECKPOINT_FOLDERS, checkpoint_shapes
 from conformance.tolerance import ARITHMETICS, LIMIT
-from conformance.variants import parse_variant, variant_names
+from conformance.variants import NO_VARIANT, parse_variant, variant_names
 
 BACKENDS = ("sdpa",)
 MODES = ("trace",)
@@ -264,6 +264,8 @@ def _ports(_: argparse.Namespace) -> int:
 
 
 def _weights_export(arguments: argparse.Namespace) -> int:
+    if arguments.variant == NO_VARIANT:
+        raise unknown_name("variant", NO_VARIANT, variant_names())
     variant = parse_variant(arguments.variant)
     plain = parse_variant(variant.name.removesuffix("-inpaint"))  # for all but the UNet
     for component, name in CHECKPOINT_FOLDERS.items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import nn
 from conformance import oracle, spec
 from conformance.adapters.diffusers import build_text_encoder, build_unet, build_vae
 from conformance.adapters.torch_module import INPUT_SUFFIX, observe
+from conformance.errors import GoldenError
 from conformance.scenarios import scenarios
 from conformance.variants import Variant, parse_variant
 
@@ -109,9 +111,7 @@ def derive_spec() -> dict[str, str]:
         encoder's inputs: ids of the texts that the file already holds).
     """
     parameters = {
-        folder: {
-            size: _shapes(build(parse_variant(size))) for size in spec.architectures(component)
-        }
+        folder: _parameters(component, build)
         for folder, component, build in (
             ("text_encoder", "text_encoder", build_text_encoder),
             ("unet", "unet", build_unet),
@@ -127,7 +127,7 @@ def derive_spec() -> dict[str, str]:
         for name, entry in spec.golden_prompts().items()
     }
     return {
-        "parameters.json": json.dumps(parameters),
+        "parameters.json": json.dumps(parameters, separators=(",", ":")),
         "probes.json": json.dumps(probes, indent=0) + "\n",
         "prompts.json": _one_entry_a_line(prompts),
     }
@@ -142,8 +142,21 @@ _WITH_EVERY_LAYER = {
 """The size that has every layer of the others: the most layers, or widths that all differ."""
 
 
-def _shapes(module: nn.Module) -> dict[str, list[int]]:
-    return {name: list(tensor.shape) for name, tensor in module.state_dict().items()}
+def _parameters(component: str, build: Callable[[Variant], nn.Module]) -> dict[str, Any]:
+    """Return the names of the size with every layer, and the shapes of each size: null for none."""
+    states = {
+        size: build(parse_variant(size)).state_dict() for size in spec.architectures(component)
+    }
+    names = list(states[_WITH_EVERY_LAYER[component]])
+    for size, state in states.items():
+        if list(state) != [name for name in names if name in state]:
+            message = f"{component}/{size} has parameters of another name or order"
+            raise GoldenError(message)
+    shapes = {
+        size: [list(state[name].shape) if name in state else None for name in names]
+        for size, state in states.items()
+    }
+    return {"names": names, "shapes": shapes}
 
 
 def _one_entry_a_line(entries: dict[str, Any]) -> str:

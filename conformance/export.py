@@ -38,9 +38,12 @@ def write_component(weights: Weights, folder: Path) -> Path:
         The folder.
 
     Raises:
-        UsageError: The folder cannot be written.
+        UsageError: The component has no weights, or the folder cannot be written.
     """
     variant = weights.variant
+    if weights.component not in spec.CHECKPOINT_FOLDERS:
+        message = f"component {weights.component!r} has no weights"
+        raise UsageError(message)
     kind = spec.CHECKPOINT_FOLDERS[weights.component]
     shapes = spec.checkpoint_shapes(kind, variant.size)
     recipes = {n: tensor_recipe(kind, n, shape, variant.regime) for n, shape in shapes.items()}

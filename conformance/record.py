@@ -66,8 +66,9 @@ def case_probes(case: Case) -> list[str]:
 
 
 def arithmetics(case: Case) -> tuple[str, ...]:
-    """Return the arithmetics in which a case is offered: dense inputs round in half types."""
-    if case.variant.regime == "dense":
+    """Return the arithmetics in which a case is offered: half types round dense or raised values."""
+    raised = any(recipe.mean for recipe in case.scenario.recipes(case.variant).values())
+    if case.variant.regime == "dense" or raised:
         return ("float64", "float32")
     return ("float64", "float32", "bfloat16", "float16")
 
@@ -231,9 +232,16 @@ def write(goldens: dict[str, Golden]) -> None:
             "provenance": golden.provenance,
         }
     manifest["goldens"] = dict(sorted(manifest["goldens"].items()))
-    _replace(path, (json.dumps(manifest, indent=1) + "\n").encode())
+    _replace(path, _manifest_text(manifest).encode())
     lock = "".join(f"{case_id}\n" for case_id in manifest["goldens"])
     _replace(path.with_name("cases.lock"), lock.encode())
+
+
+def _manifest_text(manifest: dict[str, Any]) -> str:
+    """Write one golden a line, so that a difference between two manifests can be read."""
+    head = {key: value for key, value in manifest.items() if key != "goldens"}
+    lines = [f"{json.dumps(name)}: {json.dumps(e)}" for name, e in manifest["goldens"].items()]
+    return json.dumps(head)[:-1] + ',\n"goldens": {\n' + ",\n".join(lines) + "\n}}\n"
 
 
 def write_spec(texts: dict[str, str]) -> None:

@@ -150,7 +150,7 @@ class Runner:
             raise PortError(message)
         check_contract(golden, plain, probes, execution.dtype)
         records = judge_probes(golden, probes, execution.dtype)
-        self._refuse_island(records, execution)
+        self._refuse_island(records, golden, execution)
         outputs = judge_outputs(golden, plain, execution.dtype)
         result = Result(case, execution, "pass", records + outputs)
         self._conclude(result, golden)
@@ -198,9 +198,9 @@ class Runner:
             return None
         return {TIME_PROJ: time_proj_values(case, inputs)}
 
-    def _refuse_island(self, records: list[Record], execution: Execution) -> None:
+    def _refuse_island(self, records: list[Record], golden: Golden, execution: Execution) -> None:
         """Without `replace`, a float32 timestep embedding would spoil everything after it."""
-        if execution.dtype != "float64" or self.hello.replace:
+        if execution.dtype != "float64" or TIME_PROJ not in golden.probes or self.hello.replace:
             return
         own = next((record for record in records if record.name == TIME_PROJ), None)
         if own is None or own.note == ISLAND:

@@ -63,8 +63,9 @@ def checkpoint_shapes(folder: str, size: str) -> dict[str, tuple[int, ...]]:
     Returns:
         Name to shape.
     """
-    shapes = _load(golden_root(), "parameters")[folder][size]
-    return {name: tuple(shape) for name, shape in shapes.items()}
+    facts = _load(golden_root(), "parameters")[folder]
+    rows = zip(facts["names"], facts["shapes"][size], strict=True)
+    return {name: tuple(shape) for name, shape in rows if shape is not None}
 
 
 def parameter_shapes(component: str, size: str) -> dict[str, tuple[int, ...]]:

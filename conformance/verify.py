@@ -119,7 +119,8 @@ class LiveAge:
         if case.exact:
             texts = case.inputs()["text"].tolist()
             return age(golden, {"input_ids": oracle.token_ids(texts)}, {})
-        if self._reference is None or self._reference.variant != case.variant:
+        key = (case.component, case.variant)
+        if self._reference is None or key != (self._reference.component, self._reference.variant):
             self._reference = None
-            self._reference = Reference(case.component, case.variant)
+            self._reference = Reference(*key)
         return age_of(golden, self._reference.truth(case))

@@ -10,7 +10,7 @@ import numpy as np
 from conformance import spec
 from conformance.recipe import SEED, TensorRecipe
 from conformance.regimes import REGIMES
-from conformance.scenarios.scenario import BASE, Scenario
+from conformance.scenarios.scenario import BASE, SMALL, Scenario
 from conformance.variants import NO_VARIANT, Variant
 
 
@@ -55,12 +55,14 @@ PROMPT_SCENARIOS: tuple[PromptScenario, ...] = (
     ),
     PromptScenario("empty", "the unconditional prompt replaced by zeros; pooling at position 1"),
     PromptScenario("short", "padding masked out, though SD v1 attends to it", sizes=("tiny",)),
-    PromptScenario("tokens75", "a full row: no padding, pooling at the last place"),
+    PromptScenario("tokens75", "a full row: no padding, pooling at the last place", sizes=SMALL),
     PromptScenario("tokens76", "one token too many: EOS lost by truncation", sizes=("tiny",)),
     PromptScenario("tokens77", "two tokens too many", sizes=("tiny",)),
     PromptScenario("long", "a prompt of several rows: chunked or averaged", sizes=("tiny",)),
     PromptScenario(
-        "several-eos", "pooling at the last EOS or at the largest id, not at the first EOS"
+        "several-eos",
+        "pooling at the last EOS or at the largest id, not at the first EOS",
+        sizes=SMALL,
     ),
     PromptScenario(
         "repeated",

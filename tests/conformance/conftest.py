@@ -5,23 +5,25 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 
 from conformance import cli
-from conformance.case import Case, find_case, select_cases
+from conformance.case import COMPONENTS, Case, find_case, select_cases
+from conformance.execution import Execution
 from conformance.golden import Golden, golden_root, load_golden
-from conformance.port import Hello
-from conformance.runner import Execution, Result, Runner
+from conformance.port import Hello, resolve
+from conformance.runner import Result, Runner
 from conformance.tolerance import ARITHMETICS
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-CASES = ("unet/tiny/base", "unet/tiny/batch1", "unet/tiny/quiet")
+CASES = ("tokenizer/-/plain", "unet/tiny/base", "unet/tiny/batch1", "unet/tiny/quiet")
+BASE = "unet/tiny/base"
 
 PORT = '''
 """Answers with what the goldens store; $FAKE_PORT says what it does wrong."""
@@ -35,6 +37,9 @@ from conformance.port import Hello
 
 
 class Stored:
+    def __init__(self, component):
+        self.component = component
+
     def run(self, inputs, probes=(), replace=None):
         fault = os.environ.get("FAKE_PORT", "")
         if fault == "raises":
@@ -47,19 +52,22 @@ class Stored:
             print("a print of the port")
         for name in manifest()["goldens"]:
             case = find_case(name)
-            if np.array_equal(case.inputs()["sample"], inputs["sample"]):
-                sample = load_golden(case).outputs["sample"].astype(np.float32)
-        return {"sample": -sample if fault == "negates" else sample}, {}
+            same = (np.array_equal(a, inputs.get(n)) for n, a in case.inputs().items())
+            if case.component == self.component and all(same):
+                stored = load_golden(case).outputs
+        sign = -1 if fault == "negates" else 1
+        arrays = {n: a if a.dtype.kind == "i" else a.astype("f4") for n, a in stored.items()}
+        return {name: sign * array for name, array in arrays.items()}, {}
 
 
 class Port:
     def hello(self):
         if os.environ.get("FAKE_PORT") == "hello":
             raise RuntimeError("no hello today")
-        return Hello("fake", "1.0", ("unet",), probes=False, replace=False)
+        return Hello("fake", "1.0", ("tokenizer", "unet"), probes=False, replace=False)
 
     def load(self, component, variant, weights, arithmetic, device):
-        return Stored()
+        return Stored(component)
 
 
 def make():
@@ -78,7 +86,7 @@ class GoldenCopy:
 
     root: Path
 
-    def path(self, case_id: str = CASES[0]) -> Path:
+    def path(self, case_id: str = BASE) -> Path:
         """Return the file of a case."""
         return self.root / f"{case_id}.safetensors"
 
@@ -102,7 +110,7 @@ class GoldenCopy:
 
 @pytest.fixture
 def golden_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> GoldenCopy:
-    """Copy spec and three goldens, and let the suite read the copy."""
+    """Copy spec and four goldens, and let the suite read the copy."""
     source, copy = golden_root(), GoldenCopy(tmp_path / "golden")
     shutil.copytree(source / "spec", copy.root / "spec")
     manifest = json.loads((source / "manifest.json").read_text("utf-8"))
@@ -127,7 +135,7 @@ def port_file(tmp_path: Path) -> str:
 @pytest.fixture
 def case() -> Case:
     """Return the case with every probe."""
-    return find_case(CASES[0])
+    return find_case(BASE)
 
 
 @pytest.fixture
@@ -153,13 +161,13 @@ class Fake:
 
     answer: object = None
     offers: Hello = field(
-        default_factory=lambda: Hello("fake", "1", ("unet",), ARITHMETICS, probes=False)
+        default_factory=lambda: Hello("fake", "1", COMPONENTS, ARITHMETICS, probes=False)
     )
     loads: list = field(default_factory=list)
     runs: list = field(default_factory=list)
 
     def hello(self):
-        """Offer the UNet in every arithmetic."""
+        """Offer every component in every arithmetic."""
         return self.offers
 
     def load(self, component, variant, weights, arithmetic, device):
@@ -172,10 +180,11 @@ class Fake:
         self.runs.append((inputs, tuple(probes), replace))
         if self.answer is not None:
             return self.answer(inputs, probes, replace)
-        for case in select_cases(variants=[self.loads[-1][1]]):
-            if np.array_equal(case.inputs()["sample"], inputs["sample"]):
-                sample = load_golden(case).outputs["sample"]
-        return {"sample": rounded(sample, self.loads[-1][2])}, {}
+        component, variant, arithmetic, *_ = self.loads[-1]
+        for case in select_cases([component], [variant]):
+            if all(np.array_equal(array, inputs[name]) for name, array in case.inputs().items()):
+                stored = load_golden(case).outputs
+        return {name: rounded(array, arithmetic) for name, array in stored.items()}, {}
 
 
 @pytest.fixture
@@ -191,7 +200,37 @@ def judge(monkeypatch: pytest.MonkeyPatch):
 
     def run(port: object, case: Case, **how: str) -> Result:
         runner = Runner(port if isinstance(port, Fake) else Fake(port))
-        return runner.run(case, Execution(**how))
+        return runner.run(case, Execution(**how).for_case(case))
+
+    return run
+
+
+class WrongPort:
+    """sd1_impl with one wrong choice, made after loading."""
+
+    def __init__(self, spoil):
+        """Keep the wrong choice, a function of the loaded module."""
+        self.right = resolve("sd1_impl")
+        self.spoil = spoil
+
+    def hello(self):
+        """Offer what sd1_impl offers."""
+        return replace(self.right.hello(), name="wrong")
+
+    def load(self, *arguments):
+        """Load sd1_impl, then spoil it."""
+        component = self.right.load(*arguments)
+        self.spoil(component.module)
+        return component
+
+
+@pytest.fixture
+def run_wrong(monkeypatch: pytest.MonkeyPatch):
+    """Return a function that runs one case on sd1_impl with one wrong choice."""
+    monkeypatch.setattr(Runner, "_golden_age", lambda *_: None)
+
+    def run(spoil: object, case_id: str, dtype: str) -> Result:
+        return Runner(WrongPort(spoil)).run(find_case(case_id), Execution(dtype=dtype))
 
     return run
 
@@ -209,13 +248,13 @@ def main(capsys: pytest.CaptureFixture[str]):
 
 @pytest.fixture
 def run_stored(main, port_file: str, tmp_path: Path, golden_copy: GoldenCopy, monkeypatch):
-    """Return a function that runs `base` on the port of `port_file` with a fault."""
+    """Return a function that runs one case on the port of `port_file` with a fault."""
     monkeypatch.setattr(Runner, "_golden_age", lambda *_: None)
-    arguments = ["run", port_file, "--variant", "tiny", "--scenario", "base"]
+    arguments = ["run", port_file, "--out", tmp_path / "out", "-k"]
 
-    def call(fault: str = "") -> tuple[int, str, str]:
+    def call(fault: str = "", case_id: str = BASE) -> tuple[int, str, str]:
         assert golden_copy.root.exists()
         monkeypatch.setenv("FAKE_PORT", fault)
-        return main(*arguments, "--out", tmp_path / "out")
+        return main(*arguments, case_id)
 
     return call

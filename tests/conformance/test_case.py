@@ -6,17 +6,18 @@ from itertools import groupby
 
 import pytest
 
-from conformance.case import all_cases, find_case, select_cases
+from conformance.case import COMPONENTS, all_cases, find_case, select_cases
 from conformance.errors import ExitCode, UsageError
 from conformance.golden import golden_path, golden_root, manifest
 from conformance.variants import variant_names
 
+NETWORKS = list(COMPONENTS[1:])
 TIME_CASES = ("t0", "t1", "t500", "t999", "t1000", "t976.8889", "t0.55", "tfloat", "tsamples")
 
 
-def chosen(expression: str, variant: str = "tiny") -> set[str]:
-    """Return the scenarios of one variant for which an expression holds."""
-    return {c.scenario.name for c in select_cases(variants=[variant], expression=expression)}
+def chosen(expression: str) -> set[str]:
+    """Return the scenarios of the tiny UNet for which an expression holds."""
+    return {c.scenario.name for c in select_cases(["unet"], ["tiny"], expression=expression)}
 
 
 def test_ids_are_unique() -> None:
@@ -34,8 +35,25 @@ def test_id_is_golden_path() -> None:
 
 
 def test_recorded_tiny_cases() -> None:
-    """Every case of every tiny variant has a golden."""
+    """Every case of the tokenizer and of every tiny variant has a golden."""
     assert {case.id for case in select_cases(variants=["tiny*"])} <= set(manifest()["goldens"])
+
+
+def test_fully_probed_cases() -> None:
+    """`base` of these variants of each network has every probe; all else has named blocks."""
+    variants = ["tiny", "tiny-lowvar", "tiny-dense", "tiny-sharp"]
+    variants += ["odd", "odd-lowvar", "sd1", "sd1-lowvar"]
+    expected = {f"{network}/{variant}/base" for network in NETWORKS for variant in variants}
+    assert {c.id for c in all_cases() if c.every_probe and not c.exact} == expected
+
+
+def test_exact_cases() -> None:
+    """The tokenizer is exact, has one vocabulary for all sizes, and is never full size."""
+    exact = [case for case in all_cases() if case.exact]
+    assert {(c.component, c.variant.name, c.full_size) for c in exact} == {
+        ("tokenizer", "-", False)
+    }
+    assert len(exact) >= 80
 
 
 def test_hunts_is_current() -> None:
@@ -45,26 +63,31 @@ def test_hunts_is_current() -> None:
     assert [c.id for c in cases if goldens[c.id]["hunts"] != c.scenario.hunts] == []
 
 
-def test_inputs_differ_between_scenarios() -> None:
-    """No two scenarios of a variant hand over the same sample."""
-    samples = [c.inputs()["sample"].tobytes() for c in select_cases(variants=["tiny"])]
-    assert len(samples) == len(set(samples))
+@pytest.mark.parametrize("component", COMPONENTS)
+def test_inputs_differ_between_scenarios(component: str) -> None:
+    """No two scenarios of a component and variant hand over the same first input."""
+    cases = [c.inputs() for c in select_cases([component], ["tiny"])]
+    first = [next(iter(inputs.values())) for inputs in cases]
+    assert len({(array.shape, array.tobytes()) for array in first}) == len(cases) > 9
 
 
 def test_grouped_by_variant() -> None:
-    """Cases of one variant stand together, so that each network is built once."""
-    names = [case.variant.name for case in all_cases()]
+    """Cases of one component and variant stand together, so that each network is built once."""
+    names = [(case.component, case.variant.name) for case in all_cases()]
     assert [name for name, _ in groupby(names)] == list(dict.fromkeys(names))
-    assert set(names) == set(variant_names())
+    assert set(names) == {(c, variant) for c in COMPONENTS for variant in variant_names(c)}
+    assert [name for name, _ in groupby(names, lambda row: row[0])] == list(COMPONENTS)
 
 
 def test_find_case() -> None:
-    """A case is found by its id."""
+    """A case is found by its id, or by the id of one of its items."""
     assert find_case("unet/tiny/base").id == "unet/tiny/base"
+    assert find_case("tokenizer/-/plain[int64-cpu]").id == "tokenizer/-/plain"
 
 
 @pytest.mark.parametrize(
-    "case_id", ["unet/tiny", "tiny/base", "unet/tiny/bas", "", "unet/tiny/base.safetensors"]
+    "case_id",
+    ["unet/tiny", "tiny/base", "unet/tiny/bas", "", "unet/tiny/base.safetensors", "tokenizer/plain"],
 )
 def test_find_unknown_case(case_id: str) -> None:
     """Part of an id is no id."""
@@ -75,17 +98,30 @@ def test_find_unknown_case(case_id: str) -> None:
 def test_default_selection() -> None:
     """By default the small sizes run in every regime, and the full size does not."""
     cases = select_cases()
-    assert {c.variant.size for c in cases} == {"tiny", "tiny-inpaint", "odd"}
+    sizes = {"-", "tiny", "tiny-inpaint", "odd"}
+    assert {c.variant.size for c in cases} == sizes
     assert not any(c.full_size for c in cases)
-    expected = [c.id for c in all_cases() if c.variant.size in {"tiny", "tiny-inpaint", "odd"}]
+    expected = [c.id for c in all_cases() if c.variant.size in sizes]
     assert [c.id for c in cases] == expected
 
 
 @pytest.mark.parametrize(
     ("globs", "ids"),
     [
-        ({"variants": ["tiny"], "scenario_names": ["base"]}, ["unet/tiny/base"]),
-        ({"variants": ["tiny-*var"]}, ["unet/tiny-lowvar/base"]),
+        (
+            {"variants": ["tiny"], "scenario_names": ["base"]},
+            [f"{name}/tiny/base" for name in NETWORKS],
+        ),
+        (
+            {"components": NETWORKS, "variants": ["tiny-*var"]},
+            [f"{name}/tiny-lowvar/base" for name in NETWORKS],
+        ),
+        ({"components": ["vae_*"], "variants": ["odd"], "scenario_names": ["loud"]},
+         ["vae_encoder/odd/loud", "vae_decoder/odd/loud"]),
+        ({"variants": ["sd1"], "scenario_names": ["empty"]},
+         ["tokenizer/-/empty", "text_encoder/sd1/empty"]),
+        ({"components": ["tok*"], "variants": ["-"], "scenario_names": ["tokens-7[56]"]},
+         ["tokenizer/-/tokens-75", "tokenizer/-/tokens-76"]),
         ({"variants": ["odd", "tiny"], "scenario_names": ["t1"]}, ["unet/tiny/t1", "unet/odd/t1"]),
         (
             {"variants": ["tiny"], "scenario_names": ["t9*9"]},
@@ -97,12 +133,23 @@ def test_default_selection() -> None:
         ),
         ({"variants": ["tiny"], "scenario_names": ["t?"]}, ["unet/tiny/t0", "unet/tiny/t1"]),
         (
-            {"variants": ["tiny-[ds]*"]},
+            {"components": ["unet"], "variants": ["tiny-[ds]*"]},
             ["unet/tiny-dense/base", "unet/tiny-sharp/base"],
         ),
     ],
-    ids=["exact", "glob", "two", "inner-glob", "component", "question-mark", "set"],
-)
+    ids=[
+        "exact",
+        "glob",
+        "two-components",
+        "tokenizer-too",
+        "tokenizer-alone",
+        "two",
+        "inner-glob",
+        "component",
+        "question-mark",
+        "set",
+    ],
+)  # fmt: skip
 def test_globs(globs: dict, ids: list[str]) -> None:
     """Globs of component, variant and scenario are all to hold; order is that of the matrix."""
     assert sorted(c.id for c in select_cases(**globs)) == sorted(ids)
@@ -162,15 +209,22 @@ def test_deep_expression() -> None:
 @pytest.mark.parametrize(
     ("globs", "message"),
     [
-        ({"components": ["vea_decoder"]}, "unknown component 'vea_decoder': choose from unet"),
+        (
+            {"components": ["vea_decoder"]},
+            "unknown component 'vea_decoder': choose from tokenizer, text_encoder, unet, vae_enc",
+        ),
         ({"components": ["unet", "UNET"]}, "unknown component 'UNET'"),
         ({"variants": ["tinny"]}, "unknown variant 'tinny': choose from .*odd.*tiny, tiny-dense"),
         ({"variants": ["tiny", "huge*"]}, r"unknown variant 'huge\*'"),
         ({"variants": ["tiny-unit"]}, "unknown variant 'tiny-unit'"),
-        ({"scenario_names": ["t99"]}, "unknown scenario 't99': choose from base, t0, t1"),
+        (
+            {"scenario_names": ["t99"]},
+            "unknown scenario 't99': choose from empty, plain, .*, base, short, .*, t0, t1, ",
+        ),
         ({"scenario_names": ["base", ""]}, "unknown scenario ''"),
         ({"variants": ["tiny-dense"], "scenario_names": ["quiet"]}, "no case is selected"),
-        ({"variants": []}, "no case is selected"),
+        ({"components": ["unet"], "variants": []}, "no case is selected"),
+        ({"components": ["unet"], "variants": ["-"]}, "no case is selected"),
         ({"components": []}, "no case is selected"),
         ({"expression": "nowhere"}, "no case is selected"),
     ],
@@ -184,6 +238,7 @@ def test_deep_expression() -> None:
         "scenario-empty",
         "combination",
         "no-variants",
+        "variant-of-the-tokenizer",
         "no-components",
         "expression",
     ],

@@ -15,7 +15,7 @@ import conformance
 from conformance.case import all_cases, select_cases
 
 ROOT = Path(__file__).parents[2]
-BASE = ["--variant", "tiny", "--scenario", "base"]
+BASE = ["--component", "unet", "--variant", "tiny", "--scenario", "base"]
 
 
 def run_python(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -76,6 +76,33 @@ def test_failure_is_printed(run_stored) -> None:
     assert "NOT CONFORMANT" in out.upper()
 
 
+def test_token_lists_are_printed(run_stored) -> None:
+    """A wrong tokenizer's ids stand beside the right ones below the message."""
+    _, out, _ = run_stored("negates", "tokenizer/-/plain")
+    assert "[1/1] fail      inf tokenizer/-/plain[int64-cpu]\n" in out
+    rows = [row.split() for row in out.splitlines() if row.lstrip().startswith("> ")]
+    assert rows[:2] == [
+        [">", "0", "49406", "<|startoftext|>", "-49406", "?"],
+        [">", "1", "320", "a</w>", "-320", "?"],
+    ]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64,float32,bfloat16"])
+def test_exact_cases_run_once(main, port_file, tmp_path, golden_copy, dtype: str) -> None:
+    """The tokenizer runs once whatever arithmetics are asked for; the scope names int64 too."""
+    assert golden_copy.root.exists()
+    argv = ["run", port_file, "-k", "tokenizer/-/plain or unet/tiny/base", "--dtype", dtype]
+    _, out, _ = main(*argv, "--out", tmp_path / "out")
+    dtypes = dtype.split(",")
+    names = [row.split()[-1] for row in out.splitlines() if row.startswith("[")]
+    assert names == [
+        "tokenizer/-/plain[int64-cpu]",
+        *(f"unet/tiny/base[{name}-cpu-sdpa-trace]" for name in dtypes),
+    ]
+    scope = f"tokenizer, unet; tiny; int64, {', '.join(dtypes)}; cpu; trace; sd1 was not run"
+    assert scope in out
+
+
 def test_message_is_one_line(run_stored) -> None:
     """What a port raises is printed on one line."""
     _, out, _ = run_stored("raises")
@@ -103,9 +130,21 @@ def test_show(main, golden) -> None:
     assert out.count("noise   ") == len(golden.noise)
 
 
+def test_show_tokenizer(main) -> None:
+    """`show` of a tokenizer case prints its texts, and neither probes nor noise."""
+    code, out, err = main("show", "tokenizer/-/batch-with-empty")
+    assert (code, err) == (0, "")
+    text = "['', 'a portrait of an old fisherman']"
+    assert f"\ninput   text str (2,) from literal {text}\n" in out
+    assert "\noutput  input_ids (2, 77), " in out
+    assert "probes" not in out
+    assert "noise" not in out
+
+
 def test_show_is_the_same_each_time(main) -> None:
     """`show` prints arithmetics in one order, whatever the case."""
-    shown = [main("show", case.id)[1].splitlines() for case in select_cases(variants=["tiny"])]
+    cases = [case for case in select_cases(variants=["tiny"]) if not case.exact]
+    shown = [main("show", case.id)[1].splitlines() for case in cases]
     orders = {tuple(r.split()[1] for r in rows if r.startswith("noise")) for rows in shown}
     assert len(orders) == 1
 
@@ -163,5 +202,5 @@ def test_list_into_a_closed_pipe() -> None:
     command = f"{sys.executable} -m conformance list --all | head -1"
     shell = ["sh", "-c", command]
     done = subprocess.run(shell, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.stdout.startswith("unet/tiny/base ")
+    assert done.stdout.startswith("tokenizer/-/empty ")
     assert done.stderr == ""

@@ -131,8 +131,8 @@ def test_resume_a_foreign_file(tmp_path: Path, content: bytes | None) -> None:
 def test_resume_by_command_line(golden_copy, port_file, tmp_path, capsys) -> None:
     """`run --resume` judges only what is missing, and ends as if never broken off."""
     out = tmp_path / "out"
-    argv = ["run", port_file, "--variant", "tiny", "--scenario", "base,batch1,quiet"]
-    argv += ["--out", str(out)]
+    expression = "tokenizer/-/plain or unet/tiny/base or unet/tiny/batch1 or unet/tiny/quiet"
+    argv = ["run", port_file, "-k", expression, "--out", str(out)]
     assert golden_copy.root.exists()
     assert cli.main(argv) == 0
     whole = read(out)
@@ -141,9 +141,10 @@ def test_resume_by_command_line(golden_copy, port_file, tmp_path, capsys) -> Non
     capsys.readouterr()
     assert cli.main([*argv, "--resume"]) == 0
     printed = capsys.readouterr().out
-    assert "[1/3]" not in printed
-    assert printed.count("unet/tiny/") == 2
+    assert "[1/4]" not in printed
+    assert "tokenizer/-/" not in printed
+    assert printed.count("unet/tiny/") == 3
     assert [r.get("case") for r in read(out)] == [r.get("case") for r in whole]
-    assert json.loads((out / "summary.json").read_text("utf-8"))["counts"]["pass"] == 3
+    assert json.loads((out / "summary.json").read_text("utf-8"))["counts"]["pass"] == 4
     assert cli.main([*argv, "--resume"]) == 0
-    assert len(read(out)) == 5
+    assert len(read(out)) == 6

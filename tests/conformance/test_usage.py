@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-BASE = ["--variant", "tiny", "--scenario", "base"]
+BASE = ["--component", "unet", "--variant", "tiny", "--scenario", "base"]
 
 BAD_CHOICES = {
     "component": (["--component", "vea_decoder"], "unknown component 'vea_decoder': choose from"),
     "variant": (["--variant", "tinny"], "unknown variant 'tinny': choose from"),
-    "scenario": (["--scenario", "bass"], "unknown scenario 'bass': choose from base, t0"),
+    "scenario": (["--scenario", "bass"], "unknown scenario 'bass': choose from empty, plain"),
     "expression": (["-k", "base and"], "cannot read -k 'base and'"),
     "nothing": (["-k", "nowhere"], "no case is selected"),
     "dtype": (["--dtype", "float23"], "unknown dtype 'float23': choose from float64, float32"),
