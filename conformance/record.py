@@ -66,7 +66,7 @@ def case_probes(case: Case) -> list[str]:
 
 
 def arithmetics(case: Case) -> tuple[str, ...]:
-    """Return the arithmetics in which a case is offered: half types round dense or raised values."""
+    """Return the arithmetics of a case: half types would round dense or raised values."""
     raised = any(recipe.mean for recipe in case.scenario.recipes(case.variant).values())
     if case.variant.regime == "dense" or raised:
         return ("float64", "float32")

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from conformance.recipe import TensorRecipe
 from conformance.regimes import REGIMES
-from conformance.scenarios.scenario import BASE, Scenario, input_recipe
+from conformance.scenarios.scenario import BASE, SMALL, Scenario, input_recipe
 from conformance.variants import Variant
 
 FACTOR = 8
@@ -122,6 +122,7 @@ IMAGE_SCENARIOS: tuple[ImageScenario, ...] = (
         "border",
         "symmetric padding before the stride: the only structure is at the edges",
         pattern=Pattern(border=2),
+        sizes=("tiny", "sd1"),
     ),
     ImageScenario(
         "constant",
@@ -142,10 +143,17 @@ IMAGE_SCENARIOS: tuple[ImageScenario, ...] = (
         pattern=Pattern(shift=-5, mean=0.75),
         sizes=("tiny",),
     ),
-    ImageScenario("quiet", "eps of the norms: an image of tiny variance", pattern=Pattern(-6)),
-    ImageScenario("loud", "overflow; pixels clipped to -1..1", pattern=Pattern(3)),
+    ImageScenario(
+        "quiet",
+        "eps of the norms: an image of tiny variance",
+        pattern=Pattern(-6),
+        sizes=("tiny",),
+    ),
+    ImageScenario(
+        "loud", "overflow; pixels clipped to -1..1", pattern=Pattern(3), sizes=("tiny", "sd1")
+    ),
     ImageScenario("batch1", "a batch of one squeezed", 64, 64, 1, sizes=("tiny",)),
-    ImageScenario("batch3", "noise or images shared within a batch", 32, 40, 3),
+    ImageScenario("batch3", "noise or images shared within a batch", 32, 40, 3, sizes=SMALL),
 )
 
 LATENTS_SCENARIOS: tuple[LatentsScenario, ...] = (
@@ -187,8 +195,18 @@ LATENTS_SCENARIOS: tuple[LatentsScenario, ...] = (
     LatentsScenario(
         "offset", "mean of the latents removed", 3, 3, 1, Pattern(-3, mean=3), sizes=("tiny",)
     ),
-    LatentsScenario("quiet", "eps of the norms: latents of tiny variance", 3, 3, 1, Pattern(-6)),
-    LatentsScenario("loud", "overflow; image clipped to -1..1", 3, 3, 1, Pattern(3)),
+    LatentsScenario(
+        "quiet",
+        "eps of the norms: latents of tiny variance",
+        3,
+        3,
+        1,
+        Pattern(-6),
+        sizes=("tiny",),
+    ),
+    LatentsScenario(
+        "loud", "overflow; image clipped to -1..1", 3, 3, 1, Pattern(3), sizes=("tiny", "sd1")
+    ),
     LatentsScenario("batch1", "a batch of one squeezed", 3, 3, 1, sizes=("tiny",)),
-    LatentsScenario("batch3", "last slice of a batch dropped", 2, 2, 3),
+    LatentsScenario("batch3", "last slice of a batch dropped", 2, 2, 3, sizes=SMALL),
 )

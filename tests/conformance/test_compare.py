@@ -11,6 +11,7 @@ import pytest
 from conformance.compare import (
     METRICS,
     Record,
+    judge_exact,
     judge_output,
     judge_probe,
     misshapen,
@@ -189,6 +190,34 @@ def test_half_precision_size(truth: np.ndarray, how) -> None:
     record = how(value, value.astype(np.float64))
     assert record.verdict == "pass"
     assert record.rms == pytest.approx(1e4, rel=0.05)
+
+
+def ids(**wrong: int) -> np.ndarray:
+    """Return two rows of five ids, some of them wrong by that much."""
+    rows = np.arange(10, dtype=np.int64).reshape(2, 5)
+    for place, change in wrong.items():
+        rows.reshape(-1)[int(place.removeprefix("at"))] += change
+    return rows
+
+
+@pytest.mark.parametrize(
+    ("value", "err"),
+    [(ids(at0=1), 0.1), (ids(at9=-1), 0.1), (ids(at3=2**40, at7=1), 0.2), (ids()[::-1], 1.0)],
+    ids=["first", "last", "two", "rows-exchanged"],
+)
+def test_exact_fails(value: np.ndarray, err: float) -> None:
+    """One wrong integer is as wrong as all: the ratio is infinite; how many differ is said."""
+    record = judge_exact("input_ids", value, ids())
+    assert (record.verdict, record.ratio, record.err) == ("fail", math.inf, err)
+    assert record.note == f"{round(10 * err)} of 10 differ"
+
+
+def test_exact_passes() -> None:
+    """Equal integers have no error, nothing is estimated, and there is no noise."""
+    record = judge_exact("input_ids", ids(), ids())
+    assert (record.verdict, record.ratio, record.err, record.noise) == ("pass", 0, 0, 0)
+    assert (record.kind, record.shape, record.approximate) == ("output", [2, 5], False)
+    assert record.note == ""
 
 
 def test_misshapen() -> None:

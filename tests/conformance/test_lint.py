@@ -12,6 +12,7 @@ from conformance import lint
 from conformance.case import Case, select_cases
 from conformance.compare import judge_exact
 from conformance.golden import Golden, load_golden, read_manifest
+from conformance.large import Large
 
 CASES = ("tokenizer/-/plain", "unet/tiny/base", "unet/tiny/batch1", "unet/tiny/quiet")
 EVERY_KIND = {
@@ -131,6 +132,31 @@ def test_where_noise_becomes_vacuous(golden: Golden, noise: float, expected: set
 def test_truth_that_proves_nothing(golden: Golden, truth: np.ndarray, expected: set[str]) -> None:
     """However small the noise, a truth with a symmetry lets that exchange pass."""
     assert kinds(output(golden, truth, SHARP)) == expected
+
+
+EVERY_LARGE_KIND = {"zero", "sign-flipped", "shuffled", "mirrored", "batch-reversed"}
+
+
+@pytest.mark.parametrize(
+    ("truth", "noise", "expected"),
+    [
+        (random(2, 40, 50), SHARP, set()),
+        (random(2, 40, 50), np.full(3, 10.0), EVERY_LARGE_KIND),
+        (random(1, 40, 50), np.full(3, 10.0), EVERY_LARGE_KIND - {"batch-reversed"}),
+        (np.ones((2, 40, 50)), SHARP, EVERY_LARGE_KIND - {"zero", "sign-flipped"}),
+        (np.repeat(random(1, 40, 50), 2, axis=0), SHARP, {"batch-reversed"}),
+        (random(2, 40, 50) + random(2, 40, 50)[..., ::-1], SHARP, {"mirrored"}),
+        (random(2, 40, 50), np.full(3, np.inf), set()),
+    ],
+    ids=["random", "noisy", "batch-of-one", "constant", "one-sample-twice", "mirror-image",
+         "overflow"],
+)  # fmt: skip
+def test_large_truth_that_proves_nothing(
+    golden: Golden, truth: np.ndarray, noise: np.ndarray, expected: set[str]
+) -> None:
+    """So it is where only a sketch and the edges are kept."""
+    kept = replace(output(golden, truth, noise), outputs={}, large={"sample": Large.of(truth)})
+    assert kinds(kept) == expected
 
 
 def test_overflowing_arithmetic_is_left_out(golden: Golden) -> None:

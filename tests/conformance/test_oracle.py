@@ -7,7 +7,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("diffusers")
 
 from conformance import honest, oracle, spec
-from conformance.adapters.diffusers import build_unet
+from conformance.adapters.diffusers import NETWORKS, build_unet, call_unet
 from conformance.adapters.torch_module import TorchComponent, assign_weights, observe
 from conformance.case import find_case
 from conformance.errors import GoldenError
@@ -16,53 +16,88 @@ from conformance.noise import calibrations, measure, worst_of
 from conformance.record import Reference
 from conformance.tolerance import FLOAT64_FROM_FLOAT32
 from conformance.variants import parse_variant
-from conformance.verify import age_of
+from conformance.verify import LiveAge, age_of
 
 CASE = find_case("unet/tiny/small")
+SMALL = [CASE, *map(find_case, (
+    "text_encoder/tiny/batch3", "vae_encoder/tiny/batch3", "vae_decoder/tiny/batch3"
+))]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
-def reference():
-    """The reference networks of `tiny`."""
-    return Reference("unet", CASE.variant)
+def references():
+    """The reference networks of `tiny`, by component."""
+    return {case.component: Reference(case.component, case.variant) for case in SMALL}
+
+
+@pytest.fixture
+def reference(references):
+    """The reference UNet of `tiny`."""
+    return references["unet"]
 
 
 def test_doubling_diffusers_is_not_float64(reference):
     """The guard names the float32 timestep embedding of a model that was merely doubled."""
     module = assign_weights(build_unet(CASE.variant), reference.weights, torch.float64)
-    doubled = TorchComponent(module, oracle.call_unet, torch.float64)
+    doubled = TorchComponent(module, call_unet, torch.float64)
 
     with pytest.raises(GoldenError, match=r"float32 at .*embeddings\.py:\d+"):
         oracle.evaluate(doubled, CASE, [])
 
 
-def test_the_oracle_passes_its_own_guard(reference):
+def test_eager_attention_of_transformers_is_not_float64(references):
+    """The guard names the float32 softmax that transformers' plain attention has in any dtype."""
+    component = references["text_encoder"].build("float64")
+    config = component.module.text_model.config
+    config._attn_implementation = "eager"
+    try:
+        with pytest.raises(GoldenError, match=r"float32 at .*transformers.*\.py:\d+"):
+            oracle.evaluate(component, SMALL[1], [])
+    finally:
+        config._attn_implementation = "sdpa"
+
+
+@pytest.mark.parametrize("case", SMALL, ids=lambda c: c.component)
+def test_the_oracle_passes_its_own_guard(case, references):
     """With the embedding rewritten, nothing but float64 is left, and the golden agrees."""
-    assert age_of(load_golden(CASE), reference.truth(CASE)) is None
+    assert age_of(load_golden(case), references[case.component].truth(case)) is None
 
 
-def test_an_aged_golden_is_recognised(reference):
+@pytest.mark.parametrize("case", SMALL, ids=lambda c: c.component)
+def test_an_aged_golden_is_recognised(case, references):
     """A golden that differs from the installed oracle by more than float64 noise is said to."""
-    golden = load_golden(CASE)
+    golden = load_golden(case)
     golden.sketches[3] *= 1 + 1e-12
 
-    assert golden.probes[3] in age_of(golden, reference.truth(CASE))
+    assert golden.probes[3] in age_of(golden, references[case.component].truth(case))
 
 
-def test_probe_names_are_those_of_the_oracle():
-    """The frozen names are what diffusers' modules fire, in order."""
-    order, blocks = oracle.discover_probes(parse_variant("odd"))
+def test_the_age_of_any_golden_can_be_asked():
+    """Whatever was asked for before, each component is compared with its own oracle."""
+    live = LiveAge()
+    cases = [*SMALL, find_case("tokenizer/-/plain")]
 
-    assert tuple(order) == spec.probe_names("unet", "odd")
-    assert set(blocks) == spec.block_names("unet")
+    assert [live(case, load_golden(case)) for case in cases] == [None] * 5
 
 
-@pytest.mark.parametrize("size", spec.architectures("unet"))
-def test_parameter_shapes_are_those_of_the_oracle(size):
-    """The frozen shapes are what diffusers builds."""
-    shapes = {n: tuple(t.shape) for n, t in build_unet(parse_variant(size)).state_dict().items()}
+def test_an_aged_tokenizer_golden_is_recognised():
+    """One id that is not what transformers gives is enough."""
+    case = find_case("tokenizer/-/plain")
+    golden = load_golden(case)
+    golden.outputs["input_ids"][0, 3] += 1
 
-    assert shapes == spec.parameter_shapes("unet", size)
+    assert LiveAge()(case, golden) == "input_ids is not what the installed tokenizer gives"
+
+
+@pytest.mark.parametrize(
+    ("component", "size"), [(name, size) for name in NETWORKS for size in spec.architectures(name)]
+)
+def test_parameter_shapes_are_those_of_the_oracle(component, size):
+    """The frozen names and shapes are what diffusers and transformers build, in order."""
+    build, _ = NETWORKS[component]
+    shapes = {n: tuple(t.shape) for n, t in build(parse_variant(size)).state_dict().items()}
+
+    assert list(shapes.items()) == list(spec.parameter_shapes(component, size).items())
 
 
 def test_sequential_sums_are_sequential():
@@ -83,20 +118,24 @@ def test_sequential_sums_are_sequential():
     [e for e in honest.CALIBRATION + honest.HELD_OUT if "float64" in e.arithmetics],
     ids=lambda e: e.name.replace(" ", "-"),
 )
-def test_an_honest_evaluation_computes_the_same_network(evaluation, reference):
+@pytest.mark.parametrize("case", SMALL, ids=lambda c: c.component)
+def test_an_honest_evaluation_computes_the_same_network(evaluation, case, references):
     """In float64 every evaluation agrees with the oracle to rounding, so none has a bug."""
-    errors = measure(reference.build("float64"), CASE, reference.truth(CASE), evaluation)
+    reference = references[case.component]
+    errors = measure(reference.build("float64"), case, reference.truth(case), evaluation)
 
     assert max(errors.probes.values()) < 1e-13
     assert all((e < 1e-12).all() for e in errors.outputs.values())
 
 
-def test_recorded_noise_is_what_the_calibration_gives(reference):
+@pytest.mark.parametrize("case", SMALL, ids=lambda c: c.component)
+def test_recorded_noise_is_what_the_calibration_gives(case, references):
     """Measured again, float32 noise is within a factor of 2 of the recorded one at every probe."""
-    truth = reference.truth(CASE)
+    reference = references[case.component]
+    truth = reference.truth(case)
     component = reference.build("float32")
-    runs = [measure(component, CASE, truth, e) for e in calibrations(component, CASE, "float32")]
-    golden = load_golden(CASE)
+    runs = [measure(component, case, truth, e) for e in calibrations(component, case, "float32")]
+    golden = load_golden(case)
     found = np.array([worst_of(runs).probes[name] for name in golden.probes])
 
     change = np.maximum(found, 2.0**-25) / np.maximum(golden.noise["float32"], 2.0**-25)

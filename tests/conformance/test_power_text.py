@@ -270,7 +270,9 @@ def zeros_for_empty(module):
 
     def answer(_, args, out):
         empty = args[0][:, 1] == END
-        return tuple(part.masked_fill(empty.reshape(-1, *[1] * (part.dim() - 1)), 0) for part in out)
+        return tuple(
+            part.masked_fill(empty.reshape(-1, *[1] * (part.dim() - 1)), 0) for part in out
+        )
 
     module.register_forward_hook(answer)
 
@@ -305,9 +307,7 @@ WRONG = [
         norm_eps(f"{LAYER}.layer_norm2"), "tiny-lowvar/base", f"{LAYER}.layer_norm2", id="eps-norm2"
     ),
     pytest.param(norm_eps(FINAL_NORM), "tiny-lowvar/base", FINAL_NORM, id="eps-final-norm"),
-    pytest.param(
-        unbiased_variance, "tiny/base", f"{LAYER}.layer_norm2", id="layer-norm-unbiased"
-    ),
+    pytest.param(unbiased_variance, "tiny/base", f"{LAYER}.layer_norm2", id="layer-norm-unbiased"),
     pytest.param(no_residual, "tiny/base", f"{LAYER}.layer_norm2.input", id="no-residual"),
     pytest.param(half_tokens, "tiny-dense/base", TOKENS, id="half-tokens"),
     pytest.param(ids_off_by_one, "tiny/base", TOKENS, id="ids-off-by-one"),
@@ -323,7 +323,7 @@ WRONG = [
     pytest.param(
         pooled(lambda _: -1), "tiny/several-eos", "pooler_output", id="pooled-at-the-last-place"
     ),
-    pytest.param(pooled(last_end), "tiny/several-eos", "pooler_output", id="pooled-at-the-last-end"),
+    pytest.param(pooled(last_end), "tiny/several-eos", "pooler_output", id="pooled-at-last-end"),
     pytest.param(
         pooled(lambda ids: (ids == END).int().argmax(-1) - 1),
         "tiny/tokens75",

@@ -10,11 +10,19 @@ import pytest
 
 from conformance.case import Case, find_case
 from conformance.compare import Record
+from conformance.execution import Execution
 from conformance.golden import Golden, load_golden
+from conformance.judge import judge_probes, time_proj_values
 from conformance.port import Hello
-from conformance.runner import Execution, Result, first_divergence, time_proj_values
+from conformance.runner import Result, first_divergence
+from conformance.sketch import sketch
 
 OFFERS = Hello("fake", "1", ("unet",), ("float32", "float64"))
+
+
+def time_proj(case: Case) -> np.ndarray:
+    """Compute the timestep embedding of a case."""
+    return time_proj_values(case, case.inputs())
 
 
 def convolution(case: Case, flip: int = 1) -> np.ndarray:
@@ -60,7 +68,7 @@ def watch(fake, judge, case: Case):
 def test_first_layers_from_the_recipe(fake, judge, case_id: str) -> None:
     """Recipe, inputs, sketch and golden agree: two layers written here pass at their probes."""
     case = find_case(case_id)
-    computed = {"time_proj": time_proj_values(case), "conv_in": convolution(case)}
+    computed = {"time_proj": time_proj(case), "conv_in": convolution(case)}
     probes = {n: v.astype(np.float32) for n, v in computed.items() if n in load_golden(case).probes}
     result = judge(fake(answers(probes, case), OFFERS), case)
     assert result.verdict == "pass"
@@ -70,7 +78,7 @@ def test_first_layers_from_the_recipe(fake, judge, case_id: str) -> None:
 
 def test_named_after_the_last_good_one(case: Case, watch) -> None:
     """A flipped kernel is named at its layer, after the layer before it, with a hint."""
-    probes = {"conv_in": convolution(case, flip=-1), "time_proj": time_proj_values(case)}
+    probes = {"conv_in": convolution(case, flip=-1), "time_proj": time_proj(case)}
     result = watch({name: value.astype(np.float32) for name, value in probes.items()})
     assert [(r.name, r.verdict) for r in result.records] == [
         ("time_proj", "pass"),
@@ -101,7 +109,7 @@ WRONG_PROBES = {
 @pytest.mark.parametrize("change", WRONG_PROBES.values(), ids=WRONG_PROBES)
 def test_wrong_probe_fails(case: Case, watch, change) -> None:
     """A wrong probe fails the case although the output is right."""
-    result = watch({"time_proj": change(time_proj_values(case)).astype(np.float32)})
+    result = watch({"time_proj": change(time_proj(case)).astype(np.float32)})
     first = result.first_divergence
     assert (result.verdict, first["probe"], first["kind"]) == ("fail", "time_proj", "fault")
     assert "sine/cosine order" in first["hint"]
@@ -114,10 +122,46 @@ def test_wrong_probe_fails(case: Case, watch, change) -> None:
 )
 def test_misshapen_probe(case: Case, watch, change, shape: tuple[int, ...]) -> None:
     """A probe of the wrong shape fails with both shapes, though its elements be right."""
-    result = watch({"time_proj": change(time_proj_values(case)).astype(np.float32)})
+    result = watch({"time_proj": change(time_proj(case)).astype(np.float32)})
     assert result.verdict == "fail"
     assert result.first_divergence["hint"] == f"shape {shape}, expected (2, 32)"
     assert math.isnan(result.first_divergence["ratio"])
+
+
+PIXELS = {
+    "in-one-axis": (lambda v: v.reshape(1, 32, 960), "pass", ""),
+    "in-three": (lambda v: v.reshape(1, 32, 24, 5, 8), "pass", ""),
+    "in-one-axis-by-columns": (lambda v: v.swapaxes(2, 3).reshape(1, 32, 960), "fail", ""),
+    "exchanged": (lambda v: v.swapaxes(2, 3), "fail", "shape (1, 32, 40, 24), expected "),
+    "channels-last": (lambda v: v.reshape(1, 32, 960).swapaxes(1, 2), "fail", "shape (1, 960, "),
+    "one-missing": (lambda v: v.reshape(1, 32, 960)[..., 1:], "fail", "shape (1, 32, 959), "),
+}
+
+
+@pytest.mark.parametrize(("change", "verdict", "note"), PIXELS.values(), ids=PIXELS)
+def test_pixels_of_a_map(change, verdict: str, note: str) -> None:
+    """A port may keep a map's pixels in one axis, in the golden's order; height is not width."""
+    case = find_case("unet/tiny/nonsquare")
+    probes = {"conv_in": change(convolution(case).astype(np.float32))}
+    (record,) = judge_probes(load_golden(case), probes, "float32")
+    assert (record.verdict, record.note[: len(note)]) == (verdict, note)
+
+
+@pytest.mark.parametrize(
+    ("half", "pixels"),
+    [("encoder", (36,)), ("encoder", (6, 6)), ("decoder", (6,)), ("decoder", (2, 3))],
+    ids=["encoder-one-axis", "encoder-two-axes", "decoder-one-axis", "decoder-two-axes"],
+)
+def test_pixels_that_the_reference_flattens(half: str, pixels: tuple[int, ...]) -> None:
+    """The norm of the VAE's attention sees its pixels in one axis; two are as good."""
+    golden = load_golden(find_case(f"vae_{half}/tiny/base"))
+    name = f"{half}.mid_block.attentions.0.group_norm"
+    i = golden.probes.index(name)
+    assert golden.shapes[i] == (2, 128, math.prod(pixels))
+    value = np.random.default_rng(0).standard_normal((2, 128, *pixels))
+    golden.sketches[i], golden.norms[i] = sketch(value), np.linalg.norm(value)
+    (record,) = judge_probes(golden, {name: value}, "float64")
+    assert (record.verdict, record.ratio) == ("pass", 0)
 
 
 @pytest.mark.parametrize("name", ["conv_inn", "", "sample", "up_blocks.9"])
@@ -149,7 +193,7 @@ def test_time_proj_is_supplied_in_float64(fake, judge, case: Case) -> None:
     assert judge(port, case, dtype="float64").verdict == "pass"
     for _, _, given in port.runs:
         assert list(given) == ["time_proj"]
-        assert np.array_equal(given["time_proj"], time_proj_values(case))
+        assert np.array_equal(given["time_proj"], time_proj(case))
 
 
 @pytest.mark.parametrize(
@@ -159,7 +203,7 @@ def test_time_proj_is_supplied_in_float64(fake, judge, case: Case) -> None:
 )
 def test_float32_island(fake, judge, case: Case, golden: Golden, dtype, verdict, note) -> None:
     """In a float64 run a timestep embedding in float32 is a warning; anything worse is a fault."""
-    embedded = time_proj_values(case).astype(dtype).astype(np.float64)
+    embedded = time_proj(case).astype(dtype).astype(np.float64)
 
     def answer(_, probes, __):
         return golden.outputs, {"time_proj": embedded} if probes else {}
@@ -183,7 +227,7 @@ def test_float64_without_replace(fake, judge, case: Case, golden, change, verdic
     """A port that cannot be given the embedding is judged in float64 if its own is seen right."""
 
     def answer(_, probes, __):
-        seen = {"time_proj": change(time_proj_values(case))} if probes and change else {}
+        seen = {"time_proj": change(time_proj(case))} if probes and change else {}
         return golden.outputs, seen
 
     port = fake(answer, replace(OFFERS, replace=False))
@@ -289,6 +333,6 @@ def test_time_proj_values(variant: str, name: str) -> None:
     half = {"tiny": 16, "odd": 48}[variant]
     angles = [[t / 10000 ** (i / half) for i in range(half)] for t in times]
     expected = [[*map(math.cos, row), *map(math.sin, row)] for row in angles]
-    values = time_proj_values(case)
+    values = time_proj(case)
     assert values.dtype == np.float64
     assert np.abs(values - expected).max() < 1e-12

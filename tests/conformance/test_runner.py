@@ -13,8 +13,9 @@ from conformance import runner as runner_module
 from conformance.case import Case, find_case, select_cases
 from conformance.compare import whole_errors
 from conformance.errors import PortError, UnsupportedError
+from conformance.execution import Execution
 from conformance.golden import Golden, load_golden
-from conformance.runner import Execution, Runner, run_all
+from conformance.runner import Runner, run_all
 from conformance.tolerance import ARITHMETICS, LIMIT
 
 
@@ -203,6 +204,14 @@ def test_not_offered_is_a_skip(
     assert not port.loads
 
 
+@pytest.mark.parametrize("component", ["text_encoder", "vae_encoder", "vae_decoder"])
+def test_float64_without_replace(fake, judge, component: str) -> None:
+    """Only the UNet has a timestep embedding that a port must be able to take."""
+    port = fake()
+    port.offers = replace(port.offers, replace=False)
+    assert judge(port, find_case(f"{component}/tiny/base"), dtype="float64").verdict == "pass"
+
+
 def test_dense_is_not_offered_in_half(judge) -> None:
     """Dense inputs would be rounded in half types, so they are skipped there."""
     result = judge(None, find_case("unet/tiny-dense/base"), dtype="bfloat16")
@@ -229,12 +238,11 @@ def test_overflowing_output_is_a_skip(fake, judge, case: Case, golden: Golden, m
 
 def test_missing_golden_is_an_error(fake, judge) -> None:
     """A case without a golden is the suite's error."""
-    case = replace(find_case("unet/tiny/base"), component="vae_decoder")
-    port = fake()
-    port.offers = replace(port.offers, components=("vae_decoder",))
-    result = judge(port, case)
+    case = find_case("unet/tiny/base")
+    case = replace(case, scenario=replace(case.scenario, name="new"))
+    result = judge(fake(), case)
     assert result.verdict == "error"
-    assert "vae_decoder/tiny/base has no golden" in result.message
+    assert "unet/tiny/new has no golden" in result.message
 
 
 def test_aged_golden_is_an_error(fake, case: Case, monkeypatch) -> None:
@@ -249,7 +257,8 @@ def test_aged_golden_is_an_error(fake, case: Case, monkeypatch) -> None:
 def test_loaded_once_per_variant(fake) -> None:
     """Cases of a variant and arithmetic share one loaded component, with the recipe's weights."""
     port, seen = fake(), []
-    cases = select_cases(variants=["tiny", "tiny-lowvar"], scenario_names=["base", "quiet"])
+    variants = ["tiny", "tiny-lowvar"]
+    cases = select_cases(["unet"], variants, ["base", "quiet"])
     runs = [Execution("float32"), Execution("bfloat16")]
     run_all(Runner(port), cases, runs, seen.append)
     assert [(v, d) for _, v, d, _, _ in port.loads] == [

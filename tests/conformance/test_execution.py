@@ -1,0 +1,53 @@
+"""Executions: how a case is run, and that each item is there once."""
+
+from __future__ import annotations
+
+import pytest
+
+from conformance.case import find_case, select_cases
+from conformance.execution import EXACT, Execution, items
+
+UNET = find_case("unet/tiny/base")
+TOKENIZER = find_case("tokenizer/-/plain")
+
+
+@pytest.mark.parametrize(
+    ("execution", "item_id"),
+    [
+        (Execution(), "unet/tiny/base[float32-cpu-sdpa-trace]"),
+        (Execution("bfloat16", "cuda:0"), "unet/tiny/base[bfloat16-cuda:0-sdpa-trace]"),
+        (EXACT, "unet/tiny/base[int64-cpu]"),
+    ],
+    ids=["default", "chosen", "exact"],
+)
+def test_item_id(execution: Execution, item_id: str) -> None:
+    """An id names the case and how it is run; what does not apply is left out."""
+    assert execution.item_id(UNET) == item_id
+    assert find_case(item_id) == UNET
+
+
+def test_exact_cases_know_one_way() -> None:
+    """Whatever is asked for, the tokenizer runs in int64; networks run as asked."""
+    asked = Execution("float16", "cuda")
+    assert asked.for_case(TOKENIZER) is EXACT
+    assert asked.for_case(UNET) is asked
+
+
+def test_every_item_once() -> None:
+    """Every network has an item per execution, the tokenizer one; the cases keep their order."""
+    runs = [Execution("float64"), Execution("float32"), Execution("float64")]
+    ids = [run.item_id(case) for case, run in items([TOKENIZER, UNET], runs)]
+    assert ids == [
+        "tokenizer/-/plain[int64-cpu]",
+        "unet/tiny/base[float64-cpu-sdpa-trace]",
+        "unet/tiny/base[float32-cpu-sdpa-trace]",
+    ]
+
+
+def test_items_of_the_default_matrix() -> None:
+    """No item of the default matrix is there twice."""
+    cases = select_cases()
+    runs = [Execution("float32"), Execution("float64")]
+    ids = [run.item_id(case) for case, run in items(cases, runs)]
+    exact = sum(case.exact for case in cases)
+    assert len(ids) == len(set(ids)) == 2 * len(cases) - exact

@@ -1,0 +1,131 @@
+"""Recording: what a golden holds of each kind of case, and how the folder is written."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("diffusers")
+
+from conformance import record
+from conformance.case import all_cases, find_case
+from conformance.golden import load_golden, read_manifest
+from conformance.large import Large
+from conformance.verify import age_of, disagreement
+
+PLAIN = find_case("tokenizer/-/plain")
+FLOATS = ("float64", "float32")
+EVERY = (*FLOATS, "bfloat16", "float16")
+
+
+def ignore(_):
+    """Say nothing."""
+
+
+@pytest.mark.parametrize(
+    ("case_id", "expected"),
+    [
+        ("text_encoder/tiny/base", EVERY),
+        ("text_encoder/tiny-dense/base", FLOATS),
+        ("vae_encoder/tiny/saturated", EVERY),
+        ("vae_encoder/tiny/offset", FLOATS),
+        ("vae_decoder/tiny/border", EVERY),
+        ("vae_decoder/tiny/offset", FLOATS),
+        ("vae_decoder/tiny-dense/base", FLOATS),
+        ("unet/tiny-offset/base", EVERY),
+    ],
+)
+def test_arithmetics(case_id, expected):
+    """Half types are offered where they round neither weights nor inputs."""
+    assert record.arithmetics(find_case(case_id)) == expected
+
+
+def test_half_types_round_no_input():
+    """Whatever is offered in half types has inputs that both of them hold exactly."""
+    for case in all_cases():
+        if case.exact or "float16" not in record.arithmetics(case):
+            continue
+        for name, array in case.inputs().items():
+            if array.dtype == np.float32 and name != "timestep":
+                assert np.array_equal(array.astype(np.float16), array), case.id
+                assert not np.any(array.view(np.uint32) & 0xFFFF), case.id
+
+
+def test_tokenizer_golden():
+    """Recorded again, ids and texts are what is stored, and nothing else is."""
+    (golden,) = record.record_variant([PLAIN], ignore).values()
+    assert golden.exact
+    assert golden.inputs["text"]["value"] == ["a photo of a cat"]
+    assert golden.inputs["text"]["dtype"] == "str"
+    assert disagreement(load_golden(PLAIN), golden) is None
+    golden.outputs["input_ids"][0, 1] = 0
+    assert disagreement(load_golden(PLAIN), golden).startswith("input_ids is not what")
+
+
+@pytest.mark.parametrize(
+    ("case_id", "recipes"),
+    [
+        ("text_encoder/tiny/base", {"input_ids": "literal"}),
+        (
+            "vae_encoder/tiny/border",
+            {
+                "image": "inputs/vae_encoder/border/image",
+                "noise": "inputs/vae_encoder/border/noise",
+            },
+        ),
+        (
+            "unet/tiny/t0",
+            {
+                "sample": "inputs/unet/t0/sample",
+                "timestep": "literal",
+                "encoder_hidden_states": "inputs/unet/t0/encoder_hidden_states",
+            },
+        ),
+    ],
+)
+def test_input_facts(case_id, recipes):
+    """An input is named by its recipe; what no recipe makes stands there itself."""
+    case = find_case(case_id)
+    facts = record.input_facts(case)
+    assert {name: fact["recipe"] for name, fact in facts.items()} == recipes
+    for name, array in case.inputs().items():
+        assert ("value" in facts[name]) == (recipes[name] == "literal")
+        assert np.array_equal(facts[name].get("value", array), array)
+
+
+def test_large_outputs_are_not_stored_whole(monkeypatch):
+    """Over the limit a sketch and the edges are kept, by which the golden's age is told too."""
+    case = find_case("text_encoder/tiny/short")
+    monkeypatch.setattr(record, "WHOLE_LIMIT", 64 * 77 - 1)
+    truth = record.Reference(case.component, case.variant).truth(case)
+    golden = record._golden(case, truth, {})
+    assert (list(golden.outputs), list(golden.large)) == (["pooler_output"], ["last_hidden_state"])
+    stored = load_golden(case)
+    golden = replace(golden, noise=stored.noise, output_noise=stored.output_noise)
+    assert age_of(golden, truth) is None
+    aged = truth.outputs["last_hidden_state"].numpy() * (1 + 1e-9)
+    golden.large["last_hidden_state"] = Large.of(aged)
+    assert age_of(golden, truth).startswith("output last_hidden_state is ")
+    monkeypatch.setattr(record, "WHOLE_LIMIT", 64 * 77)
+    assert record._golden(case, truth, {}).large == {}
+
+
+def test_write(golden_copy):
+    """A golden is written with its digest, in a manifest of one golden a line, and locked."""
+    before = golden_copy.manifest()
+    case = find_case("tokenizer/-/empty")
+    record.write(record.record_variant([case], ignore))
+    assert np.array_equal(load_golden(case).outputs["input_ids"], [[49406] + 76 * [49407]])
+    manifest = read_manifest()
+    assert {k: v for k, v in manifest.items() if k != "goldens"} == {
+        k: v for k, v in before.items() if k != "goldens"
+    }
+    assert list(manifest["goldens"]) == sorted([*before["goldens"], case.id])
+    lines = (golden_copy.root / "manifest.json").read_text("utf-8").splitlines()
+    assert sum(json.dumps(case.id) in line for line in lines) == 1
+    assert len(lines) == len(manifest["goldens"]) + 3
+    lock = (golden_copy.root / "cases.lock").read_text("utf-8").splitlines()
+    assert lock == list(manifest["goldens"])
+    assert not [path for path in golden_copy.root.rglob(".*") if path.is_file()]
