@@ -6,18 +6,24 @@ import pytest
 
 
 class LiveOracle:
-    """Evaluates the installed oracle; keeps the networks of the last variant."""
+    """Evaluates the installed oracle; keeps the networks of the last component and variant."""
 
     def __init__(self):
+        self.oracle = importlib.import_module("conformance.oracle")
         self.record = importlib.import_module("conformance.record")
         self.verify = importlib.import_module("conformance.verify")
         self.reference = None
 
     def __call__(self, case):
-        """Return the oracle's float64 outputs and probes of a case."""
-        if self.reference is None or self.reference.variant != case.variant:
-            self.reference = self.record.Reference(case.component, case.variant)
+        """Return the oracle's float64 outputs and probes of a network's case."""
+        key = (case.component, case.variant)
+        if self.reference is None or key != (self.reference.component, self.reference.variant):
+            self.reference = self.record.Reference(*key)
         return self.reference.truth(case)
+
+    def token_ids(self, case):
+        """Return the ids that the installed tokenizer makes of a case's texts."""
+        return self.oracle.token_ids(case.inputs()["text"].tolist())
 
 
 @pytest.fixture(scope="session")

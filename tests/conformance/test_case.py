@@ -87,7 +87,14 @@ def test_find_case() -> None:
 
 @pytest.mark.parametrize(
     "case_id",
-    ["unet/tiny", "tiny/base", "unet/tiny/bas", "", "unet/tiny/base.safetensors", "tokenizer/plain"],
+    [
+        "unet/tiny",
+        "tiny/base",
+        "unet/tiny/bas",
+        "",
+        "unet/tiny/base.safetensors",
+        "tokenizer/plain",
+    ],
 )
 def test_find_unknown_case(case_id: str) -> None:
     """Part of an id is no id."""

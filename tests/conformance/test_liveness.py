@@ -60,10 +60,9 @@ def test_key_bias_of_the_autoencoder_is_zero(half, monkeypatch):
 def test_a_wrong_excuse_is_refused(monkeypatch):
     """What is listed as structurally zero and moves the output is a problem."""
     monkeypatch.setattr(liveness, "STRUCTURALLY_ZERO", re.compile(r".*\.to_[qk]\.bias"))
-    assert complaints("vae_decoder") == [
-        "decoder.mid_block.attentions.0.to_q.bias: "
-        "listed as structurally zero, but it moves the output"
-    ]
+    name = "decoder.mid_block.attentions.0.to_q.bias"
+    expected = f"{name}: listed as structurally zero, but it moves the output"
+    assert complaints("vae_decoder") == [expected]
 
 
 def test_rows_of_unused_ids_are_excused(monkeypatch):

@@ -319,9 +319,9 @@ def test_a_wrong_choice_is_shown(wrong, case, difference, judge):
 MISSHAPEN = [
     pytest.param(rows(lambda ids: [START, *ids, END]), "plain", (1, 7), id="pad-missing"),
     pytest.param(
-        lambda texts: [row[:14] for row in right()(texts).tolist()],
+        lambda texts: [row[:13] for row in right()(texts).tolist()],
         "batch-two-lengths",
-        (2, 14),
+        (2, 13),
         id="padded-to-the-longest",
     ),
     pytest.param(rows(lambda ids: [START, *ids, END]), "tokens-78", (1, 80), id="not-truncated"),

@@ -10,6 +10,11 @@ import pytest
 
 pytest.importorskip("torch")
 
+from conformance.case import find_case
+from conformance.execution import EXACT
+from conformance.pytest_plugin import _conclude
+from conformance.runner import Result
+
 MATRIX = Path(__file__).parents[1] / "test_conformance.py"
 
 WRONG_PORT = """
@@ -29,10 +34,11 @@ class Wrong:
 """
 
 
-def run_matrix(tmp_path, *arguments):
-    """Run the golden half of the matrix on the smallest variants in a process of its own."""
+def run_matrix(tmp_path, *arguments, chosen="unet"):
+    """Run some golden items of the matrix on the smallest variants in a process of its own."""
     out = tmp_path / "report"
-    command = [sys.executable, "-m", "pytest", str(MATRIX), "-v", "-k", "test_golden"]
+    expression = f"test_golden and ({chosen})"
+    command = [sys.executable, "-m", "pytest", str(MATRIX), "-v", "-k", expression]
     command += ["--sd1-out", str(out), "--sd1-dtype", "float32", *arguments]
     done = subprocess.run(
         command, capture_output=True, text=True, check=False, cwd=MATRIX.parents[1]
@@ -42,17 +48,28 @@ def run_matrix(tmp_path, *arguments):
 
 def test_two_workers_write_one_report(tmp_path):
     """Every item is in results.jsonl once, and a variant's items ran on one worker."""
-    done, out = run_matrix(tmp_path, "--sd1-variant", "tiny-inpaint,tiny-dense", "-n", "2")
+    arguments = ["--sd1-variant", "tiny-inpaint,tiny-dense", "--sd1-dtype", "float32,float64"]
+    chosen = "unet or tokenizer/-/plain"
+    done, out = run_matrix(tmp_path, *arguments, "-n", "2", chosen=chosen)
 
     assert done.returncode == 0, done.stdout
     lines = [json.loads(text) for text in (out / "results.jsonl").read_text().splitlines()]
     cases = [line["case"] for line in lines if line["type"] == "case"]
     assert sorted(cases) == [
+        "tokenizer/-/plain[int64-cpu]",
         "unet/tiny-dense/base[float32-cpu-sdpa-trace]",
+        "unet/tiny-dense/base[float64-cpu-sdpa-trace]",
         "unet/tiny-inpaint/base[float32-cpu-sdpa-trace]",
+        "unet/tiny-inpaint/base[float64-cpu-sdpa-trace]",
         "unet/tiny-inpaint/nonsquare[float32-cpu-sdpa-trace]",
+        "unet/tiny-inpaint/nonsquare[float64-cpu-sdpa-trace]",
     ]
-    assert json.loads((out / "summary.json").read_text())["verdict"] == "conformant"
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["verdict"] == "conformant"
+    assert summary["scope"] == (
+        "tokenizer, unet; tiny-dense, tiny-inpaint; int64, float32, float64; cpu; trace; "
+        "sd1 was not run"
+    )
     assert {path.name for path in out.iterdir()} == {
         "results.jsonl",
         "summary.json",
@@ -60,7 +77,7 @@ def test_two_workers_write_one_report(tmp_path):
         "index.html",
     }
     workers = re.findall(r"\[(gw\d)\].*PASSED.*tiny-inpaint/", done.stdout)
-    assert len(workers) == 2
+    assert len(workers) == 4
     assert len(set(workers)) == 1, "loadgroup no longer groups: see the pytest pin"
 
 
@@ -78,6 +95,22 @@ def test_a_wrong_port_fails_with_its_divergence(tmp_path):
     summary = json.loads((out / "summary.json").read_text())
     assert summary["verdict"] == "nonconformant"
     assert summary["first_divergence"]["probe"] == "time_proj"
+
+
+def test_wrong_ids_fail_with_both_token_lists():
+    """The item's message shows the lists side by side, then the command that runs it alone."""
+    case = find_case("tokenizer/-/plain")
+    result = Result(case, EXACT, "fail", message="first wrong at input_ids", detail="> a\n> b")
+
+    with pytest.raises(pytest.fail.Exception) as caught:
+        _conclude(result, "wrong.py:Wrong")
+
+    assert str(caught.value).splitlines() == [
+        "fail: first wrong at input_ids",
+        "> a",
+        "> b",
+        'run it alone: sd1-conformance run wrong.py:Wrong -k "tokenizer/-/plain"',
+    ]
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,9 @@ PI = 0x243F6A8885A308D3_13198A2E03707344_A4093822299F31D0_082EFA98EC4E6C89
 PI_KEY = 0x452821E638D01377_BE5466CF34E90C6C
 
 CONV_IN = "unet/conv_in.weight"
+TOKENS = "text_encoder/text_model.embeddings.token_embedding.weight"
+BORDER = np.array([[1, 1, 1, 1, 1], [1, 0, 0, 0, 1], [1, 0, 0, 0, 1], [1, 1, 1, 1, 1]])
+"""Which elements of a 4x5 tensor a border of one keeps."""
 ATTENTION = "attentions.0.transformer_blocks.0.attn1"
 
 
@@ -151,8 +154,14 @@ def test_streams_are_prefixes(count: int) -> None:
         ("unet/conv_in.bias", (32,), "bias", True, [4980855, -3983541, 8704865, 3517751], 27),
         ("inputs/unet/base/sample", (2, 4), "input", False, [47, 177, 151, -211], 7),
         ("inputs/unet/base/sample", (2, 4), "input", True, [-13855055, 8630963, 2776725], 23),
+        (TOKENS, (49408, 4), "embedding", False, [-3, -119, -31, 221], 7),
+        (TOKENS, (49408, 4), "embedding", True, [14541193, 12822723, 9368955, -4953001], 23),
     ],
-    ids=[f"{k}-{d}" for k in ("weight", "norm", "bias", "input") for d in ("lattice", "dense")],
+    ids=[
+        f"{k}-{d}"
+        for k in ("weight", "norm", "bias", "input", "embedding")
+        for d in ("lattice", "dense")
+    ],
 )
 @pytest.mark.parametrize("dtype", [np.float32, np.float64], ids=["float32", "float64"])
 def test_value_vectors(name, shape, kind, dense, numerators, exponent, dtype) -> None:
@@ -205,6 +214,14 @@ def test_values_are_symmetric(kind: Kind, *, dense: bool) -> None:
     assert not np.any(values == 0)
 
 
+def test_border_of_an_image() -> None:
+    """A border is one of rows and columns: every image and channel has it."""
+    recipe = TensorRecipe("image", (2, 3, 7, 9), Kind.INPUT, border=2)
+    array = recipe.draw()
+    assert not array[:, :, 2:-2, 2:-2].any()
+    assert np.count_nonzero(array) == 2 * 3 * (7 * 9 - 3 * 5)
+
+
 @pytest.mark.parametrize(
     ("fan_in", "exponent"), [(36, 10), (320, 11), (2880, 13), (11520, 14), (1, 7)]
 )
@@ -227,11 +244,21 @@ def test_variance_is_as_declared() -> None:
         ({"row_shifts": ((3, 6),)}, lambda v: v * np.array([1, 1, 1, 64])[:, None]),
         ({"shift": 3, "row_shifts": ((0, 6), (3, -1))}, lambda v: v * [[512], [8], [8], [4]]),
         ({"constant": 12.0}, lambda v: np.full_like(v, 12)),
+        ({"signs": True}, np.sign),
+        ({"signs": True, "shift": 2}, lambda v: 4 * np.sign(v)),
+        ({"border": 1}, lambda v: v * BORDER),
+        ({"mean": 0.75}, lambda v: v + 0.75),
+        ({"shift": -5, "mean": -3.0}, lambda v: v / 32 - 3),
+        (
+            {"shift": 1, "signs": True, "border": 1, "mean": 1.0},
+            lambda v: 2 * np.sign(v) * BORDER + 1,
+        ),
     ],
-    ids=["shift", "row", "shift-and-rows", "constant"],
-)
+    ids=["shift", "row", "shift-and-rows", "constant", "signs", "signs-and-shift", "border",
+         "mean", "mean-and-shift", "all"],
+)  # fmt: skip
 def test_modifiers(changes, apply) -> None:
-    """Shift, row shifts and constant do what they say, and touch nothing else."""
+    """Shift, row shifts, constant, signs, border and mean do what they say, in this order."""
     plain = TensorRecipe("modified", (4, 5), Kind.INPUT)
     modified = TensorRecipe("modified", (4, 5), Kind.INPUT, **changes)
     assert np.array_equal(modified.draw(np.float64), apply(plain.draw(np.float64)))

@@ -18,28 +18,38 @@ from conformance.verify import age_of, disagreement
 PLAIN = find_case("tokenizer/-/plain")
 FLOATS = ("float64", "float32")
 EVERY = (*FLOATS, "bfloat16", "float16")
+OFFERED = {
+    "text_encoder/tiny/base": EVERY,
+    "text_encoder/tiny-dense/base": FLOATS,
+    "vae_encoder/tiny/saturated": EVERY,
+    "vae_encoder/tiny/offset": FLOATS,
+    "vae_decoder/tiny/border": EVERY,
+    "vae_decoder/tiny/offset": FLOATS,
+    "vae_decoder/tiny-dense/base": FLOATS,
+    "unet/tiny-offset/base": EVERY,
+}
+RECIPES = {
+    "text_encoder/tiny/base": {"input_ids": "literal"},
+    "vae_encoder/tiny/border": {
+        "image": "inputs/vae_encoder/border/image",
+        "noise": "inputs/vae_encoder/border/noise",
+    },
+    "unet/tiny/t0": {
+        "sample": "inputs/unet/t0/sample",
+        "timestep": "literal",
+        "encoder_hidden_states": "inputs/unet/t0/encoder_hidden_states",
+    },
+}
 
 
 def ignore(_):
     """Say nothing."""
 
 
-@pytest.mark.parametrize(
-    ("case_id", "expected"),
-    [
-        ("text_encoder/tiny/base", EVERY),
-        ("text_encoder/tiny-dense/base", FLOATS),
-        ("vae_encoder/tiny/saturated", EVERY),
-        ("vae_encoder/tiny/offset", FLOATS),
-        ("vae_decoder/tiny/border", EVERY),
-        ("vae_decoder/tiny/offset", FLOATS),
-        ("vae_decoder/tiny-dense/base", FLOATS),
-        ("unet/tiny-offset/base", EVERY),
-    ],
-)
-def test_arithmetics(case_id, expected):
+@pytest.mark.parametrize("case_id", OFFERED)
+def test_arithmetics(case_id):
     """Half types are offered where they round neither weights nor inputs."""
-    assert record.arithmetics(find_case(case_id)) == expected
+    assert record.arithmetics(find_case(case_id)) == OFFERED[case_id]
 
 
 def test_half_types_round_no_input():
@@ -64,34 +74,14 @@ def test_tokenizer_golden():
     assert disagreement(load_golden(PLAIN), golden).startswith("input_ids is not what")
 
 
-@pytest.mark.parametrize(
-    ("case_id", "recipes"),
-    [
-        ("text_encoder/tiny/base", {"input_ids": "literal"}),
-        (
-            "vae_encoder/tiny/border",
-            {
-                "image": "inputs/vae_encoder/border/image",
-                "noise": "inputs/vae_encoder/border/noise",
-            },
-        ),
-        (
-            "unet/tiny/t0",
-            {
-                "sample": "inputs/unet/t0/sample",
-                "timestep": "literal",
-                "encoder_hidden_states": "inputs/unet/t0/encoder_hidden_states",
-            },
-        ),
-    ],
-)
-def test_input_facts(case_id, recipes):
+@pytest.mark.parametrize("case_id", RECIPES)
+def test_input_facts(case_id):
     """An input is named by its recipe; what no recipe makes stands there itself."""
     case = find_case(case_id)
     facts = record.input_facts(case)
-    assert {name: fact["recipe"] for name, fact in facts.items()} == recipes
+    assert {name: fact["recipe"] for name, fact in facts.items()} == RECIPES[case_id]
     for name, array in case.inputs().items():
-        assert ("value" in facts[name]) == (recipes[name] == "literal")
+        assert ("value" in facts[name]) == (RECIPES[case_id][name] == "literal")
         assert np.array_equal(facts[name].get("value", array), array)
 
 

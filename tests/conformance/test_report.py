@@ -13,6 +13,7 @@ import pytest
 from conformance.errors import UsageError
 from conformance.report.html import write_html
 from conformance.report.junit import write_junit
+from conformance.report.run import read_run
 from conformance.report.terminal import verdict_lines
 
 if TYPE_CHECKING:
@@ -75,6 +76,42 @@ def case(scenario: str, verdict: str = "pass", **changes: object) -> dict[str, A
         "hunts": "a wrong GroupNorm eps",
         "probes": [*probes, probe("sample", 1.2, "fail" if bad else "pass", "output")],
     } | changes
+
+
+LISTS = """text 0, 'a cat': 1 of 77 ids differ
+  place  expected                       got
+      0   49406 <|startoftext|>          49406 <|startoftext|>
+      1     320 a</w>                      320 a</w>
+>     2    2368 cat</w>                   1929 dog</w>"""
+
+
+def exact(scenario: str, verdict: str = "pass", **changes: object) -> dict[str, Any]:
+    """Build a case line of the tokenizer, with both token lists where it fails."""
+    bad = verdict == "fail"
+    name = f"tokenizer/-/{scenario}[int64-cpu]"
+    ratio = "inf" if bad else 0.0
+    record = probe("input_ids", ratio, verdict, "output") | {"shape": [1, 77], "noise": 0.0}
+    first = {"case": name, "probe": "input_ids", "after": None, "ratio": "inf", "limit": LIMIT}
+    return (
+        case(scenario, verdict)
+        | {
+            "case": name,
+            "component": "tokenizer",
+            "variant": "-",
+            "dtype": "int64",
+            "backend": "",
+            "mode": "",
+            "ratio": ratio,
+            "worst_probe": "input_ids",
+            "first_divergence": first | {"kind": "fault", "hint": "1 of 77 differ"}
+            if bad
+            else None,
+            "hunts": "ids",
+            "detail": LISTS if bad else "",
+            "probes": [record],
+        }
+        | changes
+    )
 
 
 def write_run(
@@ -198,6 +235,39 @@ def test_failing_run(tmp_path: Path) -> None:
     assert "  ratio  48, limit 4" in lines
 
 
+def test_token_lists_side_by_side(tmp_path: Path) -> None:
+    """A wrong tokenizer's lists stand whole in the page and in the JUnit file, and rerun it."""
+    summary = write_run(tmp_path, [exact("plain", "fail"), exact("empty"), case("base")])
+    page = read_page(write_html(tmp_path))
+    assert LISTS in page.text
+    suite = read_suite(write_junit(tmp_path))
+    (failure,) = suite.findall("testcase/failure")
+    assert LISTS in (failure.text or "")
+    assert "first divergence at input_ids" in failure.get("message", "")
+    first = suite.find("testcase")
+    assert first is not None
+    assert (first.get("classname"), first.get("name")) == (
+        "tokenizer.-",
+        "tokenizer/-/plain[int64-cpu]",
+    )
+    lines = verdict_lines(summary)
+    assert "  probe  input_ids" in lines
+    assert '  rerun  sd1-conformance run sd1_impl -k "tokenizer/-/plain"' in lines
+    assert "--dtype" not in page.text
+
+
+def test_depth_is_that_of_a_network(tmp_path: Path) -> None:
+    """Token ids have no depth: the picture shows the worst network, though ids are more wrong."""
+    write_run(tmp_path, [exact("plain", "fail"), case("quiet", "fail"), case("base")])
+    run = read_run(tmp_path)
+    assert run.worst is not None
+    assert run.worst.case == "unet/tiny/quiet[float32-cpu-sdpa-trace]"
+    assert len(run.worst_probes) == 6
+    write_run(tmp_path, [exact("plain", "fail"), exact("empty")])
+    assert read_run(tmp_path).worst is None
+    assert LISTS in read_page(write_html(tmp_path)).text
+
+
 def test_every_verdict(tmp_path: Path) -> None:
     """Each verdict becomes the right JUnit element."""
     verdicts = ("pass", "warn", "fail", "error", "skip", "xfail", "xpass")
@@ -234,6 +304,7 @@ def test_bad_verdict_without_a_bad_case(tmp_path: Path) -> None:
 def test_hostile_names(tmp_path: Path) -> None:
     """What a port chooses is shown as text: markup, control and bidi characters do nothing."""
     line = case("base", "fail", variant=HOSTILE, message=HOSTILE, hunts=HOSTILE, ratio="nan")
+    line["detail"] = HOSTILE
     line["component"] = line["worst_probe"] = line["probes"][2]["name"] = HOSTILE
     line["first_divergence"] |= {"probe": HOSTILE, "after": HOSTILE, "hint": HOSTILE}
     port = {"name": HOSTILE, "version": HOSTILE}

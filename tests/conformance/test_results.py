@@ -10,6 +10,7 @@ import pytest
 
 from conformance.case import find_case
 from conformance.errors import ExitCode
+from conformance.execution import Execution
 from conformance.port import Hello
 from conformance.results import (
     FILES,
@@ -23,7 +24,7 @@ from conformance.results import (
     plain,
     summarise,
 )
-from conformance.runner import Execution, Result
+from conformance.runner import Result
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -113,14 +114,28 @@ def test_usage_exit_code() -> None:
         ([line("pass"), line("skip")], 1),
         ([line("pass"), line("fail", probes=[{"note": "worst element"}])], 0),
         ([line("fail", probes=[{"note": ""}, {"note": "shape (1,), expected (2,)"}])], None),
+        ([line("pass"), line("fail", component="tokenizer", probes=[{"note": "1 differ"}])], None),
+        ([line("pass"), line("pass", component="tokenizer")], 1),
+        ([line("skip", component="tokenizer"), line("fail")], 0),
         ([line("pass"), line("error")], None),
         ([line("skip")], None),
         ([], None),
     ],
-    ids=["pass", "with-skip", "wrong-number", "wrong-shape", "error", "skip", "nothing"],
+    ids=[
+        "pass",
+        "with-skip",
+        "wrong-number",
+        "wrong-shape",
+        "wrong-ids",
+        "right-ids",
+        "no-tokenizer",
+        "error",
+        "skip",
+        "nothing",
+    ],
 )
 def test_level(lines: list[dict[str, Any]], expected: int | None) -> None:
-    """Level 1 needs every number right; level 0 every name, shape and dtype."""
+    """Level 1 needs every number right; level 0 every name, shape, dtype and token id."""
     assert level(lines) == expected
 
 
@@ -185,6 +200,36 @@ def test_earliest(probes: list[str], expected: str | None) -> None:
     lines = [line("pass"), *(line("fail", first_divergence=divergence(p)) for p in probes)]
     found = earliest(lines)
     assert (found and found["probe"]) == expected
+
+
+@pytest.mark.parametrize(
+    ("wrong", "expected"),
+    [
+        (
+            [("vae_decoder", "decoder.conv_in"), ("unet", "conv_out"), ("text_encoder", "pooler")],
+            "pooler",
+        ),
+        ([("vae_decoder", "post_quant_conv"), ("vae_encoder", "latents")], "latents"),
+        ([("text_encoder", "text_model.embeddings"), ("tokenizer", "input_ids")], "input_ids"),
+        (
+            [
+                ("text_encoder", "pooler_output"),
+                ("text_encoder", "text_model.final_layer_norm"),
+                ("text_encoder", "text_model.encoder.layers.1.mlp.fc2.input"),
+            ],
+            "text_model.encoder.layers.1.mlp.fc2.input",
+        ),
+        ([("vae_encoder", "quant_conv"), ("vae_encoder", "encoder.conv_in")], "encoder.conv_in"),
+    ],
+    ids=["pipeline", "halves", "tokenizer-first", "text-encoder", "encoder"],
+)
+def test_earliest_component_first(wrong: list[tuple[str, str]], expected: str) -> None:
+    """A picture is made by one component after another: the first wrong one is named."""
+    lines = [
+        line("fail", component=component, first_divergence=divergence(probe))
+        for component, probe in wrong
+    ]
+    assert earliest(lines)["probe"] == expected
 
 
 @pytest.mark.parametrize(

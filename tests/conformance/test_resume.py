@@ -12,9 +12,10 @@ from conformance import cli
 from conformance import results as results_module
 from conformance.case import find_case
 from conformance.errors import UsageError
+from conformance.execution import Execution
 from conformance.port import Hello
 from conformance.results import Results
-from conformance.runner import Execution, Result
+from conformance.runner import Result
 
 if TYPE_CHECKING:
     from pathlib import Path
