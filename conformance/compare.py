@@ -182,8 +182,16 @@ def judge_exact(name: str, value: np.ndarray, truth: np.ndarray) -> Record:
         float("inf") if wrong else 0.0,
         "fail" if wrong else "pass",
         approximate=False,
-        note=f"{wrong} of {truth.size} differ" if wrong else "",
+        note=_first_difference(value, truth) if wrong else "",
     )
+
+
+def _first_difference(value: np.ndarray, truth: np.ndarray) -> str:
+    """Say how many integers differ, and where the first one stands."""
+    row, *place = np.argwhere(value != truth)[0].tolist()
+    where = ", ".join(map(str, place))
+    wrong = int(np.count_nonzero(value != truth))
+    return f"{wrong} of {truth.size} differ, first at place {where} of row {row}"
 
 
 def judge_probe(

@@ -45,6 +45,7 @@ class Golden:
         output_noise: By arithmetic and output name, float64 (3,): noise of the three metrics.
         provenance: Oracle versions, machine and commit.
         large: By name, what is kept of outputs that are too large to be stored whole.
+        output_names: All outputs in the order in which they are computed.
     """
 
     case: str
@@ -60,6 +61,12 @@ class Golden:
     output_noise: dict[str, dict[str, np.ndarray]]
     provenance: dict[str, str] = field(default_factory=dict)
     large: dict[str, Large] = field(default_factory=dict)
+    output_names: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if not self.output_names:
+            self.output_names = [*self.outputs, *self.large]
+        self.outputs = {n: self.outputs[n] for n in self.output_names if n in self.outputs}
 
     @property
     def exact(self) -> bool:
@@ -68,9 +75,9 @@ class Golden:
 
     @property
     def output_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Return the shape of every output."""
-        whole = {name: array.shape for name, array in self.outputs.items()}
-        return whole | {name: kept.shape for name, kept in self.large.items()}
+        """Return the shape of every output, in the order in which they are computed."""
+        kept: dict[str, np.ndarray | Large] = {**self.outputs, **self.large}
+        return {name: kept[name].shape for name in self.output_names}
 
     def output_norm(self, name: str) -> float:
         """Return the L2 norm of an output."""
@@ -132,6 +139,7 @@ class Golden:
             "probes": [
                 [name, *shape] for name, shape in zip(self.probes, self.shapes, strict=True)
             ],
+            "outputs": self.output_names,
             "provenance": self.provenance,
         }
         if self.large:
@@ -187,6 +195,7 @@ class Golden:
                 )
                 for name, (norm, *shape) in facts.get("large", {}).items()
             },
+            output_names=facts["outputs"],
         )
 
 

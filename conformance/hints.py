@@ -7,12 +7,16 @@ import re
 _HINTS: tuple[tuple[str, str], ...] = (
     (r"input_ids", "tokenizer: compare the two token lists"),
     (r".*token_embedding", "token embedding: ids off by one, table transposed or quantised"),
-    (r"text_model\.embeddings", "position embedding: missing, or laid out along the batch"),
+    (
+        r"text_model\.embeddings",
+        "position embedding: missing, off by one, laid out along the batch, or cast",
+    ),
     (r".*layer_norm2\.input", "first residual sum of a CLIP layer"),
-    (r".*layer_norm\d|.*final_layer_norm", "LayerNorm of CLIP: eps is 1e-5, over channels"),
+    (r".*layer_norm\d", "LayerNorm of CLIP: eps is 1e-5, over channels"),
+    (r".*final_layer_norm", "the last layer's output enters it, once; eps is 1e-5"),
     (
         r".*self_attn\.out_proj\.input",
-        "CLIP attention core: causal mask, number of heads (12), scale, softmax, head order",
+        "CLIP attention core: causal mask and no other, number of heads, scale, softmax, order",
     ),
     (r".*mlp\.fc2\.input", "quick GELU: x * sigmoid(1.702 x), neither erf nor tanh"),
     (
@@ -20,8 +24,20 @@ _HINTS: tuple[tuple[str, str], ...] = (
         "the last layer, after the final LayerNorm; no layer skipped, no clip skip",
     ),
     (r"pooler_output", "pooling: the final LayerNorm at the first EOS"),
-    (r"post_quant_conv\.input", "latents are divided by 0.18215 before they are decoded"),
-    (r"(en|de)coder\..*norm.*", "GroupNorm of the VAE: eps is 1e-6"),
+    (
+        r"text_model\.encoder\.layers\.\d+",
+        "a CLIP layer; a fully probed case (base of tiny, tiny-lowvar, tiny-dense) says which part",
+    ),
+    (r"post_quant_conv\.input", "latents are divided by 0.18215 before they are decoded; or cast"),
+    (r"post_quant_conv|quant_conv", "a 1x1 convolution between latents and the network"),
+    (
+        r"(en|de)coder\..*norm.*",
+        "GroupNorm of the VAE: eps is 1e-6, number of groups, variance over n, not n - 1",
+    ),
+    (r"encoder\.conv_in", "input: channel order (RGB), range -1..1, layout, dtype, padding"),
+    (r"decoder\.conv_in", "input of the decoder: layout, padding"),
+    (r"(en|de)coder\.mid_block\.attentions\.0", "VAE attention: residual sum, order of pixels"),
+    (r"image", "the decoder's last convolution; the image is not clamped"),
     (
         r"encoder\..*downsamplers\.0.*",
         "VAE downsampling: stride 2 after one row below and one column right, no other padding",

@@ -91,11 +91,11 @@ def calibrations(component: TorchComponent, case: Case, arithmetic: str) -> list
     The timestep embedding is drawn 16 times with half-ulp moves; the two draws that are furthest
     from the truth are carried through the network.
     """
-    chosen = [e for e in CALIBRATION if arithmetic in e.arithmetics]
+    chosen = [
+        e for e in CALIBRATION if arithmetic in e.arithmetics and case.component in e.components
+    ]
     if case.full_size:
         chosen = [e for e in chosen if arithmetic in e.at_full_size]
-    if case.component == "text_encoder":
-        chosen = [e for e in chosen if not e.for_images]
     if batch_size(case.inputs()) == 1:
         chosen = [e for e in chosen if not e.split]
     if arithmetic == "float32" and hasattr(component.module, "time_proj"):

@@ -141,6 +141,7 @@ def _golden(case: Case, truth: oracle.Truth, noise: dict[str, Errors]) -> Golden
         hunts=case.scenario.hunts,
         inputs=input_facts(case),
         outputs={n: array for n, array in outputs.items() if array.size <= WHOLE_LIMIT},
+        output_names=list(outputs),
         large={n: Large.of(array) for n, array in outputs.items() if array.size > WHOLE_LIMIT},
         probes=names,
         shapes=[tuple(truth.probes[name].shape) for name in names],

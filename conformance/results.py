@@ -225,7 +225,10 @@ def earliest(lines: list[dict[str, Any]]) -> dict[str, Any] | None:
     def position(line: dict[str, Any]) -> tuple[int, int, float]:
         component, first = line["component"], line["first_divergence"]
         order = spec.execution_order(component)
-        place = order.get(first["probe"], len(order))
+        outputs = [p["name"] for p in line["probes"] if p["kind"] == "output"]
+        place = order.get(first["probe"])
+        if place is None:
+            place = len(order) + outputs.index(first["probe"])
         return COMPONENTS.index(component), place, -badness(float(first["ratio"]))
 
     return min(found, key=position)["first_divergence"] if found else None
