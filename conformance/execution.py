@@ -38,8 +38,18 @@ EXACT = Execution("int64", "cpu", "", "")
 """How the tokenizer is run: no arithmetic, no device, no attention."""
 
 
-def items(cases: Iterable[Case], executions: list[Execution]) -> Iterator[tuple[Case, Execution]]:
-    """Yield every case with every execution, each item once."""
+def items(
+    cases: Iterable[Case], executions: Iterable[Execution]
+) -> Iterator[tuple[Case, Execution]]:
+    """Yield every case with every execution, each item once.
+
+    Cases of one component and variant come together, and among them one execution after the other,
+    so that each network is built once.
+    """
+    executions = list(executions)
+    groups: dict[tuple[str, str], list[Case]] = {}
     for case in cases:
-        for execution in dict.fromkeys(execution.for_case(case) for execution in executions):
-            yield case, execution
+        groups.setdefault((case.component, case.variant.name), []).append(case)
+    for group in groups.values():
+        for execution in dict.fromkeys(execution.for_case(group[0]) for execution in executions):
+            yield from ((case, execution) for case in group)

@@ -18,7 +18,7 @@ from conformance.case import Case
 from conformance.compare import Record
 from conformance.contract import call, check_contract, where_raised
 from conformance.errors import PortError, SuiteError, UnsupportedError
-from conformance.execution import Execution
+from conformance.execution import Execution, items
 from conformance.golden import Golden, check_inputs, load_golden
 from conformance.hints import hint_for
 from conformance.judge import (
@@ -295,11 +295,6 @@ def run_all(
         report: Told each result as it comes.
         done: Item ids that are left out.
     """
-    groups: dict[tuple[str, str], list[Case]] = {}
-    for case in cases:
-        groups.setdefault((case.component, case.variant.name), []).append(case)
-    for group in groups.values():
-        for execution in dict.fromkeys(e.for_case(group[0]) for e in executions):
-            for case in group:
-                if execution.item_id(case) not in done:
-                    report(runner.run(case, execution))
+    for case, execution in items(cases, executions):
+        if execution.item_id(case) not in done:
+            report(runner.run(case, execution))

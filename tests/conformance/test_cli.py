@@ -142,11 +142,14 @@ def test_show_tokenizer(main) -> None:
 
 
 def test_show_is_the_same_each_time(main) -> None:
-    """`show` prints arithmetics in one order, whatever the case."""
+    """`show` prints arithmetics in one order, whatever the case; some lack the half types."""
     cases = [case for case in select_cases(variants=["tiny"]) if not case.exact]
     shown = [main("show", case.id)[1].splitlines() for case in cases]
     orders = {tuple(r.split()[1] for r in rows if r.startswith("noise")) for rows in shown}
-    assert len(orders) == 1
+    assert orders == {
+        ("float64:", "float32:", "bfloat16:", "float16:"),
+        ("float64:", "float32:"),
+    }
 
 
 @pytest.mark.parametrize("case_id", ["unet/tiny/bass", "base"])

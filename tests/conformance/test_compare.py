@@ -201,15 +201,20 @@ def ids(**wrong: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize(
-    ("value", "err"),
-    [(ids(at0=1), 0.1), (ids(at9=-1), 0.1), (ids(at3=2**40, at7=1), 0.2), (ids()[::-1], 1.0)],
+    ("value", "err", "note"),
+    [
+        (ids(at0=1), 0.1, "1 of 10 differ, first at place 0 of row 0"),
+        (ids(at9=-1), 0.1, "1 of 10 differ, first at place 4 of row 1"),
+        (ids(at3=2**40, at7=1), 0.2, "2 of 10 differ, first at place 3 of row 0"),
+        (ids()[::-1], 1.0, "10 of 10 differ, first at place 0 of row 0"),
+    ],
     ids=["first", "last", "two", "rows-exchanged"],
 )
-def test_exact_fails(value: np.ndarray, err: float) -> None:
-    """One wrong integer is as wrong as all: the ratio is infinite; how many differ is said."""
+def test_exact_fails(value: np.ndarray, err: float, note: str) -> None:
+    """One wrong integer is as wrong as all: how many differ, and where the first is, is said."""
     record = judge_exact("input_ids", value, ids())
     assert (record.verdict, record.ratio, record.err) == ("fail", math.inf, err)
-    assert record.note == f"{round(10 * err)} of 10 differ"
+    assert record.note == note
 
 
 def test_exact_passes() -> None:

@@ -48,6 +48,22 @@ def divergence(probe: str, ratio: float | str = 48.0, name: str = "base") -> dic
     return facts | {"limit": 4.0, "kind": "fault", "hint": ""}
 
 
+OUTPUTS = {
+    "tokenizer": ["input_ids"],
+    "text_encoder": ["last_hidden_state", "pooler_output"],
+    "unet": ["sample"],
+    "vae_encoder": ["mean", "logvar", "latents"],
+    "vae_decoder": ["image"],
+}
+
+
+def wrong_line(component: str, probe: str) -> dict[str, Any]:
+    """Build a case line that is wrong from a probe or output on."""
+    records = [{"name": name, "kind": "output", "note": ""} for name in OUTPUTS[component]]
+    first = divergence(probe)
+    return line("fail", component=component, first_divergence=first, probes=records)
+
+
 def summary_of(*verdicts: str) -> dict[str, Any]:
     """Summarise cases with these verdicts."""
     return summarise([line(verdict) for verdict in verdicts], PORT, HELLO, "scope")
@@ -197,7 +213,7 @@ def test_scope_names_what_is_not_offered() -> None:
 )  # fmt: skip
 def test_earliest(probes: list[str], expected: str | None) -> None:
     """Over all cases the earliest probe in execution order is named, not the first case's."""
-    lines = [line("pass"), *(line("fail", first_divergence=divergence(p)) for p in probes)]
+    lines = [line("pass"), *(wrong_line("unet", p) for p in probes)]
     found = earliest(lines)
     assert (found and found["probe"]) == expected
 
@@ -206,8 +222,12 @@ def test_earliest(probes: list[str], expected: str | None) -> None:
     ("wrong", "expected"),
     [
         (
-            [("vae_decoder", "decoder.conv_in"), ("unet", "conv_out"), ("text_encoder", "pooler")],
-            "pooler",
+            [
+                ("vae_decoder", "decoder.conv_in"),
+                ("unet", "conv_out"),
+                ("text_encoder", "pooler_output"),
+            ],
+            "pooler_output",
         ),
         ([("vae_decoder", "post_quant_conv"), ("vae_encoder", "latents")], "latents"),
         ([("text_encoder", "text_model.embeddings"), ("tokenizer", "input_ids")], "input_ids"),
@@ -220,15 +240,22 @@ def test_earliest(probes: list[str], expected: str | None) -> None:
             "text_model.encoder.layers.1.mlp.fc2.input",
         ),
         ([("vae_encoder", "quant_conv"), ("vae_encoder", "encoder.conv_in")], "encoder.conv_in"),
+        ([("vae_encoder", "latents"), ("vae_encoder", "logvar")], "logvar"),
+        ([("vae_encoder", "mean"), ("vae_encoder", "quant_conv")], "quant_conv"),
     ],
-    ids=["pipeline", "halves", "tokenizer-first", "text-encoder", "encoder"],
+    ids=[
+        "pipeline",
+        "halves",
+        "tokenizer-first",
+        "text-encoder",
+        "encoder",
+        "outputs-in-order",
+        "outputs-last",
+    ],
 )
 def test_earliest_component_first(wrong: list[tuple[str, str]], expected: str) -> None:
     """A picture is made by one component after another: the first wrong one is named."""
-    lines = [
-        line("fail", component=component, first_divergence=divergence(probe))
-        for component, probe in wrong
-    ]
+    lines = [wrong_line(component, probe) for component, probe in wrong]
     assert earliest(lines)["probe"] == expected
 
 
