@@ -1,37 +1,13 @@
 """Wrong choices that real ports have made: each is caught, and named at the layer that is wrong."""
 
-from dataclasses import replace
-
 import pytest
 
-from conformance.case import find_case
-from conformance.port import resolve
 from conformance.results import earliest
-from conformance.runner import Execution, Runner
 
 torch = pytest.importorskip("torch")
 F = torch.nn.functional
 
 BLOCK = "down_blocks.1.attentions.0.transformer_blocks.0"
-
-
-class WrongPort:
-    """sd1_impl with one wrong choice, made after loading."""
-
-    def __init__(self, spoil):
-        """Keep the wrong choice."""
-        self.right = resolve("sd1_impl")
-        self.spoil = spoil
-
-    def hello(self):
-        """Offer what sd1_impl offers."""
-        return replace(self.right.hello(), name="wrong")
-
-    def load(self, *arguments):
-        """Load sd1_impl, then spoil it."""
-        component = self.right.load(*arguments)
-        self.spoil(component.module)
-        return component
 
 
 def resnet_eps(path):
@@ -133,9 +109,9 @@ WRONG = [
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize(("spoil", "case", "probe"), WRONG)
-def test_a_wrong_choice_is_named(spoil, case, probe, dtype):
+def test_a_wrong_choice_is_named(spoil, case, probe, dtype, run_wrong):
     """The case that hunts it fails, and the first divergence is the wrong layer itself."""
-    result = Runner(WrongPort(spoil)).run(find_case(f"unet/{case}"), Execution(dtype=dtype))
+    result = run_wrong(spoil, f"unet/{case}", dtype)
 
     assert result.verdict == "fail", result.message
     assert result.first_divergence["probe"] == probe
@@ -145,10 +121,9 @@ def test_a_wrong_choice_is_named(spoil, case, probe, dtype):
     )
 
 
-def test_the_earliest_probe_over_all_cases_is_named():
+def test_the_earliest_probe_over_all_cases_is_named(run_wrong):
     """Cases that record blocks only do not hide the layer that a fully probed case names."""
-    runner = Runner(WrongPort(resnet_eps(NORM)))
-    cases = [find_case(f"unet/{case}") for case in ("tiny/quiet", "tiny-lowvar/base")]
-    lines = [runner.run(case, Execution()).as_json() for case in cases]
+    cases = ("unet/tiny/quiet", "unet/tiny-lowvar/base")
+    lines = [run_wrong(resnet_eps(NORM), case, "float32").as_json() for case in cases]
 
     assert earliest(lines)["probe"] == NORM
