@@ -19,15 +19,17 @@ from conformance import __version__
 from conformance.case import Case, all_cases, find_case, select_cases
 from conformance.errors import ExitCode, SuiteError, UsageError, unknown_name
 from conformance.execution import Execution, items
-from conformance.golden import load_golden
+from conformance.golden import Golden, load_golden
 from conformance.lint import lint
 from conformance.port import Hello, greet, known_ports, resolve
 from conformance.report.terminal import verdict_lines
+from conformance.report.text import shorten
 from conformance.results import DEFAULT_OUT, Results, exit_code
 from conformance.runner import Result, Runner, run_all
 from conformance.spec import CHECKPOINT_FOLDERS, checkpoint_shapes
 from conformance.tolerance import ARITHMETICS, LIMIT
 from conformance.variants import NO_VARIANT, parse_variant, variant_names
+from conformance.vocabulary import Vocabulary
 
 BACKENDS = ("sdpa",)
 MODES = ("trace",)
@@ -230,14 +232,12 @@ def _show(arguments: argparse.Namespace) -> int:
     golden = load_golden(case)
     print(f"{case.id}\nhunts   {golden.hunts}\nlimit   {LIMIT:g}")
     for name, facts in golden.inputs.items():
-        value = f" {facts['value']}" if "value" in facts else ""
+        value = f" {shorten(str(facts['value']), 100)}" if "value" in facts else ""
         print(
             f"input   {name} {facts['dtype']} {tuple(facts['shape'])} from {facts['recipe']}{value}"
         )
-    for name, array in golden.outputs.items():
-        print(f"output  {name} {array.shape}, RMS {np.sqrt(np.mean(array**2)):.4g}")
-    for name, kept in golden.large.items():
-        print(f"output  {name} {kept.shape}, kept as a sketch, first and last rows and columns")
+    for name, shape in golden.output_shapes.items():
+        print(f"output  {name} {shape}, {_output_text(golden, name)}")
     if golden.probes:
         print(f"probes  {len(golden.probes)}, {golden.probes[0]} to {golden.probes[-1]}")
     for arithmetic, noise in golden.noise.items():
@@ -247,6 +247,17 @@ def _show(arguments: argparse.Namespace) -> int:
         )
     print("from    " + ", ".join(f"{k} {v}" for k, v in golden.provenance.items()))
     return 0
+
+
+def _output_text(golden: Golden, name: str) -> str:
+    """Describe an output of a golden in words."""
+    if golden.exact:
+        words = Vocabulary.load()
+        rows = [[words.name(i) for i in row] for row in golden.outputs[name].tolist()]
+        return "; ".join(shorten(" ".join(row), 200) for row in rows)
+    rms = golden.output_norm(name) / math.sqrt(math.prod(golden.output_shapes[name]))
+    kept = ", kept as a sketch and its first and last rows and columns"
+    return f"RMS {rms:.4g}{kept if name in golden.large else ''}"
 
 
 def _ports(_: argparse.Namespace) -> int:
