@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 
 _HINTS: tuple[tuple[str, str], ...] = (
-    (r"input_ids", "tokenizer: compare the two token lists"),
     (r".*token_embedding", "token embedding: ids off by one, table transposed or quantised"),
     (
         r"text_model\.embeddings",

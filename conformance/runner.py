@@ -255,6 +255,8 @@ def first_divergence(result: Result) -> dict[str, Any]:
     jumps = not record.ratio <= tolerance.LIMIT * highest
     good = [r.name for r in before if r.verdict != "fail"]
     usual = "" if record.note.startswith("shape ") else hint_for(record.name)
+    if result.case.exact:
+        usual = f"this text hunts: {result.case.scenario.hunts}"
     hint = "; ".join(text for text in (record.note, usual) if text)
     if not jumps:
         hint = f"the error grows gradually up to here; {hint}".rstrip("; ")

@@ -14,7 +14,6 @@ LAYER = "text_model.encoder.layers.1"
 @pytest.mark.parametrize(
     ("probe", "hint"),
     [
-        ("input_ids", "the two token lists"),
         ("text_model.embeddings.token_embedding", "token embedding: ids off by one"),
         ("text_model.embeddings", "position embedding: missing"),
         (f"{LAYER}.layer_norm1", "eps is 1e-5"),

@@ -39,7 +39,7 @@ def test_one_wrong_id_fails(judge, plain: Case) -> None:
     assert (result.verdict, record.ratio) == ("fail", math.inf)
     assert result.message == (
         "first wrong at input_ids, ratio inf, limit 4: 1 of 77 differ, first at place 5 of row 0; "
-        "tokenizer: compare the two token lists"
+        f"this text hunts: {plain.scenario.hunts}"
     )
     assert result.first_divergence["case"] == "tokenizer/-/plain[int64-cpu]"
     assert result.first_divergence["kind"] == "fault"
