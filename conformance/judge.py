@@ -76,7 +76,7 @@ def _judge_island(record: Record, noise32: float) -> None:
 
 
 def _unflattened(value: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Give a map whose pixels the port keeps in one axis, or in two, the golden's shape."""
+    """Give the golden's shape to a map whose pixels, or heads, the port keeps in other axes."""
     pixels = 2  # axes before them: batch and channels
     if value.ndim != len(shape) and value.shape[:pixels] == shape[:pixels]:
         return value.reshape(shape) if value.size == math.prod(shape) else value

@@ -54,8 +54,9 @@ class Large:
         pairs = ((other.rows, self.rows), (other.columns, self.columns))
         with np.errstate(all="ignore"):
             element = max(float(np.max(np.abs(got - wanted))) for got, wanted in pairs)
-            rms = self.norm / float(np.sqrt(np.prod(self.shape)))
-            return distance(other.buckets, self.buckets) / self.norm, element / rms
+            norm = np.float64(self.norm)  # against an exact zero any error is infinite
+            rms = norm / np.sqrt(np.prod(self.shape))
+            return float(distance(other.buckets, self.buckets) / norm), float(element / rms)
 
 
 def edges(array: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -131,14 +131,25 @@ def test_show(main, golden) -> None:
 
 
 def test_show_tokenizer(main) -> None:
-    """`show` of a tokenizer case prints its texts, and neither probes nor noise."""
+    """`show` of a tokenizer case prints texts and tokens, and neither probes nor noise."""
     code, out, err = main("show", "tokenizer/-/batch-with-empty")
     assert (code, err) == (0, "")
     text = "['', 'a portrait of an old fisherman']"
     assert f"\ninput   text str (2,) from literal {text}\n" in out
-    assert "\noutput  input_ids (2, 77), " in out
+    assert "\noutput  input_ids (2, 77), <|startoftext|> <|endoftext|> " in out
+    assert "; <|startoftext|> a</w> portrait</w> of</w> an</w> old</w> fisherman</w> <|end" in out
     assert "probes" not in out
     assert "noise" not in out
+
+
+def test_show_large_output(main) -> None:
+    """`show` says of which outputs only a part is kept; outputs come as they are computed."""
+    _, out, _ = main("show", "text_encoder/sd1/base")
+    first, second = [row for row in out.splitlines() if row.startswith("output")]
+    assert first.startswith("output  last_hidden_state (1, 77, 768), RMS ")
+    assert first.endswith(", kept as a sketch and its first and last rows and columns")
+    assert second.startswith("output  pooler_output (1, 768), RMS ")
+    assert "kept" not in second
 
 
 def test_show_is_the_same_each_time(main) -> None:

@@ -44,6 +44,21 @@ def test_every_item_once() -> None:
     ]
 
 
+def test_a_network_is_run_in_one_go() -> None:
+    """Its cases come together, one arithmetic after the other, however they were given."""
+    quiet, inpaint = find_case("unet/tiny/quiet"), find_case("unet/tiny-inpaint/base")
+    runs = iter([Execution("float64"), Execution("float32")])
+    found = [(c.id, e.dtype) for c, e in items(iter([UNET, inpaint, quiet]), runs)]
+    assert found == [
+        ("unet/tiny/base", "float64"),
+        ("unet/tiny/quiet", "float64"),
+        ("unet/tiny/base", "float32"),
+        ("unet/tiny/quiet", "float32"),
+        ("unet/tiny-inpaint/base", "float64"),
+        ("unet/tiny-inpaint/base", "float32"),
+    ]
+
+
 def test_items_of_the_default_matrix() -> None:
     """No item of the default matrix is there twice."""
     cases = select_cases()

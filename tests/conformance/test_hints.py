@@ -58,9 +58,9 @@ def test_hint(probe: str, hint: str) -> None:
     assert hint in hint_for(probe)
 
 
-@pytest.mark.parametrize("probe", ["", "nothing", "text_model", "encoder"])
+@pytest.mark.parametrize("probe", ["", "nothing", "text_model", "encoder", "input_ids"])
 def test_no_hint(probe: str) -> None:
-    """An unknown probe has none."""
+    """An unknown probe has none; nor have token ids, whose text says what it hunts."""
     assert hint_for(probe) == ""
 
 
