@@ -21,11 +21,11 @@ from conformance.tolerance import LIMIT
 
 Say = Callable[[str], None]
 
-BY_DESIGN = ("sequential sums", "channels last in offset")
+BY_DESIGN = ("sequential sums", "channels last in offset", "one-pass variance in offset")
 """Calibration evaluations that nothing else stands for: shown, but no problem without themselves.
 
-Nothing else sums naively, and PyTorch's channels-last GroupNorm computes its variance in one pass,
-which shows where a norm reads a mean of many deviations."""
+Nothing else sums naively. PyTorch's channels-last GroupNorm and Flax's LayerNorm compute their
+variance in one pass, which shows where a norm reads a mean of many deviations."""
 
 INSTRUCTION_SETS = {
     "ATen without vector kernels": {"ATEN_CPU_CAPABILITY": "default"},

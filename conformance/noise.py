@@ -122,13 +122,24 @@ def worst_of(runs: Iterable[Errors]) -> Errors:
     def worst(values: Iterable[float]) -> float:
         return max(v if np.isfinite(v) else float("inf") for v in values)
 
-    return Errors(
-        {name: worst(r.probes[name] for r in runs) for name in runs[0].probes},
-        {
-            name: np.array([worst(r.outputs[name][m] for r in runs) for m in range(len(METRICS))])
-            for name in runs[0].outputs
-        },
-    )
+    outputs = {
+        name: np.array([worst(r.outputs[name][m] for r in runs) for m in range(len(METRICS))])
+        for name in runs[0].outputs
+    }
+    return Errors({n: worst(r.probes[n] for r in runs) for n in runs[0].probes}, with_parts(outputs))
+
+
+def with_parts(outputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Give `pooler_output` at least the noise of the rows that it is taken from.
+
+    It is one row of `last_hidden_state`, 64 elements in `tiny`: too few to take a worst of. Any
+    row is as noisy, so the noise is that of the worst row and of the worst element of all.
+    """
+    if "pooler_output" not in outputs:
+        return outputs
+    _, row, element = outputs["last_hidden_state"]  # axis 1, whose worst is taken, is the tokens'
+    least = np.array([row, element, element])
+    return outputs | {"pooler_output": np.maximum(outputs["pooler_output"], least)}
 
 
 def noise_of(arithmetic: str, noise: dict[str, Errors]) -> Errors:

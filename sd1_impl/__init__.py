@@ -2,8 +2,8 @@
 
 `sd1_impl.tokenizer` cuts the prompt into tokens, `sd1_impl.text_encoder` reads them,
 `sd1_impl.unet` predicts the noise in the latents, `sd1_impl.vae` turns latents into images and
-images into latents; every number of the networks is in `sd1_impl.config`. Start with
-`sd1_impl.unet`: its forward pass is the figure in the paper.
+images into latents, `sd1_impl.schedulers` lead from noise to latents; every number is in
+`sd1_impl.config`. Start with `sd1_impl.unet`: its forward pass is the figure in the paper.
 
 Attribute names are the keys of the diffusers checkpoints, so that ``load_state_dict(strict=True)``
 needs no rename table; the two leftovers of older files are named at the top of
@@ -11,28 +11,44 @@ needs no rename table; the two leftovers of older files are named at the top of
 """
 
 from sd1_impl.config import (
+    SD_V1_DDIM,
+    SD_V1_DDPM,
     SD_V1_INPAINT_UNET,
+    SD_V1_PNDM,
     SD_V1_TEXT_ENCODER,
     SD_V1_UNET,
     SD_V1_VAE,
+    DDIMConfig,
+    DDPMConfig,
+    PNDMConfig,
     TextEncoderConfig,
     UNetConfig,
     VAEConfig,
 )
+from sd1_impl.schedulers import DDIMScheduler, DDPMScheduler, PNDMScheduler
 from sd1_impl.text_encoder import CLIPTextEncoder
 from sd1_impl.tokenizer import CLIPTokenizer
 from sd1_impl.unet import UNet
 from sd1_impl.vae import AutoencoderKL, DiagonalGaussian
 
 __all__ = [
+    "SD_V1_DDIM",
+    "SD_V1_DDPM",
     "SD_V1_INPAINT_UNET",
+    "SD_V1_PNDM",
     "SD_V1_TEXT_ENCODER",
     "SD_V1_UNET",
     "SD_V1_VAE",
     "AutoencoderKL",
     "CLIPTextEncoder",
     "CLIPTokenizer",
+    "DDIMConfig",
+    "DDIMScheduler",
+    "DDPMConfig",
+    "DDPMScheduler",
     "DiagonalGaussian",
+    "PNDMConfig",
+    "PNDMScheduler",
     "TextEncoderConfig",
     "UNet",
     "UNetConfig",

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from sd1_impl.tokenizer import CLIPTokenizer
 from torch import Tensor, nn
 
 from conformance import __version__
@@ -15,6 +14,7 @@ from conformance.adapters.torch_module import TorchPort
 from conformance.port import Arrays
 from sd1_impl.config import TextEncoderConfig, UNetConfig, VAEConfig
 from sd1_impl.text_encoder import CLIPTextEncoder
+from sd1_impl.tokenizer import CLIPTokenizer
 from sd1_impl.unet import UNet
 from sd1_impl.vae import AutoencoderKL
 
