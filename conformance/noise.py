@@ -126,7 +126,8 @@ def worst_of(runs: Iterable[Errors]) -> Errors:
         name: np.array([worst(r.outputs[name][m] for r in runs) for m in range(len(METRICS))])
         for name in runs[0].outputs
     }
-    return Errors({n: worst(r.probes[n] for r in runs) for n in runs[0].probes}, with_parts(outputs))
+    probes = {name: worst(r.probes[name] for r in runs) for name in runs[0].probes}
+    return Errors(probes, with_parts(outputs))
 
 
 def with_parts(outputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

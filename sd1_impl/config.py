@@ -237,7 +237,7 @@ class SchedulerConfig:
             (``ddim_timesteps + 1`` in ``make_ddim_timesteps``, *ldm/.../util.py*).
         prediction_type: What the model's output is: "epsilon" the noise (``parameterization: eps``,
             *ldm/models/diffusion/ddpm.py*), "v_prediction" the velocity (Salimans and Ho, 2022,
-            appendix D), which SD v1 does not use.
+            section 4), which SD v1 does not use.
 
     Raises:
         ValueError: If there is no such schedule.
