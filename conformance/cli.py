@@ -279,9 +279,8 @@ def _weights_export(arguments: argparse.Namespace) -> int:
         raise unknown_name("variant", NO_VARIANT, variant_names())
     variant = parse_variant(arguments.variant)
     plain = parse_variant(variant.name.removesuffix("-inpaint"))  # for all but the UNet
-    for component, name in CHECKPOINT_FOLDERS.items():
-        if component == "vae_decoder":
-            continue  # both halves of the VAE share a folder
+    folders = {name: component for component, name in CHECKPOINT_FOLDERS.items()}
+    for name, component in folders.items():  # either half of the VAE stands for its folder
         own = variant if variant.name in variant_names(component) else plain
         folder = own.weights(component).export(arguments.out / name)
         count = sum(math.prod(s) for s in checkpoint_shapes(name, own.size).values())

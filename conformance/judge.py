@@ -78,9 +78,8 @@ def _judge_island(record: Record, noise32: float) -> None:
 def _unflattened(value: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """Give the golden's shape to a map whose pixels, or heads, the port keeps in other axes."""
     pixels = 2  # axes before them: batch and channels
-    if value.ndim != len(shape) and value.shape[:pixels] == shape[:pixels]:
-        return value.reshape(shape) if value.size == math.prod(shape) else value
-    return value
+    same = value.shape[:pixels] == shape[:pixels] and value.size == math.prod(shape)
+    return value.reshape(shape) if same and value.ndim != len(shape) else value
 
 
 def judge_outputs(golden: Golden, outputs: Arrays, arithmetic: str) -> list[Record]:

@@ -36,10 +36,10 @@ class Large:
     @classmethod
     def of(cls, array: np.ndarray) -> Large:
         """Keep what is stored of a floating array of two or more axes."""
-        rows, columns = edges(array.astype(np.float64))
+        wide = array.astype(np.float64)
+        rows, columns = edges(wide)
         with np.errstate(all="ignore"):
-            norm = float(np.linalg.norm(array.astype(np.float64)))
-            return cls(array.shape, norm, sketch(array), rows, columns)
+            return cls(array.shape, float(np.linalg.norm(wide)), sketch(array), rows, columns)
 
     def errors(self, other: Large) -> tuple[float, float]:
         """Measure another tensor of the same shape against this one.

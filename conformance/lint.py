@@ -1,4 +1,4 @@
-"""`golden lint`: would these goldens let a wrong port pass?."""
+"""`golden lint`: would these goldens let a wrong port pass?"""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from conformance.case import Case, all_cases
-from conformance.compare import judge_kept, judge_output
+from conformance.compare import Record, judge_kept, judge_output
 from conformance.errors import GoldenError
 from conformance.golden import (
     Golden,
@@ -21,6 +22,7 @@ from conformance.golden import (
     manifest_path,
     read_manifest,
 )
+from conformance.large import Large
 from conformance.recipe import digest
 from conformance.spec import golden_root
 from conformance.tolerance import LIMIT
@@ -133,38 +135,35 @@ def vacuities(golden: Golden, arithmetics: Collection[str] | None = None) -> Ite
     """
     if golden.exact:
         return
-    yield from _large_vacuities(golden, arithmetics)
-    for name, truth in golden.outputs.items():
-        for kind, value in _degenerate(truth):
-            for arithmetic, noise in golden.output_noise.items():
-                if arithmetics is not None and arithmetic not in arithmetics:
-                    continue
-                if not np.isfinite(noise[name]).all():
-                    continue
-                if judge_output(name, value, truth, noise[name], arithmetic).ratio <= LIMIT:
-                    yield f"{golden.case}: a {kind} output {name} would pass in {arithmetic}"
-
-
-def _large_vacuities(golden: Golden, arithmetics: Collection[str] | None) -> Iterator[str]:
-    """The same for outputs of which only a sketch and the edges are kept."""
-    for name, truth in golden.large.items():
-        shuffled = np.random.default_rng(0).permutation(truth.rows.reshape(-1))
-        for kind, value in (
-            ("zero", replace(truth, buckets=0 * truth.buckets, rows=0 * truth.rows)),
-            ("sign-flipped", replace(truth, buckets=-truth.buckets, rows=-truth.rows)),
-            ("shuffled", replace(truth, rows=shuffled.reshape(truth.rows.shape))),
-            ("mirrored", replace(truth, columns=truth.columns[..., ::-1])),
-            ("batch-reversed", replace(truth, rows=truth.rows[::-1])),
-        ):
-            if kind == "batch-reversed" and truth.shape[0] == 1:
+    for name, kind, judge in _trials(golden):
+        for arithmetic, noise in golden.output_noise.items():
+            if arithmetics is not None and arithmetic not in arithmetics:
                 continue
-            for arithmetic, noise in golden.output_noise.items():
-                if arithmetics is not None and arithmetic not in arithmetics:
-                    continue
-                if not np.isfinite(noise[name]).all():
-                    continue
-                if judge_kept(name, value, truth, noise[name], arithmetic).ratio <= LIMIT:
-                    yield f"{golden.case}: a {kind} output {name} would pass in {arithmetic}"
+            if not np.isfinite(noise[name]).all():
+                continue
+            if judge(noise[name], arithmetic).ratio <= LIMIT:
+                yield f"{golden.case}: a {kind} output {name} would pass in {arithmetic}"
+
+
+def _trials(golden: Golden) -> Iterator[tuple[str, str, Callable[[np.ndarray, str], Record]]]:
+    """Yield output, kind of degenerate value, and what judges that value."""
+    for name, kept in golden.large.items():
+        for kind, value in _degenerate_large(kept):
+            yield name, kind, partial(judge_kept, name, value, kept)
+    for name, truth in golden.outputs.items():
+        for kind, array in _degenerate(truth):
+            yield name, kind, partial(judge_output, name, array, truth)
+
+
+def _degenerate_large(truth: Large) -> Iterator[tuple[str, Large]]:
+    """The same for outputs of which only a sketch and the edges are kept."""
+    yield "zero", replace(truth, buckets=0 * truth.buckets, rows=0 * truth.rows)
+    yield "sign-flipped", replace(truth, buckets=-truth.buckets, rows=-truth.rows)
+    shuffled = np.random.default_rng(0).permutation(truth.rows.reshape(-1))
+    yield "shuffled", replace(truth, rows=shuffled.reshape(truth.rows.shape))
+    yield "mirrored", replace(truth, columns=truth.columns[..., ::-1])
+    if truth.shape[0] > 1:
+        yield "batch-reversed", replace(truth, rows=truth.rows[::-1])
 
 
 def _degenerate(truth: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any
 
@@ -16,14 +17,8 @@ aten = torch.ops.aten
 MatMul = Callable[[Tensor, Tensor], Tensor]
 
 
-class Summation(TorchDispatchMode):
-    """Replace every long sum: convolution, matrix product, norm, softmax."""
-
-    def __init__(self, matmul: MatMul, total: Callable[[Tensor], Tensor]) -> None:
-        """Take the batched product (B,M,K)x(B,K,N) and the sum over the last axis."""
-        super().__init__()
-        self.matmul = matmul
-        self.total = total
+class Mode(TorchDispatchMode):
+    """A dispatch mode: what a subclass makes of each operation of torch takes its place."""
 
     def __torch_dispatch__(
         self,
@@ -32,11 +27,29 @@ class Summation(TorchDispatchMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
+        """Hand the operation to the subclass."""
+        return self.operation(func, args, kwargs or {})
+
+    @abstractmethod
+    def operation(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run one operation, or something in its stead."""
+
+
+class Summation(Mode):
+    """Replace every long sum: convolution, matrix product, norm, softmax."""
+
+    def __init__(self, matmul: MatMul, total: Callable[[Tensor], Tensor]) -> None:
+        """Take the batched product (B,M,K)x(B,K,N) and the sum over the last axis."""
+        super().__init__()
+        self.matmul = matmul
+        self.total = total
+
+    def operation(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Divert the long sums; run everything else as it is."""
         handler = _HANDLERS.get(func)
         if handler is None:
-            return func(*args, **(kwargs or {}))
-        return handler(self, *args, **(kwargs or {}))
+            return func(*args, **kwargs)
+        return handler(self, *args, **kwargs)
 
     def convolution(
         self,
@@ -181,19 +194,13 @@ def blocked_total(generator: np.random.Generator) -> Callable[[Tensor], Tensor]:
     return total
 
 
-class OnePass(TorchDispatchMode):
+class OnePass(Mode):
     """LayerNorm with its variance as E[x^2] - E[x]^2, as Flax computes it by default."""
 
-    def __torch_dispatch__(
-        self,
-        func: Any,
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
+    def operation(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Divert LayerNorm; run everything else as it is."""
         if func is not aten.native_layer_norm.default:
-            return func(*args, **(kwargs or {}))
+            return func(*args, **kwargs)
         x, _, weight, bias, eps = args
         mean = x.mean(-1, keepdim=True)
         variance = ((x * x).mean(-1, keepdim=True) - mean * mean).clamp(min=0)
@@ -201,27 +208,22 @@ class OnePass(TorchDispatchMode):
         return (x - mean) * rstd * weight + bias, mean, rstd
 
 
-class Float32Sums(TorchDispatchMode):
+class Float32Sums(Mode):
     """Half operands, float32 products and sums, one rounding of the result: what GPUs do."""
 
-    def __torch_dispatch__(
-        self,
-        func: Any,
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
+    def operation(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Widen the operands of long sums; run everything else as it is."""
         if func not in _HANDLERS:
-            return func(*args, **(kwargs or {}))
+            return func(*args, **kwargs)
         half = args[0].dtype
         wide = [a.float() if isinstance(a, Tensor) and a.dtype is half else a for a in args]
-        result = func(*wide, **(kwargs or {}))
+        result = func(*wide, **kwargs)
         if isinstance(result, tuple):
             return (result[0].to(half), *result[1:])
         return result.to(half)
 
 
-class HalfUlp(TorchDispatchMode):
+class HalfUlp(Mode):
     """Move every result of the timestep embedding by up to half a unit in the last place.
 
     The embedding has one honest value a timestep, too few to measure a noise from; libraries differ
@@ -233,15 +235,9 @@ class HalfUlp(TorchDispatchMode):
         super().__init__()
         self.generator = torch.Generator().manual_seed(seed)
 
-    def __torch_dispatch__(
-        self,
-        func: Any,
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
+    def operation(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run the operation, then move its floating result."""
-        result = func(*args, **(kwargs or {}))
+        result = func(*args, **kwargs)
         if func not in _ROUNDED or not result.is_floating_point():
             return result
         unit = torch.finfo(result.dtype).eps / 2

@@ -26,10 +26,10 @@ import transformers
 from diffusers.models import embeddings
 from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import AttentionInterface
 
+from conformance import modes
 from conformance.adapters.diffusers import NETWORKS, Tokenizer
 from conformance.adapters.torch_module import TorchComponent, assign_weights, observe
 from conformance.errors import GoldenError
@@ -49,18 +49,12 @@ def versions() -> dict[str, str]:
     }
 
 
-class Float64Guard(TorchDispatchMode):
+class Float64Guard(modes.Mode):
     """Fail on any operation that reads or makes a floating tensor that is not float64."""
 
-    def __torch_dispatch__(
-        self,
-        func: Any,
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
+    def operation(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run the operation and look at what went in and came out."""
-        result = func(*args, **(kwargs or {}))
+        result = func(*args, **kwargs)
         for leaf in tree_leaves((args, kwargs, result)):
             if (
                 isinstance(leaf, Tensor)
@@ -73,9 +67,10 @@ class Float64Guard(TorchDispatchMode):
 
 
 def _caller() -> str:
-    """Return file and line of the innermost frame that belongs to neither torch nor this file."""
+    """Return file and line of the innermost frame that belongs to neither torch nor the guard."""
+    guard = (__file__, modes.__file__)
     for frame in reversed(traceback.extract_stack()):
-        if "/torch/" not in frame.filename and frame.filename != __file__:
+        if "/torch/" not in frame.filename and frame.filename not in guard:
             return f"{frame.filename}:{frame.lineno}"
     return "unknown"
 

@@ -20,12 +20,12 @@ from conformance.adapters.torch_module import DTYPES, TorchComponent, to_numpy
 from conformance.case import Case
 from conformance.errors import GoldenError
 from conformance.golden import FORMAT, SOURCE, Golden, golden_path, manifest_path
-from conformance.honest import HELD_OUT
+from conformance.honest import FLOATS, HELD_OUT
 from conformance.large import WHOLE_LIMIT, Large
 from conformance.noise import Errors, calibrations, measure, noise_of, worst_of, worst_ratio
 from conformance.recipe import SEED, digest
 from conformance.sketch import BUCKETS, sketch
-from conformance.tolerance import LIMIT
+from conformance.tolerance import ARITHMETICS, LIMIT
 from conformance.variants import Variant
 
 Say = Callable[[str], None]
@@ -69,8 +69,8 @@ def arithmetics(case: Case) -> tuple[str, ...]:
     """Return the arithmetics of a case: half types would round dense or raised values."""
     raised = any(recipe.mean for recipe in case.scenario.recipes(case.variant).values())
     if case.variant.regime == "dense" or raised:
-        return ("float64", "float32")
-    return ("float64", "float32", "bfloat16", "float16")
+        return FLOATS
+    return ARITHMETICS
 
 
 def record_variant(cases: list[Case], say: Say) -> dict[str, Golden]:
@@ -94,7 +94,7 @@ def record_variant(cases: list[Case], say: Say) -> dict[str, Golden]:
         truths[case.id] = reference.truth(case)
         say(f"{case.id}: oracle")
     noise: dict[str, dict[str, Errors]] = {case.id: {} for case in cases}
-    for arithmetic in ("float64", "float32", "bfloat16", "float16"):
+    for arithmetic in ARITHMETICS:
         for case in cases:
             if arithmetic not in arithmetics(case):
                 continue

@@ -164,12 +164,14 @@ class Runner:
         return result
 
     def _require_offer(self, case: Case, execution: Execution) -> None:
-        for kind, wanted, offered in (
-            ("component", case.component, self.hello.components),
-            ("arithmetic", execution.dtype, self.hello.arithmetics),
-            ("device", execution.device, self.hello.devices),
-        ):
-            if wanted not in offered and not (case.exact and kind != "component"):
+        needs = [("component", case.component, self.hello.components)]
+        if not case.exact:
+            needs += [
+                ("arithmetic", execution.dtype, self.hello.arithmetics),
+                ("device", execution.device, self.hello.devices),
+            ]
+        for kind, wanted, offered in needs:
+            if wanted not in offered:
                 message = f"{self.hello.name} does not offer {kind} {wanted}"
                 raise UnsupportedError(message)
 

@@ -9,7 +9,7 @@ import numpy as np
 from conformance import oracle
 from conformance.adapters.torch_module import to_numpy
 from conformance.case import Case
-from conformance.compare import METRICS, relative_error, whole_errors
+from conformance.compare import METRICS, judge_kept, relative_error, whole_errors
 from conformance.golden import Golden
 from conformance.large import Large
 from conformance.record import Reference
@@ -93,10 +93,10 @@ def age(
             if not found <= LIMIT:
                 return f"output {name} ({metric}) is {found:.3g} float64 noise away"
     for name, kept in old.large.items():
-        whole = outputs[name]
-        apart = kept.errors(whole if isinstance(whole, Large) else Large.of(whole))
-        units = old.output_noise["float64"][name][[0, 2]]
-        found = max(ratio(e, float(u), "float64") for e, u in zip(apart, units, strict=True))
+        live = outputs[name]
+        live = live if isinstance(live, Large) else Large.of(live)
+        noise = old.output_noise["float64"][name]
+        found = judge_kept(name, live, kept, noise, "float64").ratio
         if not found <= LIMIT:
             return f"output {name} is {found:.3g} float64 noise away"
     return None

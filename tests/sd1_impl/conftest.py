@@ -1,4 +1,4 @@
-"""What the comparisons of the text encoder and the autoencoder with their references share."""
+"""What the comparisons of the networks with their references share."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,7 +23,7 @@ def _calls(model: nn.Module) -> Iterator[list[tuple[str, Tensor, Tensor]]]:
     handles = [
         module.register_forward_hook(hook(path), with_kwargs=True)
         for path, module in model.named_modules()
-        if path and any(True for _ in module.parameters())
+        if path and (path == "time_proj" or any(True for _ in module.parameters()))
     ]
     yield record
     for handle in handles:
@@ -32,7 +32,7 @@ def _calls(model: nn.Module) -> Iterator[list[tuple[str, Tensor, Tensor]]]:
 
 @pytest.fixture(scope="session")
 def calls() -> Callable:
-    """Collect (path, first input, first output) of every module that owns parameters, as called."""
+    """Collect (path, first input, first output) of modules with parameters and `time_proj`."""
     return _calls
 
 

@@ -5,14 +5,13 @@ judges the same model with its own oracle, recipe and limits.
 """
 
 import copy
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import fields, replace
 
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
-from torch import Tensor, nn
+from torch import Tensor
 
 from sd1_impl import SD_V1_INPAINT_UNET, SD_V1_UNET, UNet, UNetConfig
 
@@ -71,29 +70,6 @@ def relative_error(got: Tensor, wanted: Tensor) -> float:
     return float((got - wanted).norm() / wanted.norm())
 
 
-@contextmanager
-def calls(model: nn.Module) -> Iterator[list[tuple[str, Tensor, Tensor]]]:
-    """Collect (path, first input, first output) of every module that owns parameters, as called."""
-    record: list[tuple[str, Tensor, Tensor]] = []
-
-    def hook(path: str) -> Callable:
-        def note(_: nn.Module, args: tuple, kwargs: dict, output: Tensor | tuple) -> None:
-            first = args[0] if args else kwargs["hidden_states"]
-            out = output if isinstance(output, Tensor) else output[0]
-            record.append((path, first.clone(), out.clone()))
-
-        return note
-
-    handles = [
-        module.register_forward_hook(hook(path), with_kwargs=True)
-        for path, module in model.named_modules()
-        if path and (path == "time_proj" or any(True for _ in module.parameters()))
-    ]
-    yield record
-    for handle in handles:
-        handle.remove()
-
-
 @pytest.fixture(scope="module")
 def double() -> tuple[UNet, UNet2DConditionModel]:
     """Both models in float64, with head counts that divide no width but the first."""
@@ -125,7 +101,7 @@ def test_float64_output_is_diffusers(double: tuple, size: tuple[int, int]) -> No
 
 
 @torch.no_grad()
-def test_every_module_reads_and_returns_what_diffusers_does(double: tuple) -> None:
+def test_every_module_reads_and_returns_what_diffusers_does(double: tuple, calls: Callable) -> None:
     """Same modules, called once each in the same order, on the same tensors, to rounding."""
     ours, theirs = double
     with calls(ours) as got, calls(theirs) as wanted:
@@ -173,7 +149,7 @@ def test_timestep_forms_agree() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 @torch.no_grad()
-def test_sinusoids_are_float32_in_every_narrower_model(dtype: torch.dtype) -> None:
+def test_sinusoids_are_float32_in_every_narrower_model(dtype: torch.dtype, calls: Callable) -> None:
     """A half-precision model still computes its angles in float32, bit for bit diffusers'."""
     theirs = reference(TINY).time_proj(torch.tensor([0.55, 999.0]))
     ours = UNet(TINY).to(dtype).eval()
@@ -185,7 +161,7 @@ def test_sinusoids_are_float32_in_every_narrower_model(dtype: torch.dtype) -> No
 
 
 @torch.no_grad()
-def test_float64_has_no_float32_island(double: tuple) -> None:
+def test_float64_has_no_float32_island(double: tuple, calls: Callable) -> None:
     """A Python float keeps its 53 bits: 976.8889 is not rounded to float32 on its way in."""
     ours, _ = double
     sample, _, context = inputs(UNEQUAL, torch.float64, (8, 8))
@@ -197,7 +173,7 @@ def test_float64_has_no_float32_island(double: tuple) -> None:
 
 
 @torch.no_grad()
-def test_channels_last_stays_channels_last() -> None:
+def test_channels_last_stays_channels_last(calls: Callable) -> None:
     """The memory format of the input is the output's, and changes nothing but rounding."""
     ours, _ = pair(TINY, torch.float32)
     sample, timestep, context = inputs(TINY, torch.float32)
