@@ -1,15 +1,18 @@
 """Stable Diffusion v1, from scratch, in plain PyTorch: one file per part, written to be read.
 
 `sd1_impl.tokenizer` cuts the prompt into tokens, `sd1_impl.text_encoder` reads them,
-`sd1_impl.unet` predicts the noise in the latents, `sd1_impl.vae` turns latents into images and
-images into latents, `sd1_impl.schedulers` lead from noise to latents; every number is in
-`sd1_impl.config`. Start with `sd1_impl.unet`: its forward pass is the figure in the paper.
+`sd1_impl.unet` predicts the noise in the latents, `sd1_impl.schedulers` lead from noise to latents,
+`sd1_impl.vae` turns latents into images and images into latents; `sd1_impl.pipeline` puts them
+together, and every number is in `sd1_impl.config`. Start with `sd1_impl.unet`: its forward pass is
+the figure in the paper. Or draw something: ``python -m sd1_impl "a photograph of a cat"``.
 
 Attribute names are the keys of the diffusers checkpoints, so that ``load_state_dict(strict=True)``
-needs no rename table; the two leftovers of older files are named at the top of
-`sd1_impl.text_encoder` and `sd1_impl.vae`. Nothing here imports diffusers or transformers.
+needs no rename table; `sd1_impl.checkpoint` knows the two leftovers of older files. Nothing here
+imports diffusers or transformers.
 """
 
+from sd1_impl.checkpoint import load_pipeline
+from sd1_impl.checkpoint_config import CheckpointError
 from sd1_impl.config import (
     SD_V1_DDIM,
     SD_V1_DDPM,
@@ -25,7 +28,9 @@ from sd1_impl.config import (
     UNetConfig,
     VAEConfig,
 )
+from sd1_impl.pipeline import Picture, Prompts, Step, Text2Image
 from sd1_impl.schedulers import DDIMScheduler, DDPMScheduler, PNDMScheduler
+from sd1_impl.synthetic import synthetic_pipeline
 from sd1_impl.text_encoder import CLIPTextEncoder
 from sd1_impl.tokenizer import CLIPTokenizer
 from sd1_impl.unet import UNet
@@ -42,6 +47,7 @@ __all__ = [
     "AutoencoderKL",
     "CLIPTextEncoder",
     "CLIPTokenizer",
+    "CheckpointError",
     "DDIMConfig",
     "DDIMScheduler",
     "DDPMConfig",
@@ -49,8 +55,14 @@ __all__ = [
     "DiagonalGaussian",
     "PNDMConfig",
     "PNDMScheduler",
+    "Picture",
+    "Prompts",
+    "Step",
+    "Text2Image",
     "TextEncoderConfig",
     "UNet",
     "UNetConfig",
     "VAEConfig",
+    "load_pipeline",
+    "synthetic_pipeline",
 ]

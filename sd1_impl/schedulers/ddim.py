@@ -27,6 +27,10 @@ class DDIMScheduler(NoiseSchedule):
     def __init__(self, config: DDIMConfig) -> None:
         super().__init__(config, set_alpha_to_one=config.set_alpha_to_one)
 
+    def adds_noise(self, t: SupportsIndex) -> bool:  # noqa: ARG002 - at every t or at none
+        """Tell whether `step` needs noise at t: only if eta is above 0."""
+        return self.config.eta > 0
+
     def step(
         self,
         model_output: Tensor,
@@ -64,7 +68,7 @@ class DDIMScheduler(NoiseSchedule):
         # Equation 12: predicted x_0, direction pointing to x_t, random noise.
         direction = math.sqrt(1 - alpha_prev - sigma**2) * epsilon
         prev_sample = math.sqrt(alpha_prev) * x_0 + direction
-        if self.config.eta == 0:
+        if not self.adds_noise(t):
             return prev_sample
         if noise is None:
             raise ValueError(f"noise is missing: with eta {self.config.eta} every step adds some")

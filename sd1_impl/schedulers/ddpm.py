@@ -8,6 +8,7 @@ at t; ``alpha = alpha_bar / alpha_bar_prev`` what the whole stride leaves, ``bet
 """
 
 import math
+import operator
 from typing import SupportsIndex
 
 from torch import Tensor
@@ -30,6 +31,10 @@ class DDPMScheduler(NoiseSchedule):
 
     def __init__(self, config: DDPMConfig) -> None:
         super().__init__(config, set_alpha_to_one=True)
+
+    def adds_noise(self, t: SupportsIndex) -> bool:
+        """Tell whether `step` needs noise at t: not at 0, where it arrives at x_0."""
+        return operator.index(t) != 0
 
     def step(
         self,
@@ -70,7 +75,7 @@ class DDPMScheduler(NoiseSchedule):
         original_coefficient = math.sqrt(alpha_bar_prev) * beta / (1 - alpha_bar)
         sample_coefficient = math.sqrt(alpha) * (1 - alpha_bar_prev) / (1 - alpha_bar)
         mean = original_coefficient * x_0 + sample_coefficient * sample
-        if t == 0:
+        if not self.adds_noise(t):
             return mean
         if noise is None:
             raise ValueError(f"noise is missing: the step from timestep {t} adds some")

@@ -59,7 +59,11 @@ class NoiseSchedule:
         alphas: ``1 - betas``.
         alphas_cumprod: Products of the alphas up to t: the share of x_0 in the variance of x_t.
         final_alpha_cumprod: What takes the place of ``alphas_cumprod`` after the last step.
+        init_noise_sigma: Deviation of the noise that a run begins with: 1 where the variance of x_t
+            is 1 at every t.
     """
+
+    init_noise_sigma = 1.0
 
     def __init__(self, config: SchedulerConfig, *, set_alpha_to_one: bool) -> None:
         self.config = config
@@ -102,6 +106,13 @@ class NoiseSchedule:
         """Begin a run: `step` wants it. Raises as `timesteps` does."""
         timesteps = self.timesteps(num_inference_steps)
         return Run(timesteps, self.config.num_train_timesteps // num_inference_steps)
+
+    def adds_noise(
+        self,
+        t: SupportsIndex,  # noqa: ARG002 - DDPM adds none at 0
+    ) -> bool:
+        """Tell whether `step` adds noise at t, and so has an argument for it: not here."""
+        return False
 
     def scale_model_input(
         self,

@@ -4,7 +4,7 @@ Source: Liu et al., "Pseudo Numerical Methods for Diffusion Models on Manifolds"
 equations 9 and 12. The paper begins with Runge-Kutta steps, of four predictions each; Stable
 Diffusion v1 skips them (``skip_prk_steps``) and begins with lower orders, as in
 ``ldm/models/diffusion/plms.py``: the first step is taken twice, so n steps ask the model n + 1
-times, if there are two or more of them.
+times. One step alone is no PLMS: there is no second timestep to ask at before it is taken again.
 
 Symbols: ``alpha_bar`` is ``alphas_cumprod``, the paper's alpha_bar_t; epsilon is the paper's e.
 """
@@ -70,7 +70,22 @@ class PNDMScheduler(NoiseSchedule):
         super().__init__(config, set_alpha_to_one=config.set_alpha_to_one)
 
     def timesteps(self, num_inference_steps: int) -> NDArray[np.int64]:
-        """Choose timesteps as `NoiseSchedule.timesteps`, the second twice: n + 1, or 1 for 1."""
+        """Choose timesteps as `NoiseSchedule.timesteps`, the second twice.
+
+        Args:
+            num_inference_steps: Number n of steps, from 2.
+
+        Returns:
+            The n + 1 timesteps, decreasing to ``steps_offset``; int64.
+
+        Raises:
+            ValueError: If there are not that many timesteps, or if n is 1.
+        """
+        if num_inference_steps == 1:
+            raise ValueError(
+                "num_inference_steps is 1, expected 2 or more: PLMS takes its first step twice, "
+                "the second time with a prediction from the next timestep, and one step has none"
+            )
         timesteps = super().timesteps(num_inference_steps)
         return np.concatenate([timesteps[:2], timesteps[1:]])
 

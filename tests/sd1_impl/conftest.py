@@ -1,11 +1,27 @@
-"""What the comparisons of the networks with their references share."""
+"""What the comparisons with the references share."""
 
+import gzip
+import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
+
+from sd1_impl import Text2Image, synthetic_pipeline
+from sd1_impl.tokenizer import MERGES_FILE
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Small tensors gain nothing from a second thread, which here is another worker's core."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @contextmanager
@@ -49,3 +65,60 @@ def randomise() -> Callable:
         return model
 
     return move
+
+
+@pytest.fixture(scope="session")
+def their_tokenizer():
+    """Transformers' tokenizer, as the published checkpoint of SD v1 configures it."""
+    transformers = pytest.importorskip("transformers")
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+    lines = gzip.decompress(MERGES_FILE.read_bytes()).decode().splitlines()
+    merges = [tuple(line.split()) for line in lines]
+    letters = list(bytes_to_unicode().values())
+    tokens = [*letters, *(x + "</w>" for x in letters), *("".join(pair) for pair in merges)]
+    tokens += ["<|startoftext|>", "<|endoftext|>"]
+    vocabulary = {token: i for i, token in enumerate(tokens)}
+    return transformers.CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=77)
+
+
+@pytest.fixture(scope="session")
+def tiny() -> Text2Image:
+    """A small pipeline with random weights; not to be changed."""
+    return synthetic_pipeline("tiny")
+
+
+@pytest.fixture(scope="session")
+def published_configs() -> dict[str, dict]:
+    """The JSON files of the published SD v1-5, by path."""
+    return json.loads(Path(__file__).with_name("published_configs.json").read_text())
+
+
+@pytest.fixture(scope="session")
+def weights_folder(tiny: Text2Image, published_configs: dict, tmp_path_factory) -> Path:
+    """The small pipeline in the published layout, with its old names; not to be changed."""
+    folder = tmp_path_factory.mktemp("weights")
+    widths = {"block_out_channels": [32, 64, 128, 128], "norm_num_groups": 8}
+    changes = {
+        "unet/config.json": widths | {"cross_attention_dim": 64},
+        "vae/config.json": widths,
+        "text_encoder/config.json": {
+            "hidden_size": 64,
+            "intermediate_size": 256,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 4,
+        },
+    }
+    for name, config in published_configs.items():
+        (folder / name).parent.mkdir()
+        (folder / name).write_text(json.dumps(config | changes.get(name, {})))
+    old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+    vae = tiny.vae.state_dict()
+    for new, name in old.items():
+        vae = {key.replace(f".{new}.", f".{name}."): vae[key] for key in vae}
+    text = tiny.text_encoder.state_dict()
+    text["text_model.embeddings.position_ids"] = torch.arange(77)[None]
+    save_file(tiny.unet.state_dict(), folder / "unet/diffusion_pytorch_model.safetensors")
+    save_file(vae, folder / "vae/diffusion_pytorch_model.safetensors")
+    save_file(text, folder / "text_encoder/model.safetensors")
+    return folder

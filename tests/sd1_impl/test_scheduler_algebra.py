@@ -104,7 +104,7 @@ def test_velocity_says_the_same_as_the_noise(config: SchedulerConfig, t: int, se
 
 
 @EXAMPLES
-@given(st.sampled_from([DDIM, DDIM_ONE, PNDM]), st.integers(1, 200), st.integers(0, 2**32))
+@given(st.sampled_from([DDIM, DDIM_ONE, PNDM]), st.integers(2, 200), st.integers(0, 2**32))
 def test_an_exact_noise_prediction_is_inverted(scheduler: NoiseSchedule, n: int, seed: int):
     """A model that knows the noise leads DDIM and PLMS to x_0 at the final noise level."""
     original, noise = normal(seed), normal(seed + 1)
@@ -246,13 +246,26 @@ def test_plms_refuses_a_past_that_does_not_fit(wrong: int):
     PNDM.step(x, 941, x, run)
 
 
-def test_plms_of_one_step_is_one_step():
-    """With a single timestep there is nothing to take again: it is DDIM's step, and the end."""
-    x, run = normal(0), PNDM.start(1)
-    got = PNDM.step(normal(1), 1, x, run)
-    torch.testing.assert_close(got, DDIM.step(normal(1), 1, x, DDIM.start(1)))
-    with pytest.raises(ValueError, match="timestep 1 does not follow 1"):
-        PNDM.step(x, 1, x, run)
+def test_plms_of_one_step_is_refused():
+    """With a single timestep there is no second prediction, and nothing to take again."""
+    with pytest.raises(ValueError, match=r"num_inference_steps is 1, expected 2 .* PLMS takes"):
+        PNDM.start(1)
+    assert PNDM.start(2).timesteps.tolist() == [501, 1, 1]
+
+
+def test_who_adds_noise_says_so():
+    """A step has the argument exactly where it uses it: not at eta 0, not at t = 0, not in PLMS."""
+    whole = DDPMScheduler(replace(SD_V1_DDPM, steps_offset=0))
+    wanted = {DDPM: True, ETA_ONE: True, DDIM: False, PNDM: False, whole: False}
+    for scheduler, noisy in wanted.items():
+        run, x = scheduler.start(50), normal(0)
+        t = run.timesteps[-1]
+        assert scheduler.adds_noise(t) is noisy
+        if noisy:
+            with pytest.raises(ValueError, match="noise is missing"):
+                scheduler.step(x, t, x, run)
+        else:
+            scheduler.step(x, t, x, run)
 
 
 def test_missing_noise_is_refused():

@@ -1,0 +1,216 @@
+"""Draw a picture: ``python -m sd1_impl PROMPT``; ``--help`` says the rest."""
+# ruff: noqa: T201 - a command line prints
+
+import argparse
+import os
+import re
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+from tqdm import tqdm
+
+from sd1_impl.checkpoint import load_pipeline
+from sd1_impl.pipeline import Picture, Step, Text2Image
+from sd1_impl.schedulers import SCHEDULERS, Scheduler
+from sd1_impl.synthetic import synthetic_pipeline
+from sd1_impl.tokenizer import CONTEXT_LENGTH
+
+PROMPT = "a photograph of an astronaut riding a horse"
+DTYPES = ("float32", "bfloat16", "float16", "float64")
+SIZE, TINY_SIZE = (512, 512), (256, 256)
+EXIT_USAGE, EXIT_INTERRUPTED = 2, 130
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says in one line what is wrong."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(EXIT_USAGE, f"{self.prog}: {message} (--help lists the options)\n")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Draw one picture.
+
+    Args:
+        argv: Arguments; None for those of the process.
+
+    Returns:
+        0, or 2 for what cannot be done as asked, or 130 if interrupted.
+    """
+    arguments = _parser().parse_args(argv)
+    try:
+        _draw(arguments)
+    except (ValueError, OSError, torch.OutOfMemoryError) as error:
+        print(f"sd1_impl: {error}", file=sys.stderr)
+        return EXIT_USAGE
+    except KeyboardInterrupt:
+        print("sd1_impl: interrupted, nothing was saved", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="sd1_impl",
+        description="Draw a picture with Stable Diffusion v1. Without --weights everything runs, "
+        "but with random weights: the picture means nothing.",
+    )
+    parser.add_argument("prompt", nargs="?", default=PROMPT, metavar="PROMPT", help=repr(PROMPT))
+    weights = parser.add_mutually_exclusive_group()
+    weights.add_argument(
+        "--weights", type=Path, metavar="DIR", help="folder in diffusers' layout, such as SD v1-5's"
+    )
+    weights.add_argument(
+        "--synthetic", choices=("tiny", "sd1"), help="random weights of this size; default tiny"
+    )
+    parser.add_argument("--negative-prompt", default="", metavar="TEXT", help="what to avoid")
+    parser.add_argument("--steps", type=int, default=50, help="denoising steps, default 50")
+    parser.add_argument("--guidance", type=float, default=7.5, help="default 7.5; 1 is off")
+    parser.add_argument("--seed", type=_seed, default=0, help="of the noise, default 0")
+    parser.add_argument(
+        "--size", type=_size, help="WIDTHxHEIGHT, default 512x512; 256x256 with tiny weights"
+    )
+    parser.add_argument(
+        "--scheduler", choices=SCHEDULERS, help="default the weights' own, which is SD v1's pndm"
+    )
+    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="default float32")
+    parser.add_argument("--device", type=_device, default="cpu", help="cpu (default), cuda, ...")
+    parser.add_argument(
+        "--out", type=Path, default=Path("picture.png"), help="default picture.png; is overwritten"
+    )
+    return parser
+
+
+def _seed(text: str) -> int:
+    if not text.isdecimal() or int(text) >= 2**63:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to 2**63 - 1")
+    return int(text)
+
+
+def _size(text: str) -> tuple[int, int]:
+    sizes = re.fullmatch(r"(\d+)x(\d+)", text)
+    if sizes is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is not WIDTHxHEIGHT, such as 512x512")
+    return int(sizes[1]), int(sizes[2])
+
+
+def _device(text: str) -> torch.device:
+    try:
+        return torch.empty(0, device=text).device
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise argparse.ArgumentTypeError(f"{text!r} is not there: {reason}") from error
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)  # also in a log, before the work and not after it
+
+
+def _draw(arguments: argparse.Namespace) -> None:
+    """Load, draw, save; and say how."""
+    image = _image_module(arguments.out)
+    started = time.perf_counter()
+    pipeline = _pipeline(arguments)
+    width, height = arguments.size or (TINY_SIZE if _is_tiny(arguments) else SIZE)
+    if arguments.scheduler:
+        pipeline.scheduler = _scheduler(arguments.scheduler, pipeline.scheduler)
+    calls = len(pipeline.scheduler.timesteps(arguments.steps))
+    _say(
+        f"{type(pipeline.scheduler).__name__}, {arguments.steps} steps ({calls} calls of the UNet),"
+        f" guidance {arguments.guidance:g}, seed {arguments.seed}, {width}x{height},"
+        f" {arguments.dtype} on {arguments.device}"
+    )
+    _warn_of_long_texts(pipeline, arguments)
+    with _progress(calls) as callback:
+        picture = pipeline(
+            arguments.prompt,
+            negative_prompt=arguments.negative_prompt,
+            num_inference_steps=arguments.steps,
+            guidance_scale=arguments.guidance,
+            height=height,
+            width=width,
+            generator=torch.Generator().manual_seed(arguments.seed),
+            callback=callback,
+        )
+    _warn_of_overflow(picture, arguments.dtype)
+    image.fromarray(picture.image_uint8[0].numpy()).save(arguments.out)
+    _say(f"{arguments.out}, after {time.perf_counter() - started:.1f} s")
+
+
+def _image_module(out: Path) -> Any:
+    """Return Pillow's Image; find out now, and not after the work, whether a file can be saved."""
+    try:
+        from PIL import Image
+    except ImportError as error:
+        raise ValueError("saving a picture needs Pillow: pip install pillow") from error
+    if out.suffix.lower() not in Image.registered_extensions():
+        raise ValueError(f"--out {out} has no ending of a picture's, such as .png")
+    if out.is_dir() or not os.access(out if out.exists() else out.parent, os.W_OK):
+        raise ValueError(f"--out {out} cannot be written: its folder has to exist and be writable")
+    return Image
+
+
+def _is_tiny(arguments: argparse.Namespace) -> bool:
+    return arguments.weights is None and arguments.synthetic != "sd1"
+
+
+def _pipeline(arguments: argparse.Namespace) -> Text2Image:
+    """Load or make the weights, and say which."""
+    where = {"dtype": getattr(torch, arguments.dtype), "device": arguments.device}
+    if arguments.weights is not None:
+        pipeline = load_pipeline(arguments.weights, **where)
+        _say(f"weights: {arguments.weights}")
+        return pipeline
+    size = arguments.synthetic or "tiny"
+    _say(
+        f"weights: random, of size {size}: the picture will mean nothing. "
+        "--weights DIR takes trained ones"
+    )
+    return synthetic_pipeline(size, **where)
+
+
+def _scheduler(name: str, like: Scheduler) -> Scheduler:
+    """Return a scheduler with what another's numbers say of the training."""
+    config, scheduler = SCHEDULERS[name]
+    names = [field.name for field in fields(config) if hasattr(like.config, field.name)]
+    return scheduler(config(**{name: getattr(like.config, name) for name in names}))
+
+
+def _warn_of_long_texts(pipeline: Text2Image, arguments: argparse.Namespace) -> None:
+    most = CONTEXT_LENGTH - 2
+    for text in (arguments.prompt, arguments.negative_prompt):
+        ids = pipeline.tokenizer.encode(text)
+        if len(ids) > most:
+            lost = pipeline.tokenizer.decode(ids[most:])
+            _say(f"a prompt of {len(ids)} tokens is cut after {most}: without {lost!r}")
+
+
+def _warn_of_overflow(picture: Picture, dtype: str) -> None:
+    if not picture.decoded.isfinite().all():
+        _say(f"the picture is not finite: {dtype} is too narrow for these weights")
+
+
+@contextmanager
+def _progress(calls: int) -> Iterator[Any]:
+    """Yield a callback that shows how far the loop is: a bar, or off a terminal ten lines."""
+    if sys.stderr.isatty():
+        with tqdm(total=calls, unit="step") as bar:
+            yield lambda _: bar.update()
+        return
+
+    def line(step: Step) -> None:
+        done = step.index + 1
+        if done * 10 // calls > step.index * 10 // calls:
+            print(f"step {done} of {calls}", file=sys.stderr, flush=True)
+
+    yield line
+
+
+if __name__ == "__main__":
+    sys.exit(main())

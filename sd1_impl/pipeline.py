@@ -1,0 +1,338 @@
+"""Text to image: the prompt's tokens, their encoding, noise made into latents, latents decoded.
+
+Source: LDM (Rombach et al., 2022), section 3, and ``scripts/txt2img.py`` of CompVis. Guidance: Ho
+and Salimans, "Classifier-Free Diffusion Guidance", 2021, equation 6, whose weight w is s - 1 here.
+What surrounds the networks (which draws are made, when guidance is off, how numbers become pixels)
+is that of diffusers' ``StableDiffusionPipeline``.
+
+Shapes: B batch, H W height and width of the picture, h w those of its latents (an eighth), E width
+of the text's encoding (768), N calls of the UNet, which are as many as the run has timesteps.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import SupportsIndex
+
+import torch
+from torch import Tensor, nn
+
+from sd1_impl.schedulers import Run, Scheduler
+from sd1_impl.text_encoder import CLIPTextEncoder
+from sd1_impl.tokenizer import CLIPTokenizer
+from sd1_impl.unet import UNet
+from sd1_impl.vae import AutoencoderKL
+
+
+@dataclass(frozen=True, eq=False)
+class Prompts:
+    """What the UNet is told to draw, and with guidance also what to draw away from.
+
+    Attributes:
+        input_ids: ``(B, 77)``, int64.
+        negative_input_ids: Of the same shape; None without guidance.
+        prompt_embeds: ``(B, 77, E)``, in the UNet's dtype.
+        negative_prompt_embeds: Of the same shape; None without guidance.
+    """
+
+    input_ids: Tensor
+    negative_input_ids: Tensor | None
+    prompt_embeds: Tensor
+    negative_prompt_embeds: Tensor | None
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """What one pass of the denoising loop computed; tensors are ``(B, 4, h, w)``.
+
+    Attributes:
+        index: Which call of the UNet this was, from 0.
+        timestep: What the UNet was told of the noise level.
+        model_input: Latents as the UNet reads them, scaled, without the duplication for guidance.
+        noise_pred_uncond: Noise predicted for the negative prompt; None without guidance.
+        noise_pred_text: Noise predicted for the prompt.
+        noise_pred: The guided noise, which the scheduler reads.
+        latents: After the step.
+    """
+
+    index: int
+    timestep: int
+    model_input: Tensor
+    noise_pred_uncond: Tensor | None
+    noise_pred_text: Tensor
+    noise_pred: Tensor
+    latents: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Picture:
+    """Pictures, and what they were made of.
+
+    Attributes:
+        input_ids: ``(B, 77)``, int64: the prompts' tokens.
+        negative_input_ids: Of the same shape; None without guidance.
+        prompt_embeds: ``(B, 77, E)``: what the UNet read of the prompts.
+        negative_prompt_embeds: Of the same shape; None without guidance.
+        initial_latents: ``(B, 4, h, w)``: the noise that the loop began with.
+        latents: ``(B, 4, h, w)``: what the loop ended with.
+        decoded: ``(B, 3, H, W)``: the decoder's output, about in [-1, 1], not clamped.
+        image: ``(B, 3, H, W)`` in [0, 1], clamped, in the autoencoder's dtype.
+        image_uint8: ``(B, H, W, 3)``, uint8, on the CPU: what is saved.
+    """
+
+    input_ids: Tensor
+    negative_input_ids: Tensor | None
+    prompt_embeds: Tensor
+    negative_prompt_embeds: Tensor | None
+    initial_latents: Tensor
+    latents: Tensor
+    decoded: Tensor
+    image: Tensor
+    image_uint8: Tensor
+
+
+class Text2Image:
+    """Stable Diffusion v1, put together.
+
+    Each method is one term of the algorithm, and nothing else computes it: a subclass, or an
+    instance's attribute, replaces that term alone.
+
+    Args:
+        tokenizer: Prompts to ids.
+        text_encoder: Ids to what the UNet attends to.
+        unet: Predicts the noise; its dtype and device are those of the loop.
+        vae: Decodes the latents; may have another dtype.
+        scheduler: The way from noise to latents.
+
+    Raises:
+        ValueError: If the parts are not of one model: the widths at which they meet differ.
+    """
+
+    def __init__(
+        self,
+        tokenizer: CLIPTokenizer,
+        text_encoder: CLIPTextEncoder,
+        unet: UNet,
+        vae: AutoencoderKL,
+        scheduler: Scheduler,
+    ) -> None:
+        width, context = text_encoder.config.hidden_size, unet.config.cross_attention_dim
+        if width != context:
+            raise ValueError(
+                f"the text encoder's hidden_size is {width}, "
+                f"but the UNet's cross_attention_dim is {context}: they are not of one model"
+            )
+        channels, read = vae.config.latent_channels, unet.config.in_channels
+        if channels != read:
+            raise ValueError(
+                f"the VAE's latents have {channels} channels, but the UNet reads {read}"
+                + (": it is made for inpainting" if read == 2 * channels + 1 else "")
+            )
+        self.tokenizer = tokenizer
+        self.text_encoder = text_encoder
+        self.unet = unet
+        self.vae = vae
+        self.scheduler = scheduler
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        prompt: str | Sequence[str],
+        *,
+        negative_prompt: str | Sequence[str] = "",
+        num_inference_steps: int = 50,
+        guidance_scale: float = 7.5,
+        height: int = 512,
+        width: int = 512,
+        latents: Tensor | None = None,
+        noise: Tensor | None = None,
+        generator: torch.Generator | None = None,
+        callback: Callable[[Step], None] | None = None,
+    ) -> Picture:
+        """Draw pictures.
+
+        Args:
+            prompt: One text or B of them.
+            negative_prompt: What to draw away from: one text for all, or B. Not used without
+                guidance.
+            num_inference_steps: Steps, 1 to 999; PNDM from 2, and it calls the UNet once more.
+            guidance_scale: How far to go from the negative prompt's prediction (0) past the
+                prompt's (1). Guidance is off at 1 and below: the prompt alone decides.
+            height: Height H in pixels, a multiple of 8; SD v1 was trained at 512.
+            width: Width W, as H.
+            latents: ``(B, 4, h, w)``, standard normal, any dtype: what to begin with. If None, they
+                are drawn from ``generator``.
+            noise: ``(N, B, 4, h, w)``, standard normal, any dtype: what the steps add. Read where
+                the scheduler adds noise; if None, it is drawn there from ``generator``.
+            generator: A generator on the CPU; if None, torch's default one. Draws are float32, in
+                the order of their use, so that a seed means one picture in every dtype.
+            callback: Called after every step.
+
+        Returns:
+            The pictures, and everything on the way to them.
+
+        Raises:
+            TypeError: If a prompt is no text.
+            ValueError: If there is no prompt or the numbers of prompts differ; if the scheduler has
+                no such run; if a size is no multiple of 8, or a shape does not fit.
+        """
+        prompts, negative_prompts = _pair(prompt, negative_prompt)
+        run = self.scheduler.start(num_inference_steps)
+        shape = (len(prompts), *self.latents_shape(height, width))
+        _check_shape("latents", latents, shape)
+        _check_shape("noise", noise, (len(run.timesteps), *shape))
+
+        text = self.encode_prompts(prompts, negative_prompts if guidance_scale > 1 else None)
+        first = self.initial_latents(self.draw(shape, generator) if latents is None else latents)
+        last = self.denoise(
+            first,
+            text,
+            run,
+            guidance_scale=guidance_scale,
+            noise=noise,
+            generator=generator,
+            callback=callback,
+        )
+        decoded = self.decode(last)
+        image = self.to_image(decoded)
+        return Picture(
+            **vars(text),
+            initial_latents=first,
+            latents=last,
+            decoded=decoded,
+            image=image,
+            image_uint8=self.to_uint8(image),
+        )
+
+    def latents_shape(self, height: int, width: int) -> tuple[int, int, int]:
+        """Return ``(4, h, w)`` for a picture of ``height`` by ``width`` pixels.
+
+        Raises:
+            ValueError: If one of the two is no multiple of 8.
+        """
+        factor = self.vae.config.downsampling_factor
+        for name, size in (("height", height), ("width", width)):
+            if size < factor or size % factor:
+                raise ValueError(f"{name} is {size}, expected a multiple of {factor}")
+        return self.vae.config.latent_channels, height // factor, width // factor
+
+    def encode_prompts(self, prompts: list[str], negative: list[str] | None) -> Prompts:
+        """Tokenize and encode texts; padding is encoded too, as SD v1 was trained."""
+        ids, embeds = self.encode(prompts)
+        negative_ids, negative_embeds = (None, None) if negative is None else self.encode(negative)
+        return Prompts(ids, negative_ids, embeds, negative_embeds)
+
+    def encode(self, texts: list[str]) -> tuple[Tensor, Tensor]:
+        """Return the ids of B texts, ``(B, 77)``, and their encoding, ``(B, 77, E)``."""
+        input_ids = self.tokenizer(texts).to(_parameter(self.text_encoder).device)
+        last_hidden_state, _ = self.text_encoder(input_ids)
+        return input_ids, last_hidden_state.to(_parameter(self.unet))
+
+    def draw(self, shape: Sequence[int], generator: torch.Generator | None) -> Tensor:
+        """Draw standard normal noise, on the CPU and in float32 whatever the model is."""
+        return torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu")
+
+    def initial_latents(self, noise: Tensor) -> Tensor:
+        """Scale standard normal noise to the deviation that the scheduler begins with."""
+        return noise.to(_parameter(self.unet)) * self.scheduler.init_noise_sigma
+
+    def denoise(
+        self,
+        latents: Tensor,
+        text: Prompts,
+        run: Run,
+        *,
+        guidance_scale: float,
+        noise: Tensor | None = None,
+        generator: torch.Generator | None = None,
+        callback: Callable[[Step], None] | None = None,
+    ) -> Tensor:
+        """Take latents along a run, from its first timestep to beyond its last.
+
+        Args:
+            latents: ``(B, 4, h, w)``, as noisy as the run's first timestep says.
+            text: From `encode_prompts`.
+            run: From the scheduler's ``start``; with fewer timesteps to begin later.
+            guidance_scale: As `__call__`'s; not used if the text has no negative prompt.
+            noise: ``(N, B, 4, h, w)``, or None to draw it, as `__call__`'s.
+            generator: What to draw it from.
+            callback: Called after every step.
+
+        Returns:
+            ``(B, 4, h, w)``, the denoised latents.
+        """
+        for index, t in enumerate(run.timesteps.tolist()):
+            model_input = self.scheduler.scale_model_input(latents, t)
+            uncond, conditional = self.predict_noise(model_input, t, text)
+            guided = conditional
+            if uncond is not None:
+                guided = self.guide(uncond, conditional, guidance_scale)
+            step_noise = ()
+            if self.scheduler.adds_noise(t):
+                drawn = self.draw(latents.shape, generator) if noise is None else noise[index]
+                step_noise = (drawn.to(latents),)
+            latents = self.scheduler.step(guided, t, latents, run, *step_noise)
+            if callback is not None:
+                callback(Step(index, t, model_input, uncond, conditional, guided, latents))
+        return latents
+
+    def predict_noise(
+        self, model_input: Tensor, t: SupportsIndex, text: Prompts
+    ) -> tuple[Tensor | None, Tensor]:
+        """Ask the UNet: once, for the negative prompts and the prompts together.
+
+        Args:
+            model_input: ``(B, 4, h, w)``, scaled latents.
+            t: Timestep.
+            text: What is to be drawn.
+
+        Returns:
+            The noise predicted for the negative prompts (None if there are none) and that for the
+            prompts, each ``(B, 4, h, w)``.
+        """
+        if text.negative_prompt_embeds is None:
+            return None, self.unet(model_input, t, text.prompt_embeds)
+        context = torch.cat([text.negative_prompt_embeds, text.prompt_embeds])  # (2 B, 77, E)
+        uncond, conditional = self.unet(torch.cat([model_input] * 2), t, context).chunk(2)
+        return uncond, conditional
+
+    def guide(self, uncond: Tensor, conditional: Tensor, scale: float) -> Tensor:
+        """Go from one prediction towards the other, ``scale`` times their distance."""
+        return uncond + scale * (conditional - uncond)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Decode ``(B, 4, h, w)`` latents to ``(B, 3, H, W)``, about in [-1, 1]."""
+        return self.vae.decode(latents.to(_parameter(self.vae)))
+
+    def to_image(self, decoded: Tensor) -> Tensor:
+        """Map [-1, 1] to [0, 1], and what is beyond to its ends; same shape and dtype."""
+        return (decoded / 2 + 0.5).clamp(0, 1)
+
+    def to_uint8(self, image: Tensor) -> Tensor:
+        """Turn ``(B, 3, H, W)`` in [0, 1] into ``(B, H, W, 3)`` bytes: nearest, ties to even."""
+        pixels = image.cpu().to(torch.promote_types(image.dtype, torch.float32))
+        return (pixels * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+
+
+def _parameter(module: nn.Module) -> Tensor:
+    """Return a parameter, for its dtype and device."""
+    return next(module.parameters())
+
+
+def _pair(prompt: str | Sequence[str], negative: str | Sequence[str]) -> tuple[list, list]:
+    """Return as many prompts as negative prompts."""
+    prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+    if not prompts:
+        raise ValueError("there is no prompt: the list is empty")
+    negatives = [negative] * len(prompts) if isinstance(negative, str) else list(negative)
+    if len(prompts) != len(negatives):
+        raise ValueError(
+            f"{len(negatives)} negative prompts for {len(prompts)} prompts: "
+            "expected as many, or one text for all"
+        )
+    return prompts, negatives
+
+
+def _check_shape(name: str, tensor: Tensor | None, shape: tuple[int, ...]) -> None:
+    """Refuse data that do not fit."""
+    if tensor is not None and tuple(tensor.shape) != shape:
+        raise ValueError(f"{name} has shape {tuple(tensor.shape)}, expected {shape}")

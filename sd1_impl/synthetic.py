@@ -1,0 +1,92 @@
+"""Stable Diffusion v1 with random weights, for those who have no trained ones.
+
+Everything runs, and every step can be watched, but the picture means nothing: it is coloured noise.
+The sizes are those of ``golden/spec/variants.json``: "tiny" takes seconds, "sd1" is as large, and
+as slow, as the trained model.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from sd1_impl.config import SD_V1_PNDM, TextEncoderConfig, UNetConfig, VAEConfig
+from sd1_impl.pipeline import Text2Image
+from sd1_impl.schedulers import PNDMScheduler
+from sd1_impl.text_encoder import CLIPTextEncoder
+from sd1_impl.tokenizer import CLIPTokenizer
+from sd1_impl.unet import UNet
+from sd1_impl.vae import AutoencoderKL
+
+VARIANTS_FILE = Path(__file__).parents[1] / "golden" / "spec" / "variants.json"
+
+
+def synthetic_pipeline(
+    size: str = "tiny",
+    *,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+) -> Text2Image:
+    """Build a text-to-image pipeline with random weights, and SD v1's tokenizer and scheduler.
+
+    Args:
+        size: "tiny" (17 million parameters), "odd" (widths that divide badly) or "sd1" (SD v1's
+            1,066 million).
+        seed: Of the weights; the same seed gives the same weights in every dtype.
+        dtype: Of the weights, any floating one.
+        device: Where they end.
+
+    Returns:
+        The pipeline.
+
+    Raises:
+        ValueError: If there is no such size.
+    """
+    with torch.device("meta"):
+        networks = {
+            "text_encoder": CLIPTextEncoder(
+                TextEncoderConfig(**_architecture("text_encoder", size))
+            ),
+            "unet": UNet(UNetConfig(**_architecture("unet", size))),
+            "vae": AutoencoderKL(VAEConfig(**_architecture("vae", size))),
+        }
+    generator = torch.Generator().manual_seed(seed)
+    for network in networks.values():
+        randomise(network.to_empty(device="cpu"), generator)
+        network.to(device, dtype)
+    return Text2Image(CLIPTokenizer(), **networks, scheduler=PNDMScheduler(SD_V1_PNDM))
+
+
+@torch.no_grad()
+def randomise(network: nn.Module, generator: torch.Generator) -> None:
+    """Draw weights that keep activations at about unit variance, whatever the depth.
+
+    A weight of n inputs has variance 1 / n (LeCun et al., "Efficient BackProp", 1998, section 4.6);
+    biases are 0 and norms change nothing.
+
+    Args:
+        network: One of this package's, on the CPU; all of its parameters are overwritten.
+        generator: Where the draws come from, in the order of the modules.
+    """
+    for module in network.modules():
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            inputs = module.weight[0].numel()
+            module.weight.normal_(std=inputs**-0.5, generator=generator)
+            if module.bias is not None:
+                module.bias.zero_()
+        elif isinstance(module, nn.Embedding):
+            module.weight.normal_(generator=generator)
+        elif isinstance(module, nn.GroupNorm | nn.LayerNorm):
+            module.reset_parameters()
+
+
+def _architecture(component: str, size: str) -> dict[str, Any]:
+    """Return a component's widths and depths, as arguments of its config."""
+    sizes = json.loads(VARIANTS_FILE.read_text(encoding="utf-8"))[component]
+    complete = [name for name in sizes if "-" not in name]  # the others have an inpainting UNet
+    if size not in complete:
+        raise ValueError(f"size is {size!r}, expected one of {', '.join(complete)}")
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in sizes[size].items()}

@@ -1,0 +1,205 @@
+"""The command ``python -m sd1_impl``, and the example: pictures, seeds, mistakes."""
+
+import os
+import re
+import runpy
+import subprocess
+import sys
+from copy import copy
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import sd1_impl.__main__ as command
+from sd1_impl import SD_V1_PNDM, DDPMScheduler, PNDMScheduler, load_pipeline
+
+Image = pytest.importorskip("PIL.Image")
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+QUICK = ["--steps", "2", "--size", "64x64"]
+
+
+@pytest.fixture
+def draw(tmp_path: Path, tiny, monkeypatch):
+    """Run the command quickly, with weights that are there already; return the picture."""
+    monkeypatch.setattr(command, "synthetic_pipeline", lambda *_, **__: copy(tiny))
+
+    def run(*arguments: str) -> np.ndarray:
+        out = tmp_path / "picture.png"
+        assert command.main([*QUICK, "--out", str(out), *arguments]) == 0
+        with Image.open(out) as image:
+            return np.asarray(image)
+
+    return run
+
+
+def test_it_draws_a_png_and_says_how(tmp_path: Path):
+    """A process of its own, off a terminal: what was used, where the picture is, no bar."""
+    done = subprocess.run(
+        [sys.executable, "-m", "sd1_impl", "a cat", "--steps", "2", "--size", "72x64"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(EXAMPLES.parent)},
+        check=True,
+        timeout=120,
+    )
+    weights, how, where = done.stdout.splitlines()
+    assert weights.startswith("weights: random, of size tiny: the picture will mean nothing")
+    assert how == (
+        "PNDMScheduler, 2 steps (3 calls of the UNet), guidance 7.5, seed 0, 72x64, float32 on cpu"
+    )
+    assert re.fullmatch(r"picture\.png, after \d+\.\d s", where)
+    assert done.stderr.splitlines() == [f"step {i} of 3" for i in (1, 2, 3)]
+    with Image.open(tmp_path / "picture.png") as image:
+        assert (image.format, image.size, image.mode) == ("PNG", (72, 64), "RGB")
+        assert np.asarray(image).std() > 10
+
+
+def test_every_option_reaches_the_picture(draw):
+    """The same is drawn again; another seed, text, guidance, scheduler or dtype draws another."""
+    first = draw("a cat")
+    assert np.array_equal(draw("a cat"), first)
+    for arguments in (
+        ["a dog"],
+        ["a cat", "--seed", "1"],
+        ["a cat", "--negative-prompt", "blurry"],
+        ["a cat", "--guidance", "1"],
+        ["a cat", "--steps", "3"],
+        ["a cat", "--scheduler", "ddim"],
+        ["a cat", "--scheduler", "ddpm"],
+    ):
+        assert not np.array_equal(draw(*arguments), first), arguments
+
+
+def test_it_draws_what_the_library_draws(draw, tiny):
+    """With the options' values, and the seed's generator."""
+    wanted = tiny(
+        "a cat",
+        negative_prompt="blurry",
+        num_inference_steps=2,
+        guidance_scale=3,
+        height=64,
+        width=64,
+        generator=torch.Generator().manual_seed(5),
+    )
+    got = draw("a cat", "--negative-prompt", "blurry", "--guidance", "3", "--seed", "5")
+    assert np.array_equal(got, wanted.image_uint8[0].numpy())
+
+
+def test_trained_weights_are_used(draw, weights_folder: Path, capsys):
+    """They are named, and nothing is said of random ones."""
+    got = draw("a cat", "--weights", str(weights_folder))
+    said = capsys.readouterr().out
+    assert said.startswith(f"weights: {weights_folder}\n")
+    assert "nothing" not in said
+    wanted = load_pipeline(weights_folder)(
+        "a cat",
+        num_inference_steps=2,
+        height=64,
+        width=64,
+        generator=torch.Generator().manual_seed(0),
+    )
+    assert np.array_equal(got, wanted.image_uint8[0].numpy())
+
+
+def test_another_scheduler_keeps_the_noise_schedule():
+    """What the training was is the weights' affair, not the algorithm's."""
+    config = replace(SD_V1_PNDM, beta_end=0.02, steps_offset=3, prediction_type="v_prediction")
+    other = command._scheduler("ddpm", PNDMScheduler(config))
+    assert isinstance(other, DDPMScheduler)
+    for name, value in vars(config).items():
+        assert getattr(other.config, name, value) == value
+    assert other.config.clip_sample is False
+
+
+@pytest.mark.parametrize(
+    ("arguments", "size"),
+    [([], "256x256"), (["--synthetic", "sd1"], "512x512"), (["--weights", "."], "512x512")],
+    ids=["tiny", "sd1", "trained"],
+)
+def test_default_sizes(tiny, monkeypatch, capsys, tmp_path: Path, arguments: list, size: str):
+    """Those of SD v1's training; but of small random weights where it takes seconds."""
+    monkeypatch.chdir(tmp_path)
+    pipeline = copy(tiny)
+    pipeline.tokenizer = _interrupt  # before the work
+    for name in ("synthetic_pipeline", "load_pipeline"):
+        monkeypatch.setattr(command, name, lambda *_, **__: pipeline)
+    monkeypatch.setattr(command, "_warn_of_long_texts", lambda *_: None)
+    assert command.main(arguments) == 130
+    assert f", {size}, " in capsys.readouterr().out
+    assert not list(tmp_path.iterdir())
+
+
+MISTAKES = {
+    "size": (["--size", "512"], "'512' is not WIDTHxHEIGHT, such as 512x512"),
+    "multiple": (["--size", "60x64"], "width is 60, expected a multiple of 8"),
+    "steps": (["--steps", "1"], "num_inference_steps is 1, expected 2 or more"),
+    "seed": (["--seed", "-1"], "argument --seed: '-1' is not a number from 0"),
+    "device": (["--device", "tpu"], "argument --device: 'tpu' is not there"),
+    "dtype": (["--dtype", "int8"], "invalid choice: 'int8'"),
+    "folder": (["--weights", "nowhere"], "nowhere/text_encoder/config.json is missing: expected"),
+    "both": (["--weights", ".", "--synthetic", "tiny"], "not allowed with argument --weights"),
+    "ending": (["--out", "picture"], "--out picture has no ending of a picture's, such as .png"),
+    "no-folder": (["--out", "no/p.png"], "--out no/p.png cannot be written: its folder has to"),
+    "unknown": (["--step", "3", "--foo"], "unrecognized arguments: --foo"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "message"), MISTAKES.values(), ids=MISTAKES.keys())
+def test_a_mistake_is_one_line(draw, tmp_path: Path, capsys, monkeypatch, arguments, message):
+    """Exit code 2, no traceback, and an earlier picture stays."""
+    monkeypatch.chdir(tmp_path)
+    before = draw("a cat")
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as exit_:
+        sys.exit(command.main(arguments))
+    assert exit_.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("sd1_impl: ")
+    assert message in line
+    with Image.open("picture.png") as image:
+        assert np.array_equal(np.asarray(image), before)
+
+
+def test_an_interruption_is_one_line(monkeypatch, capsys):
+    """And exit code 130."""
+    monkeypatch.setattr(command, "synthetic_pipeline", _interrupt)
+    assert command.main(QUICK) == 130
+    assert capsys.readouterr().err == "sd1_impl: interrupted, nothing was saved\n"
+
+
+def _interrupt(*_: object, **__: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_a_long_prompt_and_an_overflow_are_told(draw, monkeypatch, capsys):
+    """What of the prompt nobody reads; that a picture is black for another reason than art."""
+    decode = command.Text2Image.decode
+    monkeypatch.setattr(command.Text2Image, "decode", lambda *args: decode(*args) * torch.nan)
+    draw("cat " * 74 + "sees dogs")
+    said = capsys.readouterr().out
+    assert "a prompt of 76 tokens is cut after 75: without 'dogs'\n" in said
+    assert "the picture is not finite: float32 is too narrow for these weights\n" in said
+
+
+def test_a_terminal_sees_a_bar(draw, monkeypatch, capsys):
+    """One line that is drawn over."""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    draw("a cat")
+    assert "3/3" in capsys.readouterr().err
+
+
+def test_the_example_draws(tmp_path: Path, monkeypatch, capsys):
+    """As it stands, without weights."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["txt2img.py"])
+    runpy.run_path(str(EXAMPLES / "txt2img.py"))
+    *steps, saved = capsys.readouterr().out.splitlines()
+    assert len(steps) == 26
+    assert saved == "saved picture.png"
+    with Image.open("picture.png") as image:
+        assert image.size == (128, 128)
