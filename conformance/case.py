@@ -9,12 +9,14 @@ from fnmatch import fnmatchcase
 import numpy as np
 
 from conformance.errors import UsageError, unknown_name
+from conformance.sampling import PIPELINES, SCHEDULERS
 from conformance.scenarios import BASE, Scenario, scenarios
 from conformance.spec import TOKENIZER
 from conformance.variants import NO_VARIANT, Variant, parse_variant, variant_names
 
-COMPONENTS = (TOKENIZER, "text_encoder", "unet", "vae_encoder", "vae_decoder")
-"""In the order in which a picture is made, or taken apart."""
+NETWORKS = ("text_encoder", "unet", "vae_encoder", "vae_decoder")
+COMPONENTS = (TOKENIZER, *NETWORKS, *SCHEDULERS, *PIPELINES)
+"""Parts before what is made of them."""
 
 FULLY_PROBED = {
     "tiny": ("unit", "lowvar", "dense", "sharp"),
@@ -48,6 +50,26 @@ class Case:
     def exact(self) -> bool:
         """Whether the outputs are integers, right or wrong: no arithmetic, noise or probe."""
         return self.component == TOKENIZER
+
+    @property
+    def is_scheduler(self) -> bool:
+        """Whether the component is a scheduler: tables and steps, but no weights."""
+        return self.component in SCHEDULERS
+
+    @property
+    def is_pipeline(self) -> bool:
+        """Whether the component is a pipeline: terms of steps instead of modules' outputs."""
+        return self.component in PIPELINES
+
+    @property
+    def is_network(self) -> bool:
+        """Whether the component is one network."""
+        return self.component in NETWORKS
+
+    @property
+    def refused(self) -> str:
+        """Say why the reference computes nothing here; empty where it does."""
+        return self.scenario.refused
 
     @property
     def full_size(self) -> bool:

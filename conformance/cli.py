@@ -229,6 +229,9 @@ def _list(arguments: argparse.Namespace) -> int:
 
 def _show(arguments: argparse.Namespace) -> int:
     case = find_case(arguments.case)
+    if case.refused:
+        print(f"{case.id}\nhunts   {case.scenario.hunts}\nrefused {case.refused}")
+        return 0
     golden = load_golden(case)
     print(f"{case.id}\nhunts   {golden.hunts}\nlimit   {LIMIT:g}")
     for name, facts in golden.inputs.items():
@@ -251,6 +254,14 @@ def _show(arguments: argparse.Namespace) -> int:
 
 def _output_text(golden: Golden, name: str) -> str:
     """Describe an output of a golden in words."""
+    if name in golden.sketched:
+        steps = sum(golden.sketched_output(row) == name for row in golden.probes)
+        return f"kept as sketches, {steps} of them" if steps else "not kept"
+    whole = golden.outputs.get(name)
+    if whole is not None and name == "timesteps":
+        return ", ".join(map(str, whole.tolist()))
+    if whole is not None and whole.dtype == np.uint8:
+        return f"mean {whole.mean():.4g}"
     if golden.exact:
         words = Vocabulary.load()
         rows = [[words.name(i) for i in row] for row in golden.outputs[name].tolist()]
@@ -319,7 +330,7 @@ def _golden_verify(arguments: argparse.Namespace) -> int:
     verify = _oracle_module("conformance.verify")
     wrong = 0
     for group in _by_variant(selected(arguments)):
-        stored = {case.id: load_golden(case) for case in group}
+        stored = {case.id: load_golden(case) for case in group if not case.refused}
         for case_id, golden in record.record_variant(group, _say).items():
             problem = verify.disagreement(stored[case_id], golden)
             wrong += problem is not None
@@ -336,7 +347,7 @@ def _golden_lint(arguments: argparse.Namespace) -> int:
     else:
         for group in _by_variant(all_cases()):
             variant = group[0].variant
-            networks = variant.regime == "unit" and not group[0].exact
+            networks = variant.regime == "unit" and group[0].is_network
             if networks and (arguments.full_size or not group[0].full_size):
                 problems += liveness.dead_parameters(group, _say)
     for problem in problems:

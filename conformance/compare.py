@@ -136,7 +136,7 @@ def judge_large(
         The record of the worse of two errors: of the whole, estimated from sketches, and of the
         worst element at the edges.
     """
-    record = judge_kept(name, Large.of(value), truth, noise, arithmetic)
+    record = judge_kept(name, Large.of(value, truth.edge), truth, noise, arithmetic)
     record.rms, record.max_abs = _rms(value), _max_abs(value)
     record.note = _not_finite(value) or record.note
     return record
@@ -189,9 +189,9 @@ def judge_exact(name: str, value: np.ndarray, truth: np.ndarray) -> Record:
 def _first_difference(value: np.ndarray, truth: np.ndarray) -> str:
     """Say how many integers differ, and where the first one stands."""
     row, *place = np.argwhere(value != truth)[0].tolist()
-    where = ", ".join(map(str, place))
+    where = f"place {', '.join(map(str, place))} of row {row}" if place else f"place {row}"
     wrong = int(np.count_nonzero(value != truth))
-    return f"{wrong} of {truth.size} differ, first at place {where} of row {row}"
+    return f"{wrong} of {truth.size} differ, first at {where}"
 
 
 def judge_probe(
@@ -201,26 +201,28 @@ def judge_probe(
     truth_norm: float,
     noise: float,
     arithmetic: str,
+    kind: str = "probe",
 ) -> Record:
     """Judge a probe by its sketch.
 
     Args:
         name: Canonical name.
         value: What the port computed, in the golden's shape.
-        truth_sketch: The oracle's 64 buckets.
+        truth_sketch: The oracle's buckets.
         truth_norm: L2 norm of the oracle's tensor.
         noise: Noise at this probe.
         arithmetic: What the port computed in.
+        kind: `probe`, or `output` where only sketches are kept of one.
 
     Returns:
         The record; its error is an estimate.
     """
     with np.errstate(all="ignore"):
-        error = relative_error(distance(sketch(value), truth_sketch), truth_norm)
+        error = relative_error(distance(sketch(value, len(truth_sketch)), truth_sketch), truth_norm)
     ratio = tolerance.ratio(error, noise, arithmetic)
     return Record(
         name,
-        "probe",
+        kind,
         list(value.shape),
         error,
         noise,

@@ -55,16 +55,23 @@ def check_contract(golden: Golden, outputs: Arrays, probes: Arrays, arithmetic: 
     if sorted(outputs) != wanted_names:
         message = f"{golden.case}: outputs are {sorted(outputs)}, expected {wanted_names}"
         raise PortError(message)
-    unknown = [name for name in probes if name not in golden.probes]
+    asked = set(golden.asked)
+    unknown = [name for name in probes if name not in asked]
     if unknown:
         message = f"{golden.case}: the port returned probe {unknown[0]!r}, which was not asked for"
         raise PortError(message)
-    expected = "float32" if arithmetic == "bfloat16" else arithmetic
-    wanted = "bfloat16 widened to float32" if arithmetic == "bfloat16" else arithmetic
+    floating = "float32" if arithmetic == "bfloat16" else arithmetic
     for name, array in outputs.items():
-        if array.dtype.name != expected:
+        whole = golden.outputs.get(name)
+        integer = whole is not None and whole.dtype.kind in "iu"
+        wanted = str(whole.dtype) if whole is not None and integer else floating
+        if array.dtype.name != wanted:
+            if not integer and arithmetic == "bfloat16":
+                wanted = "bfloat16 widened to float32"
             message = f"{golden.case}: output {name} is {array.dtype.name}, expected {wanted}"
             raise PortError(message)
-        if arithmetic == "bfloat16" and np.any(array.view(np.uint32) & 0xFFFF):
+        if integer or arithmetic != "bfloat16":
+            continue
+        if np.any(array.view(np.uint32) & 0xFFFF):
             message = f"{golden.case}: output {name} has values that are not bfloat16"
             raise PortError(message)

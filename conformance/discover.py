@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from conformance import oracle, spec
-from conformance.adapters.diffusers import build_text_encoder, build_unet, build_vae
+from conformance.adapters.diffusers_networks import build_text_encoder, build_unet, build_vae
 from conformance.adapters.torch_module import INPUT_SUFFIX, observe
 from conformance.errors import GoldenError
 from conformance.scenarios import scenarios

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from conformance.case import Case
 
@@ -16,7 +16,7 @@ class Execution:
         dtype: Arithmetic asked of the port.
         device: Device asked of the port.
         backend: Attention backend.
-        mode: `trace`.
+        mode: `trace`. A scheduler has no attention and one mode: both are empty.
     """
 
     dtype: str = "float32"
@@ -31,6 +31,8 @@ class Execution:
 
     def for_case(self, case: Case) -> Execution:
         """Return how a case is run when this is asked for: what is exact knows one way only."""
+        if case.is_scheduler:
+            return replace(self, backend="", mode="")
         return EXACT if case.exact else self
 
 

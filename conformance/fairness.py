@@ -17,6 +17,7 @@ from conformance.golden import Golden, load_golden
 from conformance.honest import HELD_OUT
 from conformance.noise import Errors, calibrations, measure, worst_of, worst_ratio
 from conformance.record import Reference, arithmetics
+from conformance.tables import table_arithmetic
 from conformance.tolerance import LIMIT
 
 Say = Callable[[str], None]
@@ -68,6 +69,7 @@ def measure_all(cases: list[Case], say: Say) -> list[str]:
         Evaluations over half the limit, but for those of `BY_DESIGN`.
     """
     table = Table()
+    cases = [case for case in cases if not case.refused]
     for _, group in groupby(cases, key=lambda c: (c.component, c.variant.name)):
         _measure_variant(list(group), table, say)
     for port in PORTS:
@@ -99,7 +101,7 @@ def _measure_variant(cases: list[Case], table: Table, say: Say) -> None:
             component, truth = reference.build(arithmetic), truths[case.id]
             noise = noise_in(load_golden(case), arithmetic)
             for evaluation in HELD_OUT:
-                if arithmetic in evaluation.arithmetics:
+                if evaluation.applies(case, arithmetic):
                     errors = measure(component, case, truth, evaluation)
                     ratio, where = worst_ratio(errors, noise, arithmetic)
                     table.add(
@@ -122,7 +124,8 @@ def _measure_variant(cases: list[Case], table: Table, say: Say) -> None:
 def noise_in(golden: Golden, arithmetic: str) -> Errors:
     """Return the noise that a golden records."""
     noise = dict(zip(golden.probes, golden.noise[arithmetic].tolist(), strict=True))
-    return Errors(noise, golden.output_noise[arithmetic])
+    tables = golden.table_noise.get(table_arithmetic(arithmetic), {})
+    return Errors(noise, golden.output_noise[arithmetic], tables)
 
 
 def _measure_process(

@@ -15,6 +15,7 @@ from safetensors.numpy import load, save
 
 from conformance.errors import GoldenError
 from conformance.large import Large
+from conformance.sampling import TABLES
 from conformance.spec import golden_root
 from conformance.tolerance import ARITHMETICS, LIMIT
 
@@ -34,10 +35,10 @@ class Golden:
         hunts: The bugs that the case is there to expose.
         inputs: By input name: recipe, shape, dtype and digest; the value itself where no recipe
             makes it.
-        outputs: Arrays by name: float64, or int64 where a port must match exactly.
-        probes: Canonical names in execution order.
+        outputs: Arrays by name: float64; int64 where a port must match exactly; uint8 for pixels.
+        probes: Canonical names in execution order; steps of sketched outputs are among them.
         shapes: Shape of each probe.
-        sketches: float64 (probes, 64).
+        sketches: float64 (probes, 64), of a scheduler (probes, 16).
         norms: L2 norm of each probe, float64.
         max_abs: Largest magnitude of each probe, float64.
         noise: By arithmetic, float64 (probes,): noise in trace mode; infinite where the reference
@@ -46,6 +47,11 @@ class Golden:
         provenance: Oracle versions, machine and commit.
         large: By name, what is kept of outputs that are too large to be stored whole.
         output_names: All outputs in the order in which they are computed.
+        sketched: By name, the shape of outputs of which only sketches are kept: step by step,
+            those of the first, the last and some between.
+        tables: Probes that are judged entry by entry, float64.
+        table_noise: By arithmetic and table, float32: relative noise of each entry.
+        coefficients: Of a scheduler's steps by name, `samples#3`: those of `terms.TERMS`.
     """
 
     case: str
@@ -62,22 +68,43 @@ class Golden:
     provenance: dict[str, str] = field(default_factory=dict)
     large: dict[str, Large] = field(default_factory=dict)
     output_names: list[str] = field(default_factory=list)
+    sketched: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    tables: dict[str, np.ndarray] = field(default_factory=dict)
+    table_noise: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
+    coefficients: dict[str, np.ndarray] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.output_names:
-            self.output_names = [*self.outputs, *self.large]
+            self.output_names = [*self.outputs, *self.large, *self.sketched]
         self.outputs = {n: self.outputs[n] for n in self.output_names if n in self.outputs}
 
     @property
     def exact(self) -> bool:
-        """Whether the outputs are integers, right or wrong."""
-        return all(array.dtype.kind == "i" for array in self.outputs.values()) and not self.large
+        """Whether all outputs are integers, right or wrong: nothing is measured in noise."""
+        whole = all(array.dtype.kind == "i" for array in self.outputs.values())
+        return whole and not self.large and not self.sketched
+
+    @property
+    def asked(self) -> list[str]:
+        """Return the probes that a port is asked for: tables, and those that are no outputs."""
+        return [*self.tables, *(n for n in self.probes if self.sketched_output(n) is None)]
+
+    def sketched_output(self, name: str) -> str | None:
+        """Return the output that a row of `probes` belongs to, or None for a probe.
+
+        Step 3 of the output `samples` is the row `samples#3`; a pipeline's `latents#3` is an
+        output of its own.
+        """
+        return next((n for n in (name, name.partition("#")[0]) if n in self.sketched), None)
 
     @property
     def output_shapes(self) -> dict[str, tuple[int, ...]]:
         """Return the shape of every output, in the order in which they are computed."""
         kept: dict[str, np.ndarray | Large] = {**self.outputs, **self.large}
-        return {name: kept[name].shape for name in self.output_names}
+        return {
+            name: self.sketched[name] if name in self.sketched else kept[name].shape
+            for name in self.output_names
+        }
 
     def output_norm(self, name: str) -> float:
         """Return the L2 norm of an output."""
@@ -92,17 +119,21 @@ class Golden:
             arithmetic: One of `tolerance.ARITHMETICS`.
 
         Returns:
-            The reason: no noise was recorded, the reference is not finite, or so noisy that an
+            The reason: no noise was recorded (a half type would round its inputs, or its samples
+            a thousand times), the reference is not finite, or so noisy that an
             all-zero output would come within twice the limit.
         """
         noise = self.noise.get(arithmetic)
         if noise is None:
-            return f"{self.case} is not offered in {arithmetic}: its inputs would be rounded"
+            return f"{self.case} is not offered in {arithmetic}, only in {', '.join(self.noise)}"
         if not np.isfinite(noise).all():
             where = self.probes[int(np.argmin(np.isfinite(noise)))]
             return f"reference overflows in {arithmetic} at {where}"
-        for name, (norm, *rest) in self.output_noise[arithmetic].items():
-            if not np.isfinite([norm, *rest]).all():
+        sketched = [n for n in self.probes if self.sketched_output(n) is not None]
+        rows = {n: noise[[self.probes.index(n)]] for n in sketched}
+        for name, units in (self.output_noise[arithmetic] | rows).items():
+            norm = float(units[0])
+            if not np.isfinite(units).all():
                 return f"reference overflows in {arithmetic} at output {name}"
             if norm * 2 * LIMIT > 1:
                 return (
@@ -123,6 +154,13 @@ class Golden:
                 for part in _LARGE_PARTS
             },
             **{f"output.{name}": array for name, array in self.outputs.items()},
+            **{f"table.{name}": array for name, array in self.tables.items()},
+            **{f"coefficients.{name}": array for name, array in self.coefficients.items()},
+            **{
+                f"noise.{a}.table.{name}": noise.astype(np.float32)
+                for a, tables in self.table_noise.items()
+                for name, noise in tables.items()
+            },
             **{f"noise.{a}.trace": noise.astype(np.float32) for a, noise in self.noise.items()},
             **{
                 f"noise.{a}.output.{name}": noise
@@ -142,6 +180,8 @@ class Golden:
             "outputs": self.output_names,
             "provenance": self.provenance,
         }
+        if self.sketched:
+            facts["sketched"] = self.sketched
         if self.large:
             facts["large"] = {name: [k.norm, *k.shape] for name, k in self.large.items()}
         text = json.dumps(facts, separators=(",", ":"), sort_keys=True)
@@ -168,19 +208,24 @@ class Golden:
             raise GoldenError(message)
         noise: dict[str, np.ndarray] = {}
         output_noise: dict[str, dict[str, np.ndarray]] = {}
+        table_noise: dict[str, dict[str, np.ndarray]] = {}
         for key in sorted(arrays, key=_arithmetic_first):
             array = arrays[key]
             if key.startswith("noise."):
                 _, arithmetic, what, *rest = key.split(".", 3)
+                output_noise.setdefault(arithmetic, {})
                 if what == "trace":
                     noise[arithmetic] = array.astype(np.float64)
+                elif what == "table":
+                    wide = array.astype(np.float64)
+                    table_noise.setdefault(arithmetic, {})[rest[0]] = wide
                 else:
-                    output_noise.setdefault(arithmetic, {})[rest[0]] = array
+                    output_noise[arithmetic][rest[0]] = array
         return cls(
             case=facts["case"],
             hunts=facts["hunts"],
             inputs=facts["inputs"],
-            outputs={k.removeprefix("output."): v for k, v in arrays.items() if k[:7] == "output."},
+            outputs=_with_prefix(arrays, "output."),
             probes=[row[0] for row in facts["probes"]],
             shapes=[tuple(row[1:]) for row in facts["probes"]],
             sketches=arrays["sketches"],
@@ -196,10 +241,18 @@ class Golden:
                 for name, (norm, *shape) in facts.get("large", {}).items()
             },
             output_names=facts["outputs"],
+            sketched={n: tuple(shape) for n, shape in facts.get("sketched", {}).items()},
+            tables={n: arrays[f"table.{n}"] for n in TABLES if f"table.{n}" in arrays},
+            table_noise=table_noise,
+            coefficients=_with_prefix(arrays, "coefficients."),
         )
 
 
 _LARGE_PARTS = ("buckets", "rows", "columns")
+
+
+def _with_prefix(arrays: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
+    return {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
 
 
 def _arithmetic_first(key: str) -> tuple[int, str]:

@@ -70,9 +70,74 @@ _HINTS: tuple[tuple[str, str], ...] = (
 )
 
 
-def hint_for(probe: str) -> str:
+_SAMPLING_HINTS: tuple[tuple[str, str], ...] = (
+    (r"betas", "evenly spaced square roots from sqrt(0.00085) to sqrt(0.012), squared"),
+    (r"alphas_cumprod", "running product of 1 - beta; in float32 or better, never in half"),
+    (
+        r"final_alpha_cumprod",
+        (
+            "what stands for alphas_cumprod after the last step: its first entry in the DDIM and "
+            "PNDM of SD v1 (set_alpha_to_one false), 1 in DDPM"
+        ),
+    ),
+    (
+        r"timesteps|timestep#\d+",
+        (
+            "timesteps: multiples of 1000 // steps, plus steps_offset (1), falling; PLMS takes the "
+            "second twice"
+        ),
+    ),
+    (r"model_inputs?#\d+", "what the UNet is given: the sample itself in these schedulers"),
+    (r"(negative_)?input_ids", "token ids: the cases of the component tokenizer say more"),
+    (r"prompt_embeds", "the text encoder's last hidden state, each prompt in its own row"),
+    (
+        r"negative_prompt_embeds",
+        "the encoding of the negative prompt, of the empty text where there is none; never zeros",
+    ),
+    (
+        r"initial_latents",
+        "latents are taken as they are given, times the scheduler's init_noise_sigma, which is 1",
+    ),
+    (
+        r"noise_pred_uncond#\d+",
+        (
+            "guidance: the half of the batch that read the negative prompt; halves exchanged, or "
+            "prompts paired wrongly; else the UNet"
+        ),
+    ),
+    (
+        r"noise_pred_text#\d+",
+        "guidance: the half of the batch that read the prompt; or the UNet, whose cases say more",
+    ),
+    (
+        r"noise_pred#\d+",
+        (
+            "guidance: uncond + guidance_scale * (text - uncond); at a scale of 1 and below the "
+            "prediction for the prompt alone"
+        ),
+    ),
+    (
+        r"(latents|samples)#\d+",
+        (
+            "the step of the scheduler: previous timestep, final alpha (last step), coefficients, "
+            "orders of PLMS, noise"
+        ),
+    ),
+    (
+        r"vae\.post_quant_conv\.input",
+        "latent scale: the last latents are divided by 0.18215 before they are decoded",
+    ),
+    (r"vae", "the decoder: the cases of the component vae_decoder say more"),
+    (r"image", "the decoder's output over 2, plus 0.5, clamped to 0..1"),
+    (r"image_uint8", "255 times the image, rounded to nearest (half to even), in RGB"),
+)
+_SAMPLING = ("scheduler", "pipeline")
+
+
+def hint_for(probe: str, component: str = "") -> str:
     """Return the usual causes of a first divergence at a probe, or an empty string."""
-    for pattern, hint in _HINTS:
+    sampling = component.partition("/")[0] in _SAMPLING
+    for pattern, hint in _SAMPLING_HINTS if sampling else _HINTS:
         if re.fullmatch(pattern, probe):
             return hint
     return ""

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from conformance.case import Case
 from conformance.modes import (
     Float32Sums,
     HalfUlp,
@@ -28,14 +29,17 @@ from conformance.modes import (
     sequential_total,
 )
 from conformance.oracle import plain_attention
+from conformance.tolerance import HALVES
 
 Around = Callable[[nn.Module], AbstractContextManager[Any]]
 
 FLOATS = ("float64", "float32")
-HALVES = ("bfloat16", "float16")
 
 IMAGES = ("unet", "vae_encoder", "vae_decoder")
 TEXT = "text_encoder"
+PICTURES = "pipeline"
+SCHEDULER = "scheduler"
+"""All of them."""
 
 
 @dataclass(frozen=True)
@@ -51,14 +55,26 @@ class Evaluation:
         at_full_size: Those in which the 860M model is evaluated so too. A CPU without
             half-precision units takes minutes for what it does in seconds under `float32 sums`,
             and sequential float64 sums are stood for by float32's, scaled.
+        in_pipelines: Those in which a whole pipeline is evaluated so too.
     """
 
     name: str
     around: Around
     arithmetics: tuple[str, ...] = (*FLOATS, *HALVES)
     split: bool = False
-    components: tuple[str, ...] = (*IMAGES, TEXT)
+    components: tuple[str, ...] = (*IMAGES, TEXT, PICTURES)
     at_full_size: tuple[str, ...] = (*FLOATS, *HALVES)
+    in_pipelines: tuple[str, ...] = (*FLOATS, *HALVES)
+
+    def applies(self, case: Case, arithmetic: str) -> bool:
+        """Say whether this is another way to compute a case in an arithmetic, and affordable."""
+        offered = set(self.arithmetics)
+        if case.is_pipeline:
+            offered &= set(self.in_pipelines)
+        if case.full_size:
+            offered &= set(self.at_full_size)
+        kind = case.component if case.is_network else case.component.partition("/")[0]
+        return arithmetic in offered and kind in self.components
 
 
 @contextmanager
@@ -80,8 +96,9 @@ def _channels_last(module: nn.Module) -> Iterator[None]:
             return args
         return (args[0].contiguous(memory_format=torch.channels_last), *args[1:])
 
-    # The VAE's own forward is bypassed by encode and decode: its children see the images.
-    watched = [module, *module.children()]
+    # The VAE's own forward is bypassed by encode and decode: its children see the images. Those of
+    # a pipeline are one level further down.
+    watched = [module, *module.children(), *(m for c in module.children() for m in c.children())]
     handles = [part.register_forward_pre_hook(to_channels_last) for part in watched]
     try:
         yield
@@ -122,17 +139,23 @@ def _float32_sums(around: Around) -> Around:
 def _half_ulp(module: nn.Module, seed: int) -> Iterator[None]:
     """Run `time_proj` under `HalfUlp`."""
     mode = HalfUlp(seed)
-    plain = module.time_proj.forward
+    time_proj = time_proj_of(module)
+    plain = time_proj.forward
 
     def moved(timesteps: Tensor) -> Tensor:
         with mode:
             return plain(timesteps)
 
-    module.time_proj.forward = moved
+    time_proj.forward = moved
     try:
         yield
     finally:
-        module.time_proj.forward = plain
+        time_proj.forward = plain
+
+
+def time_proj_of(module: Any) -> Any:
+    """Return the timestep embedding of a UNet, or of a pipeline's; None where there is none."""
+    return getattr(getattr(module, "unet", module), "time_proj", None)
 
 
 HALF_ULP_RUNS = 16
@@ -140,7 +163,9 @@ HALF_ULP_RUNS = 16
 CALIBRATION: tuple[Evaluation, ...] = (
     Evaluation("two threads", lambda _: _threads(2), at_full_size=FLOATS),
     Evaluation("one thread", lambda _: _threads(1), FLOATS, at_full_size=FLOATS),
-    Evaluation("channels last", _channels_last, components=IMAGES, at_full_size=FLOATS),
+    Evaluation(
+        "channels last", _channels_last, components=(*IMAGES, PICTURES), at_full_size=FLOATS
+    ),
     Evaluation("plain attention", plain_attention, at_full_size=FLOATS),
     Evaluation("batch split", lambda _: nullcontext(), split=True, at_full_size=FLOATS),
     Evaluation(
@@ -148,12 +173,16 @@ CALIBRATION: tuple[Evaluation, ...] = (
         lambda m: _summation(m, sequential_matmul, sequential_total),
         FLOATS,
         at_full_size=("float32",),
+        in_pipelines=("float32",),
     ),
-    Evaluation("one-pass variance", lambda _: OnePass(), FLOATS, components=(TEXT,)),
+    Evaluation("one-pass variance", lambda _: OnePass(), FLOATS, components=(TEXT, PICTURES)),
     Evaluation("float32 sums", lambda _: Float32Sums(), HALVES),
     Evaluation("float32 sums, plain attention", _float32_sums(plain_attention), HALVES),
     Evaluation(
-        "float32 sums, channels last", _float32_sums(_channels_last), HALVES, components=IMAGES
+        "float32 sums, channels last",
+        _float32_sums(_channels_last),
+        HALVES,
+        components=(*IMAGES, PICTURES),
     ),
     Evaluation("float32 sums, batch split", lambda _: Float32Sums(), HALVES, split=True),
 )

@@ -9,6 +9,7 @@ import numpy as np
 from conformance import tolerance
 from conformance.case import Case
 from conformance.compare import (
+    METRICS,
     Record,
     judge_exact,
     judge_large,
@@ -17,10 +18,16 @@ from conformance.compare import (
     misshapen,
 )
 from conformance.golden import Golden
+from conformance.pixels import judge_pixels
 from conformance.port import Arrays
+from conformance.sampling import INTEGERS, term_and_step
+from conformance.tables import judge_table, table_arithmetic
 from conformance.vocabulary import side_by_side
 
 TIME_PROJ = "time_proj"
+IMAGE = "image"
+"""The floating image that a uint8 picture is the rounding of."""
+
 ISLAND = "float32 island: computed in float32, judged by float32 noise"
 
 
@@ -43,6 +50,16 @@ def time_proj_values(case: Case, inputs: Arrays) -> np.ndarray:
 def judge_probes(golden: Golden, probes: Arrays, arithmetic: str) -> list[Record]:
     """Judge the probes that a port handed out, in execution order."""
     records = []
+    for name, truth in golden.tables.items():
+        if name in probes:
+            value = probes[name]
+            noise = golden.table_noise[table_arithmetic(arithmetic)][name]
+            right = value.shape == truth.shape
+            records.append(
+                judge_table(name, value, truth, noise, arithmetic)
+                if right
+                else misshapen(name, "probe", value, truth.shape)
+            )
     for i, name in enumerate(golden.probes):
         if name not in probes:
             continue
@@ -50,18 +67,25 @@ def judge_probes(golden: Golden, probes: Arrays, arithmetic: str) -> list[Record
         if value.shape != golden.shapes[i]:
             records.append(misshapen(name, "probe", value, golden.shapes[i]))
             continue
-        record = judge_probe(
-            name,
-            value,
-            golden.sketches[i],
-            float(golden.norms[i]),
-            float(golden.noise[arithmetic][i]),
-            arithmetic,
-        )
+        record = _judge_row(golden, i, value, arithmetic, "probe")
         if name == TIME_PROJ and arithmetic == "float64":
             _judge_island(record, float(golden.noise["float32"][i]))
         records.append(record)
     return records
+
+
+def _judge_row(golden: Golden, i: int, value: np.ndarray, arithmetic: str, kind: str) -> Record:
+    """Judge one row of a golden's sketches."""
+    integers = term_and_step(golden.probes[i])[0] in INTEGERS
+    return judge_probe(
+        golden.probes[i],
+        value,
+        golden.sketches[i],
+        float(golden.norms[i]),
+        float(golden.noise[arithmetic][i]),
+        "float64" if integers else arithmetic,  # no half ulp of bfloat16 excuses a wrong id
+        kind,
+    )
 
 
 def _judge_island(record: Record, noise32: float) -> None:
@@ -89,14 +113,34 @@ def judge_outputs(golden: Golden, outputs: Arrays, arithmetic: str) -> list[Reco
         value = outputs[name]
         if value.shape != shape:
             records.append(misshapen(name, "output", value, shape))
-        elif golden.exact:
-            records.append(judge_exact(name, value, golden.outputs[name]))
+        elif name in golden.sketched:
+            records += _judge_steps(golden, name, value, arithmetic)
         elif name in golden.large:
             noise = golden.output_noise[arithmetic][name]
             records.append(judge_large(name, value, golden.large[name], noise, arithmetic))
+        elif golden.outputs[name].dtype.kind == "i":
+            records.append(judge_exact(name, value, golden.outputs[name]))
+        elif golden.outputs[name].dtype == np.uint8:
+            element = float(golden.output_noise[arithmetic][IMAGE][METRICS.index("element")])
+            image = outputs[IMAGE]
+            records.append(
+                judge_pixels(name, value, image, golden.outputs[name], element, arithmetic)
+            )
         else:
             noise = golden.output_noise[arithmetic][name]
             records.append(judge_output(name, value, golden.outputs[name], noise, arithmetic))
+    return records
+
+
+def _judge_steps(golden: Golden, name: str, value: np.ndarray, arithmetic: str) -> list[Record]:
+    """Judge an output of which the golden keeps sketches, of all of it or step by step."""
+    records = []
+    for i, row in enumerate(golden.probes):
+        if golden.sketched_output(row) != name:
+            continue
+        _, step = term_and_step(row)
+        own = value if row == name or step is None else value[step]
+        records.append(_judge_row(golden, i, own, arithmetic, "output"))
     return records
 
 
@@ -109,6 +153,8 @@ def token_lists(golden: Golden, outputs: Arrays) -> str:
 def watching(plain: Arrays, watched: Arrays, golden: Golden, arithmetic: str) -> str:
     """Say so if observing the probes changed the output by more than noise."""
     for name, array in plain.items():
+        if name not in golden.output_noise[arithmetic]:
+            continue
         if watched[name].shape != array.shape:
             return f"watching changes the shape of output {name}"
         with np.errstate(all="ignore"):

@@ -14,6 +14,9 @@ WHOLE_LIMIT = 50_000
 EDGE = 8
 """Rows and columns kept at each end of the last two axes."""
 
+PICTURE_EDGE = 1
+"""The same of a pipeline's image: there its whole uint8 picture is kept besides."""
+
 
 @dataclass(frozen=True)
 class Large:
@@ -23,8 +26,8 @@ class Large:
         shape: Shape of the whole.
         norm: L2 norm of the whole.
         buckets: float64 (64,), its sketch.
-        rows: Its first and last 8 rows: (..., 16, columns).
-        columns: Its first and last 8 columns: (..., rows, 16).
+        rows: Its first and last 8 rows (1 of a picture): (..., 16, columns).
+        columns: Its first and last 8 columns (1 of a picture): (..., rows, 16).
     """
 
     shape: tuple[int, ...]
@@ -34,12 +37,17 @@ class Large:
     columns: np.ndarray
 
     @classmethod
-    def of(cls, array: np.ndarray) -> Large:
+    def of(cls, array: np.ndarray, edge: int = EDGE) -> Large:
         """Keep what is stored of a floating array of two or more axes."""
         wide = array.astype(np.float64)
-        rows, columns = edges(wide)
+        rows, columns = edges(wide, edge)
         with np.errstate(all="ignore"):
             return cls(array.shape, float(np.linalg.norm(wide)), sketch(array), rows, columns)
+
+    @property
+    def edge(self) -> int:
+        """Return the number of rows and columns kept at each end."""
+        return self.rows.shape[-2] // 2
 
     def errors(self, other: Large) -> tuple[float, float]:
         """Measure another tensor of the same shape against this one.
@@ -59,8 +67,8 @@ class Large:
             return float(distance(other.buckets, self.buckets) / norm), float(element / rms)
 
 
-def edges(array: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the first and last 8 rows, and the first and last 8 columns."""
-    rows = np.concatenate([array[..., :EDGE, :], array[..., -EDGE:, :]], axis=-2)
-    columns = np.concatenate([array[..., :EDGE], array[..., -EDGE:]], axis=-1)
+def edges(array: np.ndarray, edge: int = EDGE) -> tuple[np.ndarray, np.ndarray]:
+    """Return the first and last rows, and the first and last columns."""
+    rows = np.concatenate([array[..., :edge, :], array[..., -edge:, :]], axis=-2)
+    columns = np.concatenate([array[..., :edge], array[..., -edge:]], axis=-1)
     return rows, columns

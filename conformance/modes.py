@@ -223,27 +223,76 @@ class Float32Sums(Mode):
         return result.to(half)
 
 
-class HalfUlp(Mode):
-    """Move every result of the timestep embedding by up to half a unit in the last place.
+class Moves(Mode):
+    """Move floating results of operations by up to half a unit in the last place, at random."""
 
-    The embedding has one honest value a timestep, too few to measure a noise from; libraries differ
-    in the last bit of exp, sin and cos and in the order of the exponent's operations.
-    """
-
-    def __init__(self, seed: int) -> None:
-        """Seed the moves."""
+    def __init__(self, seed: int, precision: torch.dtype | None = None) -> None:
+        """Seed the moves; they are as large as in that precision, or in the result's own."""
         super().__init__()
         self.generator = torch.Generator().manual_seed(seed)
+        self.precision = precision
+
+    def moves(self, func: Any, result: Any) -> bool:
+        """Say whether this result is moved."""
+        raise NotImplementedError
 
     def operation(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run the operation, then move its floating result."""
         result = func(*args, **kwargs)
-        if func not in _ROUNDED or not result.is_floating_point():
+        if not self.moves(func, result):
             return result
-        unit = torch.finfo(result.dtype).eps / 2
+        unit = torch.finfo(self.precision or result.dtype).eps / 2
         move = torch.rand(result.shape, generator=self.generator, dtype=torch.float64) - 0.5
         return (result.double() * (1 + 2 * unit * move)).to(result.dtype)
 
+
+class HalfUlp(Moves):
+    """The timestep embedding, moved.
+
+    It has one honest value a timestep, too few to measure a noise from; libraries differ in the
+    last bit of exp, sin and cos and in the order of the exponent's operations.
+    """
+
+    def moves(self, func: Any, result: Any) -> bool:
+        """Move what is rounded on the way to the embedding."""
+        return func in _ROUNDED and bool(result.is_floating_point())
+
+
+class TableUlp(Moves):
+    """A scheduler's tables, moved: everything that is computed while it is built."""
+
+    def moves(self, func: Any, result: Any) -> bool:  # noqa: ARG002 - every operation
+        """Move every floating result."""
+        return isinstance(result, Tensor) and bool(result.is_floating_point())
+
+
+class CoefficientUlp(Moves):
+    """A scheduler's coefficients, moved: floating results without an axis."""
+
+    def moves(self, func: Any, result: Any) -> bool:
+        """Move what is computed from entries of tables, before it meets a sample."""
+        single = isinstance(result, Tensor) and result.ndim == 0
+        return single and func not in _VIEWS and bool(result.is_floating_point())
+
+
+class RoundedCoefficients(Mode):
+    """Coefficients rounded to a half type where they meet tensors of it, as JAX and MLX do."""
+
+    def operation(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Round the operands without an axis, then run the operation."""
+        tensors = [a for a in args if isinstance(a, Tensor)]
+        halves = [t.dtype for t in tensors if t.ndim and t.dtype in _HALF_TYPES]
+        if halves:
+            args = tuple(
+                a.to(halves[0])
+                if isinstance(a, Tensor) and a.ndim == 0 and a.is_floating_point()
+                else a
+                for a in args
+            )
+        return func(*args, **kwargs)
+
+
+_HALF_TYPES = (torch.float16, torch.bfloat16)
 
 _ROUNDED = {
     aten.exp.default,
@@ -252,3 +301,5 @@ _ROUNDED = {
     aten.mul.Tensor,
     aten.div.Tensor,
 }
+
+_VIEWS = {aten.select.int, aten.view.default, aten.detach.default, aten.alias.default}

@@ -4,30 +4,47 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from contextlib import nullcontext
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from conformance import oracle
-from conformance.adapters.torch_module import TorchComponent, observe, to_numpy
+from conformance.adapters.torch_module import to_numpy
 from conformance.case import Case
 from conformance.compare import METRICS, relative_error, whole_errors
-from conformance.honest import CALIBRATION, HALF_ULP_RUNS, Evaluation, half_ulp_evaluation
-from conformance.tolerance import FLOAT64_FROM_FLOAT32, badness, ratio
+from conformance.honest import (
+    CALIBRATION,
+    HALF_ULP_RUNS,
+    Evaluation,
+    half_ulp_evaluation,
+    time_proj_of,
+)
+from conformance.honest_sampling import SAMPLING_CALIBRATION
+from conformance.oracle import Component
+from conformance.sampling import SCHEDULER_STEPS, TABLES
+from conformance.tables import entry_errors, table_arithmetic
+from conformance.tolerance import FLOAT64_FROM_FLOAT32, badness, floor, ratio
 
 
+@dataclass
 class Errors:
-    """Errors of one evaluation: by probe, and by output and metric."""
+    """Errors of one evaluation.
 
-    def __init__(self, probes: dict[str, float], outputs: dict[str, np.ndarray]) -> None:
-        """Keep both."""
-        self.probes = probes
-        self.outputs = outputs
+    Attributes:
+        probes: Relative L2 error by probe, outputs that are sketched among them.
+        outputs: By whole output, those of the three metrics.
+        tables: By table, the relative error of each entry.
+    """
+
+    probes: dict[str, float]
+    outputs: dict[str, np.ndarray]
+    tables: dict[str, np.ndarray] = field(default_factory=dict)
 
 
 def measure(
-    component: TorchComponent, case: Case, truth: oracle.Truth, evaluation: Evaluation
+    component: Component, case: Case, truth: oracle.Truth, evaluation: Evaluation
 ) -> Errors:
     """Evaluate the reference once and measure it against the truth.
 
@@ -42,68 +59,82 @@ def measure(
     """
     pieces: dict[str, list[Tensor]] = {}
     collected: dict[str, list[Tensor]] = {}
-    probes: dict[str, float] = {}
+    errors = Errors({}, {})
 
     def compare(name: str, tensor: Tensor) -> None:
         wanted = truth.probes[name]
+        if name in TABLES:
+            errors.tables[name] = entry_errors(to_numpy(tensor), to_numpy(wanted))
+            return
         difference = float((tensor.to(torch.float64) - wanted).norm())
-        probes[name] = relative_error(difference, float(wanted.norm()))
+        errors.probes[name] = relative_error(difference, float(wanted.to(torch.float64).norm()))
 
     def collect(name: str, tensor: Tensor) -> None:
         pieces.setdefault(name, []).append(tensor.clone())
 
     guard = oracle.Float64Guard() if component.dtype is torch.float64 else nullcontext()
     inputs = case.inputs()
-    batches = [component.tensors(b) for b in (_split(inputs) if evaluation.split else [inputs])]
+    batches = [
+        component.tensors(b) for b in (_split(case, inputs) if evaluation.split else [inputs])
+    ]
     with torch.no_grad(), guard, evaluation.around(component.module):
         callback = collect if evaluation.split else compare
-        with observe(component.module, truth.probes, callback):
-            for tensors in batches:
-                outputs = component.call(component.module, tensors)
-                for name, tensor in outputs.items():
-                    collected.setdefault(name, []).append(tensor)
+        for tensors in batches:
+            outputs = component.traced(tensors, list(truth.probes), callback)
+            for name, tensor in outputs.items():
+                collected.setdefault(name, []).append(tensor)
     for name, parts in pieces.items():
-        compare(name, torch.cat(parts))
-    errors = {
+        compare(name, torch.cat(parts) if parts[0].ndim else parts[0])
+    errors.outputs = {
         name: whole_errors(to_numpy(torch.cat(parts)), to_numpy(truth.outputs[name]))
         for name, parts in collected.items()
+        if truth.outputs[name].is_floating_point()
     }
-    return Errors(probes, errors)
+    return errors
 
 
-def _split(inputs: dict[str, np.ndarray]) -> list[dict[str, np.ndarray]]:
-    """Split a batch into batches of one; a 0-d timestep goes to each."""
-    batch = batch_size(inputs)
+_STEPS_FIRST = ("model_outputs", "noise")
+"""Inputs of schedulers and pipelines whose first axis is the step, not the sample."""
+
+
+def _split(case: Case, inputs: dict[str, np.ndarray]) -> list[dict[str, np.ndarray]]:
+    """Split a batch into batches of one; what has no axis goes to each."""
+    steps_first = () if case.is_network else _STEPS_FIRST
+
+    def sample(name: str, array: np.ndarray, i: int) -> np.ndarray:
+        if array.ndim == 0:
+            return array
+        return array[:, i : i + 1] if name in steps_first else array[i : i + 1]
+
     return [
-        {name: array if array.ndim == 0 else array[i : i + 1] for name, array in inputs.items()}
-        for i in range(batch)
+        {name: sample(name, array, i) for name, array in inputs.items()}
+        for i in range(batch_size(inputs))
     ]
 
 
 def batch_size(inputs: dict[str, np.ndarray]) -> int:
-    """Return the number of samples: rows of the first input."""
-    return int(next(iter(inputs.values())).shape[0])
+    """Return the number of samples: rows of the first input that has an axis."""
+    return next(len(array) for array in inputs.values() if array.ndim)
 
 
-def calibrations(component: TorchComponent, case: Case, arithmetic: str) -> list[Evaluation]:
+def calibrations(component: Component, case: Case, arithmetic: str) -> list[Evaluation]:
     """Return the calibration evaluations of a case in an arithmetic.
 
     The timestep embedding is drawn 16 times with half-ulp moves; the two draws that are furthest
-    from the truth are carried through the network.
+    from the truth are carried through the network; a pipeline, which has many timesteps, takes two
+    draws as they come.
     """
-    chosen = [
-        e for e in CALIBRATION if arithmetic in e.arithmetics and case.component in e.components
-    ]
-    if case.full_size:
-        chosen = [e for e in chosen if arithmetic in e.at_full_size]
+    chosen = [e for e in (*CALIBRATION, *SAMPLING_CALIBRATION) if e.applies(case, arithmetic)]
     if batch_size(case.inputs()) == 1:
         chosen = [e for e in chosen if not e.split]
-    if arithmetic == "float32" and hasattr(component.module, "time_proj"):
+    if arithmetic == "float32" and case.is_pipeline:
+        chosen += [half_ulp_evaluation(seed) for seed in range(2)]
+    elif arithmetic == "float32" and time_proj_of(component.module) is not None:
         chosen += _worst_half_ulps(component, case)
     return chosen
 
 
-def _worst_half_ulps(component: TorchComponent, case: Case) -> list[Evaluation]:
+def _worst_half_ulps(component: Component, case: Case) -> list[Evaluation]:
     timestep = torch.tensor(case.inputs()["timestep"]).reshape(-1)
     exact = oracle.float64_time_proj(component.module)(timestep.double())
     evaluations = [half_ulp_evaluation(seed) for seed in range(HALF_ULP_RUNS)]
@@ -127,7 +158,38 @@ def worst_of(runs: Iterable[Errors]) -> Errors:
         for name in runs[0].outputs
     }
     probes = {name: worst(r.probes[name] for r in runs) for name in runs[0].probes}
-    return Errors(probes, with_parts(outputs))
+    tables = {
+        name: with_neighbours(np.max([r.tables[name] for r in runs], axis=0))
+        for name in runs[0].tables
+    }
+    return Errors(at_least_median(probes), with_parts(outputs), tables)
+
+
+NEIGHBOURS = 8
+
+
+def with_neighbours(entries: np.ndarray) -> np.ndarray:
+    """Give each entry of a table the worst noise of the 8 entries before and after it.
+
+    They are computed in the same way, and one entry is too few to take a worst of.
+    """
+    padded = np.pad(np.nan_to_num(entries, nan=np.inf), NEIGHBOURS, mode="edge")
+    return np.lib.stride_tricks.sliding_window_view(padded, 2 * NEIGHBOURS + 1).max(axis=-1)
+
+
+def at_least_median(probes: dict[str, float]) -> dict[str, float]:
+    """Give each step of a scheduler at least the median noise of all steps.
+
+    A step is one or two coefficients, too few to take a worst of: by luck they may all be exact.
+    """
+    steps: dict[str, list[float]] = {}
+    for name, error in probes.items():
+        steps.setdefault(name.partition("#")[0], []).append(error)
+    return {
+        name: max(error, float(np.median(steps[term]))) if term in SCHEDULER_STEPS else error
+        for name, error in probes.items()
+        for term in [name.partition("#")[0]]
+    }
 
 
 def with_parts(outputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -154,11 +216,15 @@ def noise_of(arithmetic: str, noise: dict[str, Errors]) -> Errors:
     measured, scaled = noise["float64"], noise["float32"]
     return Errors(
         {n: max(e, scaled.probes[n] * FLOAT64_FROM_FLOAT32) for n, e in measured.probes.items()},
-        {
-            n: np.maximum(e, scaled.outputs[n] * FLOAT64_FROM_FLOAT32)
-            for n, e in measured.outputs.items()
-        },
+        _at_least(measured.outputs, scaled.outputs),
+        _at_least(measured.tables, scaled.tables),
     )
+
+
+def _at_least(
+    measured: dict[str, np.ndarray], scaled: dict[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    return {n: np.maximum(e, scaled[n] * FLOAT64_FROM_FLOAT32) for n, e in measured.items()}
 
 
 def worst_ratio(errors: Errors, noise: Errors, arithmetic: str) -> tuple[float, str]:
@@ -167,4 +233,7 @@ def worst_ratio(errors: Errors, noise: Errors, arithmetic: str) -> tuple[float, 
     for name, values in errors.outputs.items():
         for metric, error, unit in zip(METRICS, values, noise.outputs[name], strict=True):
             ratios.append((ratio(float(error), float(unit), arithmetic), f"{name} ({metric})"))
+    for name, entries in errors.tables.items():
+        units = np.maximum(noise.tables[name], floor(table_arithmetic(arithmetic)))
+        ratios.append((float(np.max(entries / units)), name))
     return max(ratios, key=lambda row: badness(row[0]))

@@ -1,7 +1,8 @@
 """The oracle: diffusers and transformers in real float64, the only source of truth for numbers.
 
-`.double()` alone does not make diffusers float64: the timestep embedding is float32 in the code.
-The embedding is therefore taken from a copy of diffusers' module in which float32 reads float64.
+`.double()` alone does not make diffusers float64: the timestep embedding and the tables of the
+schedulers are float32 in the code. They are therefore taken from copies of diffusers' modules in
+which float32 reads float64.
 CLIP runs through scaled_dot_product_attention, since transformers' plain attention has a float32
 softmax. Every evaluation runs under a guard that fails on any floating tensor of another dtype.
 """
@@ -12,8 +13,9 @@ import importlib.util
 import inspect
 import sys
 import traceback
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cache
 from types import ModuleType
@@ -30,9 +32,16 @@ from torch.utils._pytree import tree_leaves
 from transformers import AttentionInterface
 
 from conformance import modes
-from conformance.adapters.diffusers import NETWORKS, Tokenizer
-from conformance.adapters.torch_module import TorchComponent, assign_weights, observe
+from conformance.adapters.diffusers_networks import NETWORKS, Tokenizer
+from conformance.adapters.diffusers_sampling import (
+    make_scheduler,
+    pipeline_component,
+    scheduler_component,
+)
+from conformance.adapters.torch_module import TorchComponent, assign_weights
+from conformance.adapters.torch_sampling import PipelineComponent, SchedulerComponent
 from conformance.errors import GoldenError
+from conformance.sampling import PIPELINES, SCHEDULERS
 
 if TYPE_CHECKING:
     from conformance.case import Case
@@ -101,13 +110,14 @@ def float64_module(name: str) -> ModuleType:
     return module
 
 
-def network(
-    component: str, variant: Variant, weights: Weights, dtype: torch.dtype
-) -> TorchComponent:
-    """Build the reference of a network.
+Component = TorchComponent | SchedulerComponent | PipelineComponent
+
+
+def reference(component: str, variant: Variant, weights: Weights, dtype: torch.dtype) -> Component:
+    """Build the reference of a component.
 
     Args:
-        component: `text_encoder`, `unet`, `vae_encoder` or `vae_decoder`.
+        component: Any but the tokenizer.
         variant: Architecture.
         weights: Recipe weights.
         dtype: `torch.float64` gives the oracle; any other the unmodified reference.
@@ -115,11 +125,38 @@ def network(
     Returns:
         The component, on the CPU.
     """
+    exact = dtype is torch.float64
+    if component in SCHEDULERS:
+        make = float64_scheduler if exact else make_scheduler
+        return scheduler_component(component.partition("/")[2], dtype, make=make)
+    if component in PIPELINES:
+        pipeline = pipeline_component(variant, weights, dtype)
+        if exact:
+            pipeline.module.make = float64_scheduler
+            pipeline.module.unet.time_proj = float64_time_proj(pipeline.module.unet)
+        return pipeline
+    return network(component, variant, weights, dtype)
+
+
+def network(
+    component: str, variant: Variant, weights: Weights, dtype: torch.dtype
+) -> TorchComponent:
+    """Build the reference of a network; see `reference`."""
     build, call = NETWORKS[component]
     module = assign_weights(build(variant), weights, dtype)
     if dtype is torch.float64 and hasattr(module, "time_proj"):
         module.time_proj = float64_time_proj(module)
     return TorchComponent(module, call, dtype)
+
+
+def float64_scheduler(algorithm: str, config: Mapping[str, Any]) -> Any:
+    """Build a diffusers scheduler whose tables are float64; see `make_scheduler`."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)  # of `torch.tensor(1.0)`
+    try:
+        return make_scheduler(algorithm, config, float64_module)
+    finally:
+        torch.set_default_dtype(before)
 
 
 def token_ids(texts: list[str]) -> np.ndarray:
@@ -139,15 +176,30 @@ _PLAIN = "sd1_plain"
 @contextmanager
 def plain_attention(module: Any) -> Iterator[None]:
     """Run the reference's attention as two matrix products and a softmax instead of one kernel."""
-    if hasattr(module, "text_model"):
-        config = module.text_model.config
-        before = config._attn_implementation  # noqa: SLF001 - transformers' own switch
-        config._attn_implementation = _PLAIN  # noqa: SLF001
-        try:
-            yield
-        finally:
-            config._attn_implementation = before  # noqa: SLF001
-        return
+    with ExitStack() as stack:
+        if hasattr(module, "make"):  # a pipeline's networks
+            for part in (module.text_encoder, module.unet, module.vae):
+                stack.enter_context(plain_attention(part))
+        elif hasattr(module, "text_model"):
+            stack.enter_context(_plain_text_attention(module))
+        else:
+            stack.enter_context(_plain_image_attention(module))
+        yield
+
+
+@contextmanager
+def _plain_text_attention(module: Any) -> Iterator[None]:
+    config = module.text_model.config
+    before = config._attn_implementation  # noqa: SLF001 - transformers' own switch
+    config._attn_implementation = _PLAIN  # noqa: SLF001
+    try:
+        yield
+    finally:
+        config._attn_implementation = before  # noqa: SLF001
+
+
+@contextmanager
+def _plain_image_attention(module: Any) -> Iterator[None]:
     # The VAE's plain attention has a float32 softmax: an island in float64.
     islands = [m for m in module.modules() if getattr(m, "upcast_softmax", False)]
     if next(module.parameters()).dtype is not torch.float64:
@@ -208,11 +260,11 @@ class Truth:
     probes: dict[str, Tensor]
 
 
-def evaluate(component: TorchComponent, case: Case, probes: Collection[str]) -> Truth:
+def evaluate(component: Component, case: Case, probes: Collection[str]) -> Truth:
     """Evaluate the oracle on one case under the float64 guard.
 
     Args:
-        component: What `network` made in float64.
+        component: What `reference` made in float64.
         case: The case.
         probes: Canonical names to record; each must fire exactly once.
 
@@ -223,18 +275,20 @@ def evaluate(component: TorchComponent, case: Case, probes: Collection[str]) -> 
         GoldenError: A float32 island, or a probe that fired never or twice.
     """
     observed: dict[str, Tensor] = {}
+    fired: Counter[str] = Counter()
 
     def keep(name: str, tensor: Tensor) -> None:
+        fired[name] += 1
         observed[name] = tensor.clone(memory_format=torch.contiguous_format)
 
-    with torch.no_grad(), observe(component.module, probes, keep) as fired:
+    with torch.no_grad():
         tensors = component.tensors(case.inputs())
         with Float64Guard():
-            outputs = component.call(component.module, tensors)
+            outputs = component.traced(tensors, probes, keep)
     wrong = [name for name in probes if fired[name] != 1]
     if wrong:
         message = (
             f"{case.id}: probe {wrong[0]} fired {fired[wrong[0]]} times in the oracle, not once"
         )
         raise GoldenError(message)
-    return Truth(outputs, observed)
+    return Truth(outputs, {name: observed[name] for name in probes})

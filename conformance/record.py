@@ -7,7 +7,7 @@ import json
 import os
 import platform
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,20 +15,29 @@ from typing import Any
 import numpy as np
 import torch
 
-from conformance import oracle, spec
-from conformance.adapters.torch_module import DTYPES, TorchComponent, to_numpy
-from conformance.case import Case
+from conformance import oracle, spec, terms
+from conformance.adapters.torch_module import DTYPES, to_numpy
+from conformance.case import Case, all_cases
 from conformance.errors import GoldenError
 from conformance.golden import FORMAT, SOURCE, Golden, golden_path, manifest_path
 from conformance.honest import FLOATS, HELD_OUT
-from conformance.large import WHOLE_LIMIT, Large
+from conformance.judge import IMAGE
+from conformance.large import EDGE, PICTURE_EDGE, WHOLE_LIMIT, Large
 from conformance.noise import Errors, calibrations, measure, noise_of, worst_of, worst_ratio
 from conformance.recipe import SEED, digest
-from conformance.sketch import BUCKETS, sketch
+from conformance.sampling import (
+    SCHEDULER_STEPS,
+    TABLES,
+    kept_steps,
+    step_name,
+)
+from conformance.sketch import BUCKETS, STEP_BUCKETS, sketch
 from conformance.tolerance import ARITHMETICS, LIMIT
 from conformance.variants import Variant
 
 Say = Callable[[str], None]
+
+_MOST_HALF_STEPS = 100
 
 
 class Reference:
@@ -39,13 +48,13 @@ class Reference:
         self.component = component
         self.variant = variant
         self.weights = variant.weights(component)
-        self._built: tuple[str, TorchComponent] | None = None
+        self._built: tuple[str, oracle.Component] | None = None
 
-    def build(self, arithmetic: str) -> TorchComponent:
+    def build(self, arithmetic: str) -> oracle.Component:
         """Return the reference in an arithmetic; only the last one is kept."""
         if self._built is None or self._built[0] != arithmetic:
             self._built = None
-            component = oracle.network(
+            component = oracle.reference(
                 self.component, self.variant, self.weights, DTYPES[arithmetic]
             )
             self._built = (arithmetic, component)
@@ -57,7 +66,9 @@ class Reference:
 
 
 def case_probes(case: Case) -> list[str]:
-    """Return the probes that a case records: all, or named blocks and the time path."""
+    """Return what the oracle is watched at: probes, tables, and steps of sketched outputs."""
+    if not case.is_network:
+        return case.scenario.terms()
     names = spec.probe_names(case.component, case.variant.size)
     if case.every_probe:
         return list(names)
@@ -65,10 +76,25 @@ def case_probes(case: Case) -> list[str]:
     return [n for n in names if n in blocks or n.startswith("time_")]
 
 
+def sketched_outputs(case: Case, truth: oracle.Truth) -> dict[str, tuple[int, ...]]:
+    """Return the outputs of which only sketches are kept, and their shapes."""
+    if case.is_scheduler:
+        count, shape = case.scenario.calls, truth.probes["samples#0"].shape
+        return dict.fromkeys(SCHEDULER_STEPS, (count, *shape))
+    if case.is_pipeline:
+        shape = tuple(truth.probes["latents#0"].shape)
+        return {step_name("latents", k): shape for k in range(case.scenario.calls)}
+    return {}
+
+
 def arithmetics(case: Case) -> tuple[str, ...]:
-    """Return the arithmetics of a case: half types would round dense or raised values."""
+    """Return the arithmetics of a case.
+
+    Half types would round dense or raised values. And they round a sample at every step: what that
+    adds up to over a thousand steps has no typical size.
+    """
     raised = any(recipe.mean for recipe in case.scenario.recipes(case.variant).values())
-    if case.variant.regime == "dense" or raised:
+    if case.variant.regime == "dense" or raised or case.scenario.calls > _MOST_HALF_STEPS:
         return FLOATS
     return ARITHMETICS
 
@@ -86,6 +112,9 @@ def record_variant(cases: list[Case], say: Say) -> dict[str, Golden]:
     Raises:
         GoldenError: The oracle is not float64, or an honest evaluation exceeds half the limit.
     """
+    cases = [case for case in cases if not case.refused]
+    if not cases:
+        return {}
     if cases[0].exact:
         return {case.id: _exact_golden(case) for case in cases}
     reference = Reference(cases[0].component, cases[0].variant)
@@ -113,14 +142,14 @@ def record_variant(cases: list[Case], say: Say) -> dict[str, Golden]:
 def _refuse_unfair(
     case: Case,
     arithmetic: str,
-    component: TorchComponent,
+    component: oracle.Component,
     truth: oracle.Truth,
     noise: dict[str, Errors],
 ) -> None:
     """Hold one evaluation out and refuse the golden if it exceeds half the limit."""
     if arithmetic != "float32" or case.full_size:
         return
-    for evaluation in HELD_OUT:
+    for evaluation in (e for e in HELD_OUT if e.applies(case, arithmetic)):
         found, where = worst_ratio(
             measure(component, case, truth, evaluation), noise_of(arithmetic, noise), arithmetic
         )
@@ -133,25 +162,48 @@ def _refuse_unfair(
 
 
 def _golden(case: Case, truth: oracle.Truth, noise: dict[str, Errors]) -> Golden:
-    names = list(truth.probes)
+    rows = {name: to_numpy(t) for name, t in truth.probes.items() if name not in TABLES}
     outputs = {name: to_numpy(tensor) for name, tensor in truth.outputs.items()}
     units = {arithmetic: noise_of(arithmetic, noise) for arithmetic in noise}
+    sketched = sketched_outputs(case, truth)
+    whole = {n: a for n, a in outputs.items() if a.dtype.kind in "iu" or a.size <= WHOLE_LIMIT}
+    edge = EDGE
+    if case.is_pipeline:
+        del whole[IMAGE]
+        edge = PICTURE_EDGE
+    buckets = STEP_BUCKETS if case.is_scheduler else BUCKETS
     return Golden(
         case=case.id,
         hunts=case.scenario.hunts,
         inputs=input_facts(case),
-        outputs={n: array for n, array in outputs.items() if array.size <= WHOLE_LIMIT},
-        output_names=list(outputs),
-        large={n: Large.of(array) for n, array in outputs.items() if array.size > WHOLE_LIMIT},
-        probes=names,
-        shapes=[tuple(truth.probes[name].shape) for name in names],
-        sketches=np.stack([sketch(to_numpy(truth.probes[name])) for name in names]),
-        norms=np.array([float(truth.probes[name].norm()) for name in names]),
-        max_abs=np.array([float(truth.probes[name].abs().max()) for name in names]),
-        noise={a: np.array([u.probes[name] for name in names]) for a, u in units.items()},
+        outputs=whole,
+        output_names=[*sketched, *outputs],
+        large={n: Large.of(array, edge) for n, array in outputs.items() if n not in whole},
+        sketched=sketched,
+        tables={name: to_numpy(t) for name, t in truth.probes.items() if name in TABLES},
+        table_noise={a: u.tables for a, u in units.items() if a in FLOATS},
+        coefficients=step_coefficients(case, rows) if case.is_scheduler else {},
+        probes=list(rows),
+        shapes=[array.shape for array in rows.values()],
+        sketches=np.stack([sketch(array, buckets) for array in rows.values()]),
+        norms=np.array([np.linalg.norm(a.astype(np.float64)) for a in rows.values()]),
+        max_abs=np.array([float(np.max(np.abs(array))) for array in rows.values()]),
+        noise={a: np.array([u.probes[name] for name in rows]) for a, u in units.items()},
         output_noise={a: u.outputs for a, u in units.items()},
         provenance=provenance(),
     )
+
+
+def step_coefficients(case: Case, rows: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Read the coefficients of every kept step off the oracle's samples."""
+    inputs = case.inputs()
+    return {
+        step_name("samples", k): terms.coefficients(
+            terms.entering(inputs, rows[step_name("model_inputs", k)], k),
+            rows[step_name("samples", k)],
+        )
+        for k in kept_steps(case.scenario.calls)
+    }
 
 
 def _exact_golden(case: Case) -> Golden:
@@ -234,7 +286,8 @@ def write(goldens: dict[str, Golden]) -> None:
         }
     manifest["goldens"] = dict(sorted(manifest["goldens"].items()))
     _replace(path, _manifest_text(manifest).encode())
-    lock = "".join(f"{case_id}\n" for case_id in manifest["goldens"])
+    ids = sorted([*manifest["goldens"], *(c.id for c in all_cases() if c.refused)])
+    lock = "".join(f"{case_id}\n" for case_id in ids)
     _replace(path.with_name("cases.lock"), lock.encode())
 
 

@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import IO, Any
 
 from conformance import __version__, spec
-from conformance.case import COMPONENTS
+from conformance.case import COMPONENTS, NETWORKS
 from conformance.errors import ExitCode, UsageError
 from conformance.golden import manifest_digest
 from conformance.port import Hello
 from conformance.report.html import write_html
 from conformance.report.junit import write_junit
+from conformance.sampling import PIPELINES, SCHEDULERS, TABLES
 from conformance.spec import TOKENIZER
 from conformance.tolerance import LIMIT, badness
 
@@ -193,21 +194,35 @@ def summarise(
 
 
 def level(lines: list[dict[str, Any]]) -> int | None:
-    """Return the level reached: 1 if every component case passes, 0 if only the contract holds.
+    """Return the level reached: the highest that was judged and, like all below it, has no failure.
 
-    The contract (names, shapes, dtypes, token ids) is broken by an `error`, by a tensor of the
-    wrong shape, or by a wrong id.
+    The contract, level 0, is broken by an `error`, by a tensor of the wrong shape, by a wrong
+    token id or timestep, and by a wrong table.
     """
     judged = [line for line in lines if line["verdict"] != "skip"]
-    if not judged or any(line["verdict"] == "error" for line in judged):
+    if not judged or any(_breaks_contract(line) for line in judged):
         return None
-    failing = [line for line in judged if line["verdict"] == "fail"]
-    if any(line["component"] == TOKENIZER for line in failing):
-        return None
-    misshapen = any(p["note"].startswith("shape ") for line in failing for p in line["probes"])
-    if misshapen:
-        return None
-    return 0 if failing else 1
+    reached = 0
+    for rung, components in enumerate(LADDER, start=1):
+        own = [line for line in judged if line["component"] in components]
+        if any(line["verdict"] == "fail" for line in own):
+            break
+        reached = rung if own else reached
+    return reached
+
+
+LADDER = ((TOKENIZER, *NETWORKS), SCHEDULERS, PIPELINES)
+"""What levels 1, 2 and 3 are judged by."""
+
+
+def _breaks_contract(line: dict[str, Any]) -> bool:
+    if line["verdict"] != "fail":
+        return bool(line["verdict"] == "error")
+    exact = {*TABLES, "input_ids", "timesteps"}
+    return line["component"] == TOKENIZER or any(
+        p["note"].startswith("shape ") or (p["name"] in exact and p["verdict"] == "fail")
+        for p in line["probes"]
+    )
 
 
 def depth(lines: list[dict[str, Any]]) -> str | None:
@@ -222,14 +237,15 @@ def earliest(lines: list[dict[str, Any]]) -> dict[str, Any] | None:
     """Return the first divergence earliest in execution order; of equals, the clearest."""
     found = [line for line in lines if line["first_divergence"]]
 
-    def position(line: dict[str, Any]) -> tuple[int, int, float]:
+    def position(line: dict[str, Any]) -> tuple[int, tuple[int, ...], int, float]:
         component, first = line["component"], line["first_divergence"]
-        order = spec.execution_order(component)
         outputs = [p["name"] for p in line["probes"] if p["kind"] == "output"]
-        place = order.get(first["probe"])
-        if place is None:
-            place = len(order) + outputs.index(first["probe"])
-        return COMPONENTS.index(component), place, -badness(float(first["ratio"]))
+        return (
+            COMPONENTS.index(component),
+            spec.place(component, first["probe"]),
+            outputs.index(first["probe"]) if first["probe"] in outputs else -1,
+            -badness(float(first["ratio"])),
+        )
 
     return min(found, key=position)["first_divergence"] if found else None
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from conformance import tolerance
+from conformance import spec, tolerance
 from conformance.case import Case
 from conformance.compare import Record
 from conformance.contract import call, check_contract, where_raised
@@ -33,6 +33,8 @@ from conformance.judge import (
 from conformance.port import Arrays, Component, Port, greet
 from conformance.recipe import digest
 from conformance.report.text import one_line
+from conformance.sampling import term_and_step
+from conformance.terms import wrong_terms
 
 MESSAGE = 600
 """Longest message kept, in characters."""
@@ -130,6 +132,8 @@ class Runner:
 
     def _run(self, case: Case, execution: Execution) -> Result:
         self._require_offer(case, execution)
+        if case.refused:
+            return self._expect_refusal(case, execution)
         golden = load_golden(case)
         reason = None if case.exact else golden.why_not_offered(execution.dtype)
         if reason is not None:
@@ -143,16 +147,21 @@ class Runner:
         plain = {name: array.copy() for name, array in plain.items()}
         watched: Arrays = plain
         probes: Arrays = {}
-        if self.hello.probes and golden.probes:
-            watched, probes = call(component, inputs, golden.probes, supplied)
+        asked = golden.asked
+        if self.hello.probes and asked:
+            watched, probes = call(component, inputs, asked, supplied)
         if {name: digest(array) for name, array in inputs.items()} != digests:
             message = f"{case.id}: the port changed its inputs in place"
             raise PortError(message)
         check_contract(golden, plain, probes, execution.dtype)
         records = judge_probes(golden, probes, execution.dtype)
         self._refuse_island(records, golden, execution)
-        outputs = judge_outputs(golden, plain, execution.dtype)
-        result = Result(case, execution, "pass", records + outputs)
+        records += judge_outputs(golden, plain, execution.dtype)
+        if not case.is_network:
+            records.sort(key=lambda record: spec.place(case.component, record.name))
+        result = Result(case, execution, "pass", records)
+        if case.is_scheduler:
+            explain_steps(golden, inputs, plain, records)
         self._conclude(result, golden)
         if case.exact:
             if result.verdict == "fail":
@@ -162,6 +171,21 @@ class Runner:
         seen = watching(plain, watched, golden, execution.dtype) if finite else ""
         result.message = "; ".join(text for text in (result.message, seen) if text)
         return result
+
+    def _expect_refusal(self, case: Case, execution: Execution) -> Result:
+        """Run a case for which the reference has no answer: a port passes if it declines."""
+        component = self._load(case, execution)
+        try:
+            call(component, case.inputs(), (), None)
+        except UnsupportedError as error:
+            return Result(case, execution, "pass", message=f"refused: {one_line(error, MESSAGE)}")
+        except SuiteError:
+            raise
+        except Exception as error:  # noqa: BLE001 - the reference raises an IndexError
+            text = f"refused with {type(error).__name__}: {one_line(error, MESSAGE)}"
+            return Result(case, execution, "pass", message=text)
+        message = f"the answer cannot be judged: {case.refused}; better to refuse it (ValueError)"
+        raise UnsupportedError(message)
 
     def _require_offer(self, case: Case, execution: Execution) -> None:
         needs = [("component", case.component, self.hello.components)]
@@ -240,6 +264,16 @@ class Runner:
         return self._live_age(case, golden)
 
 
+def explain_steps(golden: Golden, inputs: Arrays, outputs: Arrays, records: list[Record]) -> None:
+    """Note on the first wrong step of a scheduler which of its coefficients are wrong."""
+    for record in records:
+        term, step = term_and_step(record.name)
+        if record.verdict == "fail" and term == "samples" and step is not None:
+            found = wrong_terms(golden, inputs, outputs, record, step)
+            record.note = "; ".join(text for text in (record.note, found) if text)
+            return
+
+
 def first_divergence(result: Result) -> dict[str, Any]:
     """Describe the earliest failing record of a failing case.
 
@@ -256,7 +290,8 @@ def first_divergence(result: Result) -> dict[str, Any]:
     highest = max([r.ratio for r in before] + [1.0])
     jumps = not record.ratio <= tolerance.LIMIT * highest
     good = [r.name for r in before if r.verdict != "fail"]
-    usual = "" if record.note.startswith("shape ") else hint_for(record.name)
+    misshapen = record.note.startswith("shape ")
+    usual = "" if misshapen else hint_for(record.name, result.case.component)
     if result.case.exact:
         usual = f"this text hunts: {result.case.scenario.hunts}"
     hint = "; ".join(text for text in (record.note, usual) if text)

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from conformance.errors import GoldenError
+from conformance.sampling import PIPELINES, SCHEDULERS
+from conformance.sampling import place as sampling_place
 
 TOKENIZER = "tokenizer"
 
@@ -111,6 +113,22 @@ def execution_order(component: str) -> dict[str, int]:
     """Return the place of every probe of any size in execution order; none for the tokenizer."""
     names = _load(golden_root(), "probes").get(component, {"all": ()})["all"]
     return {name: i for i, name in enumerate(names)}
+
+
+def place(component: str, name: str) -> tuple[int, ...]:
+    """Return where a probe or output stands in the order of execution of its component.
+
+    Args:
+        component: A component.
+        name: A probe of any size, or an output: outputs come last, in any order.
+
+    Returns:
+        A key for sorting.
+    """
+    if component in SCHEDULERS or component in PIPELINES:
+        return sampling_place(name)
+    order = execution_order(component)
+    return (order.get(name, len(order)),)
 
 
 def golden_strings() -> dict[str, dict[str, Any]]:

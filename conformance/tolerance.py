@@ -16,6 +16,7 @@ ROUNDOFF = {
 """Unit roundoff of each arithmetic."""
 
 ARITHMETICS = tuple(ROUNDOFF)
+HALVES = ("bfloat16", "float16")
 
 FLOAT64_FROM_FLOAT32 = 2.0**-29
 """Ratio of the unit roundoffs: float32 noise times this bounds float64 noise from below."""

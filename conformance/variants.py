@@ -16,9 +16,10 @@ from conformance import spec
 from conformance.errors import unknown_name
 from conformance.recipe import SEED, TensorRecipe
 from conformance.regimes import REGIMES, UNIT, tensor_recipe
+from conformance.sampling import PIPELINES, SCHEDULERS
 
 NO_VARIANT = "-"
-"""Stands for the variant where none applies: the tokenizer has one vocabulary and no weights."""
+"""Stands for the variant where none applies: a tokenizer or scheduler has no weights."""
 
 
 @dataclass(frozen=True)
@@ -41,14 +42,24 @@ class Variant:
 
     def weights(self, component: str, seed: int = SEED) -> Weights:
         """Return the component's weights: drawn when read, never stored."""
-        if component == spec.TOKENIZER:
+        if component == spec.TOKENIZER or component in SCHEDULERS:
             return Weights(component, self, {}, seed)
+        if component in PIPELINES:
+            return Weights(component, self, self._whole_checkpoint(), seed)
         folder = spec.CHECKPOINT_FOLDERS[component]
         recipes = {
             name: tensor_recipe(folder, name, shape, self.regime)
             for name, shape in spec.parameter_shapes(component, self.size).items()
         }
         return Weights(component, self, recipes, seed)
+
+    def _whole_checkpoint(self) -> dict[str, TensorRecipe]:
+        """Return every recipe of a checkpoint; names begin with their folder, `unet/`."""
+        return {
+            f"{folder}/{name}": tensor_recipe(folder, name, shape, self.regime)
+            for folder in dict.fromkeys(spec.CHECKPOINT_FOLDERS.values())
+            for name, shape in spec.checkpoint_shapes(folder, self.size).items()
+        }
 
 
 class Weights(Mapping[str, np.ndarray]):
@@ -78,6 +89,16 @@ class Weights(Mapping[str, np.ndarray]):
     def __len__(self) -> int:
         """Return the number of tensors."""
         return len(self.recipes)
+
+    def part(self, folder: str) -> Weights:
+        """Return one folder of a whole checkpoint, its names without the folder.
+
+        Args:
+            folder: `text_encoder`, `unet` or `vae`.
+        """
+        start = f"{folder}/"
+        recipes = {n.removeprefix(start): r for n, r in self.recipes.items() if n.startswith(start)}
+        return Weights(folder, self.variant, recipes, self.seed)
 
     def parameter_count(self) -> int:
         """Return the number of parameters."""
@@ -109,10 +130,13 @@ def variant_names(component: str = "unet") -> list[str]:
     """Return every variant that exists: each size in each regime, inpainting sizes in `unit`.
 
     Args:
-        component: A network, or the tokenizer, which has none but `-`. The UNet has them all.
+        component: A network or a pipeline; the tokenizer and the schedulers have none but `-`.
+            The UNet has them all.
     """
-    if component == spec.TOKENIZER:
+    if component == spec.TOKENIZER or component in SCHEDULERS:
         return [NO_VARIANT]
+    if component in PIPELINES:
+        return [size for size in sizes() if not size.endswith("-inpaint")]
     names = []
     for size in sizes(component):
         regimes = REGIMES[:1] if size.endswith("-inpaint") else REGIMES

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from itertools import chain
 
 import numpy as np
 
@@ -13,7 +14,9 @@ from conformance.compare import METRICS, judge_kept, relative_error, whole_error
 from conformance.golden import Golden
 from conformance.large import Large
 from conformance.record import Reference
+from conformance.sampling import TABLES
 from conformance.sketch import distance, sketch
+from conformance.tables import judge_table
 from conformance.tolerance import LIMIT, floor, ratio
 
 
@@ -32,7 +35,8 @@ def disagreement(old: Golden, new: Golden) -> str | None:
         return "inputs differ"
     if old.probes != new.probes or old.shapes != new.shapes:
         return "probe names or shapes differ"
-    aged = age(old, {**new.outputs, **new.large}, dict(zip(new.probes, new.sketches, strict=True)))
+    sketches = dict(zip(new.probes, new.sketches, strict=True))
+    aged = age(old, {**new.outputs, **new.large}, sketches, new.tables)
     if aged is not None:
         return aged
     if set(old.noise) != set(new.noise):
@@ -50,6 +54,9 @@ def _noise_change(old: Golden, new: Golden, arithmetic: str) -> str | None:
     for name, values in old.output_noise[arithmetic].items():
         now = new.output_noise[arithmetic][name]
         rows += [(f"{name} ({m})", a, b) for m, a, b in zip(METRICS, values, now, strict=True)]
+    for name, entries in old.table_noise.get(arithmetic, {}).items():
+        now = new.table_noise[arithmetic][name]
+        rows += [(f"{name}[{i}]", a, b) for i, (a, b) in enumerate(zip(entries, now, strict=True))]
     least = floor(arithmetic)
     for name, was, now in rows:
         before, after = max(float(was), least), max(float(now), least)
@@ -62,7 +69,10 @@ def _noise_change(old: Golden, new: Golden, arithmetic: str) -> str | None:
 
 
 def age(
-    old: Golden, outputs: Mapping[str, np.ndarray | Large], sketches: Mapping[str, np.ndarray]
+    old: Golden,
+    outputs: Mapping[str, np.ndarray | Large],
+    sketches: Mapping[str, np.ndarray],
+    tables: Mapping[str, np.ndarray],
 ) -> str | None:
     """Say where a stored golden disagrees with the oracle of today, or None.
 
@@ -70,20 +80,39 @@ def age(
         old: As stored.
         outputs: Outputs of the live oracle, whole or what is kept of large ones.
         sketches: Sketches of the live oracle's probes.
+        tables: Tables of the live oracle.
 
     Returns:
         The first disagreement over the limit, in float64 noise.
     """
+    problems = chain(
+        _aged_tables(old, tables), _aged_probes(old, sketches), _aged_outputs(old, outputs)
+    )
+    return next(problems, None)
+
+
+def _aged_tables(old: Golden, tables: Mapping[str, np.ndarray]) -> Iterator[str]:
+    for name, truth in old.tables.items():
+        noise = old.table_noise["float64"][name]
+        found = judge_table(name, tables[name], truth, noise, "float64").ratio
+        if not found <= LIMIT:
+            yield f"table {name} is {found:.3g} float64 noise away from the installed oracle"
+
+
+def _aged_probes(old: Golden, sketches: Mapping[str, np.ndarray]) -> Iterator[str]:
     for i, name in enumerate(old.probes):
         error = relative_error(distance(sketches[name], old.sketches[i]), float(old.norms[i]))
         found = ratio(error, float(old.noise["float64"][i]), "float64")
         if not found <= LIMIT:
-            return f"probe {name} is {found:.3g} float64 noise away from the installed oracle"
+            yield f"probe {name} is {found:.3g} float64 noise away from the installed oracle"
+
+
+def _aged_outputs(old: Golden, outputs: Mapping[str, np.ndarray | Large]) -> Iterator[str]:
     for name, truth in old.outputs.items():
         now = np.asarray(outputs[name])
-        if old.exact:
+        if truth.dtype.kind in "iu":
             if not np.array_equal(now, truth):
-                return f"{name} is not what the installed tokenizer gives"
+                yield f"{name} is not what the installed oracle gives"
             continue
         errors = whole_errors(now, truth)
         for metric, error, unit in zip(
@@ -91,21 +120,23 @@ def age(
         ):
             found = ratio(float(error), float(unit), "float64")
             if not found <= LIMIT:
-                return f"output {name} ({metric}) is {found:.3g} float64 noise away"
+                yield f"output {name} ({metric}) is {found:.3g} float64 noise away"
     for name, kept in old.large.items():
         live = outputs[name]
-        live = live if isinstance(live, Large) else Large.of(live)
+        live = live if isinstance(live, Large) else Large.of(live, kept.edge)
         noise = old.output_noise["float64"][name]
         found = judge_kept(name, live, kept, noise, "float64").ratio
         if not found <= LIMIT:
-            return f"output {name} is {found:.3g} float64 noise away"
-    return None
+            yield f"output {name} is {found:.3g} float64 noise away"
 
 
 def age_of(golden: Golden, truth: oracle.Truth) -> str | None:
     """Say where a golden disagrees with what the oracle computed just now, or None."""
     outputs = {name: to_numpy(tensor) for name, tensor in truth.outputs.items()}
-    return age(golden, outputs, {n: sketch(to_numpy(t)) for n, t in truth.probes.items()})
+    probes = {name: to_numpy(tensor) for name, tensor in truth.probes.items()}
+    buckets = golden.sketches.shape[1]
+    sketches = {n: sketch(a, buckets) for n, a in probes.items() if n not in TABLES}
+    return age(golden, outputs, sketches, probes)
 
 
 class LiveAge:
@@ -118,7 +149,7 @@ class LiveAge:
         """Evaluate the installed oracle on a case; say where the golden disagrees, or None."""
         if case.exact:
             texts = case.inputs()["text"].tolist()
-            return age(golden, {"input_ids": oracle.token_ids(texts)}, {})
+            return age(golden, {"input_ids": oracle.token_ids(texts)}, {}, {})
         key = (case.component, case.variant)
         if self._reference is None or key != (self._reference.component, self._reference.variant):
             self._reference = None

@@ -1,24 +1,25 @@
-"""diffusers and transformers themselves as a port: the reference judged by its own suite."""
+"""The networks and the tokenizer of diffusers and transformers, behind the port contract."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
-import diffusers
 import numpy as np
 import torch
+import transformers
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from conformance.adapters.torch_module import TorchPort
 from conformance.export import published_config
 from conformance.port import Arrays
 from conformance.vocabulary import CONTEXT, END, Vocabulary
 
 if TYPE_CHECKING:
     from conformance.variants import Variant
+
+transformers.utils.logging.set_verbosity_error()  # that torchvision is missing concerns nobody
 
 Tensors = dict[str, Tensor]
 
@@ -50,16 +51,26 @@ class _Prefixed(nn.Module):
         self.text_model = text_model
 
 
-def build_text_encoder(variant: Variant) -> nn.Module:
-    """Build transformers' CLIP text model of a variant on the meta device, unmodified."""
+def prefixed(model: nn.Module) -> nn.Module:
+    """Return the modules of a CLIPTextModel under the names of the checkpoint."""
+    return _Prefixed(getattr(model, "text_model", model))
+
+
+def text_model(variant: Variant) -> nn.Module:
+    """Build transformers' CLIPTextModel of a variant on the meta device, unmodified."""
     facts = published_config("text_encoder", variant.architecture("text_encoder"))
     config = CLIPTextConfig(**{k: v for k, v in facts.items() if k != "architectures"})
     with torch.device("meta"):
         model = CLIPTextModel._from_config(config, attn_implementation="sdpa")  # noqa: SLF001
-    text_model = getattr(model, "text_model", model)
     positions = torch.arange(config.max_position_embeddings)
-    text_model.embeddings.position_ids = positions.expand(1, -1)  # a buffer that no file holds
-    return _Prefixed(text_model)
+    embeddings = getattr(model, "text_model", model).embeddings
+    embeddings.position_ids = positions.expand(1, -1)  # a buffer that no file holds
+    return model
+
+
+def build_text_encoder(variant: Variant) -> nn.Module:
+    """Build transformers' CLIP text model, named as in the checkpoint, on the meta device."""
+    return prefixed(text_model(variant))
 
 
 def call_text_encoder(module: nn.Module, tensors: Tensors) -> Tensors:
@@ -136,8 +147,3 @@ class Tokenizer:
             inputs["text"].tolist(), padding="max_length", max_length=CONTEXT, truncation=True
         )
         return {"input_ids": np.array(answer["input_ids"], np.int64)}, {}
-
-
-def port() -> TorchPort:
-    """Return diffusers, with transformers, as a port."""
-    return TorchPort("diffusers", diffusers.__version__, NETWORKS, Tokenizer)

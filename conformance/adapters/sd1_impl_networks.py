@@ -1,4 +1,4 @@
-"""The suite's own from-scratch implementation as a port."""
+"""The networks and the tokenizer of `sd1_impl`, behind the port contract."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from conformance import __version__
-from conformance.adapters.torch_module import TorchPort
 from conformance.port import Arrays
 from sd1_impl.config import TextEncoderConfig, UNetConfig, VAEConfig
 from sd1_impl.text_encoder import CLIPTextEncoder
@@ -30,7 +28,8 @@ def _fields(variant: Variant, component: str) -> dict[str, Any]:
     return {k: tuple(v) if isinstance(v, list) else v for k, v in architecture.items()}
 
 
-def _build_unet(variant: Variant) -> nn.Module:
+def build_unet(variant: Variant) -> nn.Module:
+    """Build the UNet of a variant on the meta device."""
     with torch.device("meta"):
         return UNet(UNetConfig(**_fields(variant, "unet")))
 
@@ -40,7 +39,8 @@ def _call_unet(module: nn.Module, tensors: Tensors) -> Tensors:
     return {"sample": sample}
 
 
-def _build_text_encoder(variant: Variant) -> nn.Module:
+def build_text_encoder(variant: Variant) -> nn.Module:
+    """Build the text encoder of a variant on the meta device."""
     with torch.device("meta"):
         return CLIPTextEncoder(TextEncoderConfig(**_fields(variant, "text_encoder")))
 
@@ -51,18 +51,19 @@ def _call_text_encoder(module: nn.Module, tensors: Tensors) -> Tensors:
 
 
 def _build_vae_encoder(variant: Variant) -> nn.Module:
-    vae = _build_vae(variant)
+    vae = build_vae(variant)
     del vae.decoder, vae.post_quant_conv
     return vae
 
 
 def _build_vae_decoder(variant: Variant) -> nn.Module:
-    vae = _build_vae(variant)
+    vae = build_vae(variant)
     del vae.encoder, vae.quant_conv
     return vae
 
 
-def _build_vae(variant: Variant) -> nn.Module:
+def build_vae(variant: Variant) -> nn.Module:
+    """Build the whole VAE of a variant on the meta device."""
     with torch.device("meta"):
         return AutoencoderKL(VAEConfig(**_fields(variant, "vae_encoder")))
 
@@ -77,7 +78,7 @@ def _call_vae_decoder(module: Any, tensors: Tensors) -> Tensors:
     return {"image": module.decode(tensors["latents"])}
 
 
-class _Tokenizer:
+class Tokenizer:
     """sd1_impl's tokenizer behind the port contract."""
 
     def __init__(self) -> None:
@@ -89,15 +90,14 @@ class _Tokenizer:
         probes: Collection[str] = (),  # noqa: ARG002 - a tokenizer has none
         replace: Mapping[str, np.ndarray] | None = None,  # noqa: ARG002
     ) -> tuple[Arrays, Arrays]:
+        """Tokenize; see `conformance.port.Component`."""
         return {"input_ids": self.tokenizer(inputs["text"].tolist()).numpy()}, {}
 
 
-def port() -> TorchPort:
-    """Return sd1_impl as a port."""
-    networks = {
-        "text_encoder": (_build_text_encoder, _call_text_encoder),
-        "unet": (_build_unet, _call_unet),
-        "vae_encoder": (_build_vae_encoder, _call_vae_encoder),
-        "vae_decoder": (_build_vae_decoder, _call_vae_decoder),
-    }
-    return TorchPort("sd1_impl", __version__, networks, _Tokenizer)
+NETWORKS = {
+    "text_encoder": (build_text_encoder, _call_text_encoder),
+    "unet": (build_unet, _call_unet),
+    "vae_encoder": (_build_vae_encoder, _call_vae_encoder),
+    "vae_decoder": (_build_vae_decoder, _call_vae_decoder),
+}
+"""By component: builds the network of a variant on the meta device; calls it."""

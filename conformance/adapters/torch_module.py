@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -158,6 +158,22 @@ class TorchComponent:
             result[name] = tensor.to(self.device)
         return result
 
+    def traced(
+        self, tensors: dict[str, Tensor], names: Collection[str], callback: Callback
+    ) -> dict[str, Tensor]:
+        """Call the network once, calling back for probes.
+
+        Args:
+            tensors: From `tensors`.
+            names: Probes.
+            callback: Gets name and tensor; see `observe`.
+
+        Returns:
+            Output tensors by name.
+        """
+        with observe(self.module, names, callback):
+            return self.call(self.module, tensors)
+
     @torch.no_grad()
     def run(
         self,
@@ -180,8 +196,7 @@ class TorchComponent:
             return torch.tensor(value).to(self.device, self.dtype)
 
         wanted = dict.fromkeys([*probes, *replace])
-        with observe(self.module, wanted, callback):
-            outputs = self.call(self.module, self.tensors(inputs))
+        outputs = self.traced(self.tensors(inputs), wanted, callback)
         arrays = {name: to_numpy(tensor) for name, tensor in outputs.items()}
         return arrays, {name: observed[name] for name in observed if name in set(probes)}
 
@@ -226,6 +241,7 @@ def assign_weights(
 
 Build = Callable[["Variant"], nn.Module]
 Call = Callable[[nn.Module, dict[str, Tensor]], dict[str, Tensor]]
+Load = Callable[["Variant", "Weights", str, str], Component]
 
 
 @dataclass(frozen=True)
@@ -238,18 +254,22 @@ class TorchPort:
         builders: By network: a function that builds it for a variant on the meta device, and one
             that calls it.
         tokenizer: Makes the tokenizer, where the port has one.
+        others: By component, what loads it, given variant, weights, arithmetic and device:
+            schedulers and pipelines (`torch_sampling` helps with both).
     """
 
     name: str
     version: str
     builders: Mapping[str, tuple[Build, Call]]
     tokenizer: Callable[[], Component] | None = None
+    others: Mapping[str, Load] = field(default_factory=dict)
 
     def hello(self) -> Hello:
         """Say what is offered; CUDA is offered where torch sees it."""
         cuda = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
         devices = ("cpu", *(["cuda", *cuda] if cuda else []))
-        components = (*([TOKENIZER] if self.tokenizer else []), *self.builders)
+        own = [TOKENIZER] if self.tokenizer else []
+        components = (*own, *self.builders, *self.others)
         return Hello(self.name, self.version, components, tuple(DTYPES), devices)
 
     def load(
@@ -265,6 +285,8 @@ class TorchPort:
             torch.backends.cudnn.allow_tf32 = (
                 False  # float32 means float32: cuDNN's default differs
             )
+        if component in self.others:
+            return self.others[component](variant, weights, arithmetic, device)
         build, call = self.builders[component]
         dtype = DTYPES[arithmetic]
         module = assign_weights(build(variant), weights, dtype, device)

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from conformance.errors import unknown_name
+from conformance.sampling import PIPELINES, SCHEDULERS
+from conformance.scenarios.pictures import PICTURE_SCENARIOS
 from conformance.scenarios.scenario import BASE, Scenario
+from conformance.scenarios.schedulers import scheduler_scenarios
 from conformance.scenarios.text import PROMPT_SCENARIOS, text_scenarios
 from conformance.scenarios.unet import UNET_SCENARIOS
 from conformance.scenarios.vae import IMAGE_SCENARIOS, LATENTS_SCENARIOS
@@ -14,11 +17,13 @@ from conformance.variants import Variant
 
 __all__ = ["BASE", "Scenario", "scenarios"]
 
-_NETWORKS: dict[str, Sequence[Scenario]] = {
+_KNOWN: dict[str, Sequence[Scenario]] = {
     "text_encoder": PROMPT_SCENARIOS,
     "unet": UNET_SCENARIOS,
     "vae_encoder": IMAGE_SCENARIOS,
     "vae_decoder": LATENTS_SCENARIOS,
+    **{name: scheduler_scenarios(name.partition("/")[2]) for name in SCHEDULERS},
+    **dict.fromkeys(PIPELINES, PICTURE_SCENARIOS),
 }
 
 _INPAINT = "-inpaint"
@@ -29,7 +34,7 @@ def scenarios(component: str, variant: Variant) -> list[Scenario]:
     """Return the scenarios recorded for a component and variant, `base` first.
 
     Args:
-        component: `tokenizer` or a network.
+        component: A component.
         variant: A variant.
 
     Returns:
@@ -40,10 +45,10 @@ def scenarios(component: str, variant: Variant) -> list[Scenario]:
     """
     if component == TOKENIZER:
         known: Sequence[Scenario] = text_scenarios()
-    elif component in _NETWORKS:
-        known = _NETWORKS[component]
+    elif component in _KNOWN:
+        known = _KNOWN[component]
     else:
-        raise unknown_name("component", component, [TOKENIZER, *_NETWORKS])
+        raise unknown_name("component", component, [TOKENIZER, *_KNOWN])
     size = variant.size.removesuffix(_INPAINT)
     chosen = [s for s in known if variant.regime in s.regimes and size in s.sizes]
     if variant.size.endswith(_INPAINT):

@@ -26,6 +26,8 @@ class Scenario(ABC):
         hunts: The bugs that this input is there to expose, in one line.
         regimes: Regimes of the weights in which it is recorded.
         sizes: Sizes that run it; those for inpainting run what their plain size runs.
+        refused: Why nothing can be computed here: the reference raises or degenerates. Empty where
+            it does not.
     """
 
     name: str
@@ -33,6 +35,16 @@ class Scenario(ABC):
     _: KW_ONLY
     regimes: tuple[str, ...] = (UNIT,)
     sizes: tuple[str, ...] = EVERY
+    refused: str = ""
+
+    @property
+    def calls(self) -> int:
+        """Return how often the model is asked: once, but by schedulers and pipelines."""
+        return 1
+
+    def terms(self) -> list[str]:
+        """Return what a scheduler or a pipeline is watched at, in the order of execution."""
+        return []
 
     def inputs(self, variant: Variant, seed: int = SEED) -> dict[str, np.ndarray]:
         """Draw the inputs, in the order of docs/contract.md.

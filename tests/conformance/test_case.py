@@ -6,12 +6,11 @@ from itertools import groupby
 
 import pytest
 
-from conformance.case import COMPONENTS, all_cases, find_case, select_cases
+from conformance.case import COMPONENTS, NETWORKS, all_cases, find_case, select_cases
 from conformance.errors import ExitCode, UsageError
 from conformance.golden import golden_path, golden_root, manifest
 from conformance.variants import variant_names
 
-NETWORKS = list(COMPONENTS[1:])
 TIME_CASES = ("t0", "t1", "t500", "t999", "t1000", "t976.8889", "t0.55", "tfloat", "tsamples")
 
 
@@ -44,7 +43,7 @@ def test_fully_probed_cases() -> None:
     variants = ["tiny", "tiny-lowvar", "tiny-dense", "tiny-sharp"]
     variants += ["odd", "odd-lowvar", "sd1", "sd1-lowvar"]
     expected = {f"{network}/{variant}/base" for network in NETWORKS for variant in variants}
-    assert {c.id for c in all_cases() if c.every_probe and not c.exact} == expected
+    assert {c.id for c in all_cases() if c.every_probe and c.is_network} == expected
 
 
 def test_exact_cases() -> None:
@@ -60,15 +59,25 @@ def test_hunts_is_current() -> None:
     """A golden hunts the bug that its scenario names today."""
     goldens = manifest()["goldens"]
     cases = select_cases(variants=["tiny*"])
+    cases = [case for case in cases if not case.refused]
     assert [c.id for c in cases if goldens[c.id]["hunts"] != c.scenario.hunts] == []
+
+
+def test_refused_cases() -> None:
+    """What the reference cannot compute has a reason and no golden."""
+    refused = {case.id: case.refused for case in all_cases() if case.refused}
+    schedulers = [f"scheduler/{name}/-/steps1000" for name in ("ddpm", "ddim", "pndm")]
+    assert sorted(refused) == sorted([*schedulers, "scheduler/pndm/-/steps1"])
+    assert all(len(reason) > 10 for reason in refused.values())
+    assert not refused.keys() & manifest()["goldens"].keys()
 
 
 @pytest.mark.parametrize("component", COMPONENTS)
 def test_inputs_differ_between_scenarios(component: str) -> None:
-    """No two scenarios of a component and variant hand over the same first input."""
+    """No two scenarios of a component and variant hand over the same inputs."""
     cases = [c.inputs() for c in select_cases([component], ["tiny"])]
-    first = [next(iter(inputs.values())) for inputs in cases]
-    assert len({(array.shape, array.tobytes()) for array in first}) == len(cases) > 9
+    facts = [str([(n, a.shape, a.tobytes()) for n, a in inputs.items()]) for inputs in cases]
+    assert len(set(facts)) == len(cases) > 9
 
 
 def test_grouped_by_variant() -> None:
@@ -117,7 +126,10 @@ def test_default_selection() -> None:
     [
         (
             {"variants": ["tiny"], "scenario_names": ["base"]},
-            [f"{name}/tiny/base" for name in NETWORKS],
+            [
+                *(f"{name}/tiny/base" for name in (*NETWORKS, "pipeline/txt2img")),
+                *(f"scheduler/{name}/-/base" for name in ("ddpm", "ddim", "pndm")),
+            ],
         ),
         (
             {"components": NETWORKS, "variants": ["tiny-*var"]},
@@ -127,6 +139,9 @@ def test_default_selection() -> None:
          ["vae_encoder/odd/oddsize", "vae_decoder/odd/oddsize"]),
         ({"variants": ["sd1"], "scenario_names": ["empty"]},
          ["tokenizer/-/empty", "text_encoder/sd1/empty"]),
+        ({"components": ["pipe*", "*/ddim"], "scenario_names": ["base", "ddpm50"]},
+         ["scheduler/ddim/-/base", "pipeline/txt2img/tiny/base", "pipeline/txt2img/odd/base",
+          "pipeline/txt2img/tiny/ddpm50"]),
         ({"components": ["tok*"], "variants": ["-"], "scenario_names": ["tokens-7[56]"]},
          ["tokenizer/-/tokens-75", "tokenizer/-/tokens-76"]),
         ({"variants": ["odd", "tiny"], "scenario_names": ["t1"]}, ["unet/tiny/t1", "unet/odd/t1"]),
@@ -149,6 +164,7 @@ def test_default_selection() -> None:
         "glob",
         "two-components",
         "tokenizer-too",
+        "sampling",
         "tokenizer-alone",
         "two",
         "inner-glob",

@@ -22,7 +22,12 @@ if TYPE_CHECKING:
 
 CASE = "unet/tiny/base"
 DROP = object()
-NETWORKS = [case for case in select_cases(variants=["tiny*"]) if not case.exact]
+NETWORKS = [case for case in select_cases(variants=["tiny*"]) if case.is_network]
+SAMPLING = [
+    case
+    for case in select_cases(["scheduler/*", "pipeline/*"], ["tiny", "odd"])
+    if not case.refused
+]
 WHOLE_OR_WIDE = ("timestep", "input_ids")
 """Inputs that a half type does not round: whole numbers, or float32 by contract."""
 START, END = 49406, 49407
@@ -146,6 +151,30 @@ def test_stored_golden(case_: Case) -> None:
         assert np.array_equal(half.astype(np.float16).astype(np.float32), half)
     if "bfloat16" in golden.noise:
         assert not np.any(half.view(np.uint32) & 0xFFFF)
+
+
+@pytest.mark.parametrize("case_", SAMPLING, ids=lambda c: c.id)
+def test_stored_steps(case_: Case) -> None:
+    """A golden of a scheduler or pipeline holds the first, the last and some steps, as sketches."""
+    golden = stored(case_)
+    calls = case_.scenario.calls
+    assert not golden.exact
+    assert [*golden.tables, *golden.probes] == case_.scenario.terms()
+    assert golden.sketches.shape == (len(golden.probes), 16 if case_.is_scheduler else 64)
+    assert {"float32", "float64"} <= set(golden.noise) == set(golden.output_noise)
+    outputs = golden.output_shapes
+    if case_.is_scheduler:
+        assert outputs["timesteps"] == (calls,)
+        assert outputs["samples"] == outputs["model_inputs"] == (calls, 2, 4, 6, 7)
+        assert golden.asked == list(golden.tables)
+        assert golden.coefficients.keys() == {n for n in golden.probes if n[:7] == "samples"}
+    else:
+        latents = case_.inputs()["latents"].shape
+        assert [n for n in outputs if n[:7] == "latents"] == [f"latents#{k}" for k in range(calls)]
+        batch, _, height, width = latents
+        assert outputs["image_uint8"] == (batch, 8 * height, 8 * width, 3)
+        assert golden.outputs["image_uint8"].dtype == np.uint8
+        assert not any(name.startswith("latents") for name in golden.asked)
 
 
 @pytest.mark.parametrize("case_", select_cases(["tokenizer"]), ids=lambda c: c.scenario.name)

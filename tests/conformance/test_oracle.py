@@ -7,7 +7,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("diffusers")
 
 from conformance import honest, modes, oracle, spec
-from conformance.adapters.diffusers import NETWORKS, build_unet, call_unet
+from conformance.adapters.diffusers_networks import NETWORKS, build_unet, call_unet
 from conformance.adapters.torch_module import TorchComponent, assign_weights, observe
 from conformance.case import find_case
 from conformance.errors import GoldenError

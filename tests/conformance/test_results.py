@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from conformance.case import find_case
+from conformance.case import COMPONENTS, find_case
 from conformance.errors import ExitCode
 from conformance.execution import Execution
 from conformance.port import Hello
@@ -123,19 +123,36 @@ def test_usage_exit_code() -> None:
     assert ExitCode.USAGE == 2
 
 
+WRONG_NUMBER = {"name": "conv_in", "verdict": "fail", "note": "worst element"}
+WRONG_SHAPE = {"name": "conv_in", "verdict": "fail", "note": "shape (1,), expected (2,)"}
+WRONG_TABLE = {"name": "betas", "verdict": "fail", "note": "entry 3"}
+DDIM, PICTURE = "scheduler/ddim", "pipeline/txt2img"
+
+
 @pytest.mark.parametrize(
     ("lines", "expected"),
     [
         ([line("pass"), line("warn")], 1),
         ([line("pass"), line("skip")], 1),
-        ([line("pass"), line("fail", probes=[{"note": "worst element"}])], 0),
-        ([line("fail", probes=[{"note": ""}, {"note": "shape (1,), expected (2,)"}])], None),
-        ([line("pass"), line("fail", component="tokenizer", probes=[{"note": "1 differ"}])], None),
+        ([line("pass"), line("fail", probes=[WRONG_NUMBER])], 0),
+        ([line("fail", probes=[WRONG_NUMBER, WRONG_SHAPE])], None),
+        ([line("pass"), line("fail", component="tokenizer", probes=[WRONG_NUMBER])], None),
         ([line("pass"), line("pass", component="tokenizer")], 1),
         ([line("skip", component="tokenizer"), line("fail")], 0),
         ([line("pass"), line("error")], None),
         ([line("skip")], None),
         ([], None),
+        ([line("pass"), line("pass", component=DDIM)], 2),
+        ([line("fail", probes=[WRONG_NUMBER]), line("pass", component=DDIM)], 0),
+        ([line("pass"), line("fail", component=DDIM, probes=[WRONG_NUMBER])], 1),
+        ([line("pass"), line("fail", component=DDIM, probes=[WRONG_TABLE])], None),
+        ([line("pass", component=DDIM)], 2),
+        ([line(), line("pass", component=DDIM), line("pass", component=PICTURE)], 3),
+        ([line("pass"), line("pass", component=PICTURE)], 3),
+        (
+            [line(), line(component=DDIM), line("fail", component=PICTURE, probes=[WRONG_NUMBER])],
+            2,
+        ),
     ],
     ids=[
         "pass",
@@ -148,10 +165,21 @@ def test_usage_exit_code() -> None:
         "error",
         "skip",
         "nothing",
+        "samplers",
+        "samplers-without-components",
+        "wrong-sampler",
+        "wrong-table",
+        "samplers-alone",
+        "trajectories",
+        "no-sampler",
+        "wrong-trajectory",
     ],
 )
 def test_level(lines: list[dict[str, Any]], expected: int | None) -> None:
-    """Level 1 needs every number right; level 0 every name, shape, dtype and token id."""
+    """A level is reached where it was judged and nothing up to it is wrong.
+
+    Level 0 is every name, shape, dtype, token id, timestep and table.
+    """
     assert level(lines) == expected
 
 
@@ -192,8 +220,11 @@ def test_nan_is_the_worst_ratio(nan: object) -> None:
 def test_scope_names_what_is_not_offered() -> None:
     """The scope lists the components of the ladder that the port lacks."""
     scope = summary_of("pass")["scope"]
-    assert scope == "scope; not offered: tokenizer, text_encoder, vae_encoder, vae_decoder"
-    offered = Hello("all", "1", ("tokenizer", "text_encoder", "unet", "vae_encoder", "vae_decoder"))
+    assert scope == (
+        "scope; not offered: tokenizer, text_encoder, vae_encoder, vae_decoder, scheduler/ddpm, "
+        "scheduler/ddim, scheduler/pndm, pipeline/txt2img"
+    )
+    offered = Hello("all", "1", COMPONENTS)
     assert summarise([line()], PORT, offered, "scope")["scope"] == "scope"
 
 

@@ -1,0 +1,119 @@
+"""Honest evaluations of schedulers: lawful ways to compute the same few coefficients.
+
+A step has one or two degrees of freedom, too few for the worst of a handful of evaluations to mean
+much: so the coefficients are also moved by half ulps of float32, 16 times.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from functools import partial, wraps
+from typing import Any
+
+import torch
+
+from conformance.adapters.diffusers_sampling import MakeScheduler
+from conformance.honest import HALF_ULP_RUNS, PICTURES, SCHEDULER, Evaluation
+from conformance.modes import CoefficientUlp, Mode, RoundedCoefficients, TableUlp
+from conformance.oracle import float64_scheduler
+from conformance.tolerance import HALVES
+
+_SINGLE = ("float32", *HALVES)
+
+Change = Callable[[MakeScheduler], MakeScheduler]
+
+
+@contextmanager
+def _made(change: Change, module: Any) -> Iterator[None]:
+    """Let a component (its `Maker` or `Networks`) make its schedulers in another way."""
+    plain = module.make
+    module.make = change(plain)
+    try:
+        yield
+    finally:
+        module.make = plain
+
+
+def _rounded_tables(plain: MakeScheduler) -> MakeScheduler:
+    """Float64 tables, rounded to float32 once."""
+
+    def make(algorithm: str, config: dict[str, Any]) -> Any:
+        scheduler, exact = plain(algorithm, config), float64_scheduler(algorithm, config)
+        for name, value in vars(exact).items():
+            if isinstance(value, torch.Tensor) and value.is_floating_point():
+                setattr(scheduler, name, value.float())
+        return scheduler
+
+    return make
+
+
+def _float64_coefficients(_: MakeScheduler) -> MakeScheduler:
+    """Float64 tables and coefficients; samples stay what they are."""
+    return float64_scheduler
+
+
+def _moved(seed: int, precision: torch.dtype, _: MakeScheduler) -> MakeScheduler:
+    """Float64 tables and coefficients, each moved by up to half an ulp of a precision."""
+
+    def make(algorithm: str, config: dict[str, Any]) -> Any:
+        with TableUlp(seed, precision):
+            scheduler = float64_scheduler(algorithm, config)
+        return _stepping_under(CoefficientUlp(seed, precision), scheduler)
+
+    return make
+
+
+def _rounded_coefficients(plain: MakeScheduler) -> MakeScheduler:
+    """Coefficients rounded to the samples' half type before they meet them."""
+    return lambda algorithm, config: _stepping_under(
+        RoundedCoefficients(), plain(algorithm, config)
+    )
+
+
+def _stepping_under(mode: Mode, scheduler: Any) -> Any:
+    """Let a scheduler take its steps under a dispatch mode."""
+    plain = scheduler.step
+
+    @wraps(plain)  # pipelines look at its signature
+    def step(*args: Any, **kwargs: Any) -> Any:
+        with mode:
+            return plain(*args, **kwargs)
+
+    scheduler.step = step
+    return scheduler
+
+
+def _evaluation(
+    name: str,
+    change: Change,
+    arithmetics: tuple[str, ...] = _SINGLE,
+    components: tuple[str, ...] = (SCHEDULER,),
+) -> Evaluation:
+    return Evaluation(name, partial(_made, change), arithmetics, components=components)
+
+
+def _moves() -> Iterator[Evaluation]:
+    """Yield 16 draws; 4 in float64, whose noise is float32's, scaled, where that is more.
+
+    A pipeline, whose networks are noisier by far, is given the first two.
+    """
+    for precision, arithmetics, draws in (
+        (torch.float32, _SINGLE, HALF_ULP_RUNS),
+        (torch.float64, ("float64",), 4),
+    ):
+        for seed in range(draws):
+            components = (SCHEDULER, PICTURES) if seed < 2 else (SCHEDULER,)  # noqa: PLR2004
+            change = partial(_moved, seed, precision)
+            name = f"coefficients moved by half ulps ({seed})"
+            yield _evaluation(name, change, arithmetics, components)
+
+
+SAMPLING_CALIBRATION = (
+    Evaluation("as it is", lambda _: nullcontext(), components=(SCHEDULER,)),
+    _evaluation("float64 tables rounded to float32", _rounded_tables),
+    _evaluation("float64 coefficients", _float64_coefficients, components=(SCHEDULER, PICTURES)),
+    _evaluation("coefficients rounded to the half type", _rounded_coefficients, HALVES),
+    *_moves(),
+)
+"""The evaluations of schedulers; some of them for pipelines, besides those of their networks."""

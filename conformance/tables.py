@@ -1,0 +1,57 @@
+"""Tables of a noise schedule, judged entry by entry."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from conformance import tolerance
+from conformance.compare import Record
+from conformance.tolerance import HALVES
+
+
+def entry_errors(value: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """Return the relative error of each entry; against an exact zero any error is infinite."""
+    with np.errstate(all="ignore"):
+        difference = np.abs(value.astype(np.float64) - truth)
+        return np.where(difference == 0, 0.0, difference / np.abs(truth))
+
+
+def table_arithmetic(arithmetic: str) -> str:
+    """Return what tables are computed in: float32 also where the model is in half precision."""
+    return "float32" if arithmetic in HALVES else arithmetic
+
+
+def judge_table(
+    name: str, value: np.ndarray, truth: np.ndarray, noise: np.ndarray, arithmetic: str
+) -> Record:
+    """Judge a table by its worst entry.
+
+    Args:
+        name: Its name.
+        value: What the port computed, in the golden's shape.
+        truth: The oracle's float64 entries.
+        noise: Relative noise of each entry.
+        arithmetic: What the port computed in; tables of half-precision models are float32.
+
+    Returns:
+        The record of the entry with the worst ratio.
+    """
+    errors = entry_errors(value, truth)
+    ratios = errors / np.maximum(noise, tolerance.floor(table_arithmetic(arithmetic)))
+    worst = int(np.argmax(np.where(np.isnan(ratios), np.inf, ratios)))
+    ratio = float(ratios[worst])
+    verdict = tolerance.verdict(ratio)
+    note = f"entry {worst} is {value[worst]:.9g}, expected {truth[worst]:.9g}"
+    return Record(
+        name,
+        "probe",
+        list(truth.shape),
+        float(errors[worst]),
+        float(noise[worst]),
+        ratio,
+        verdict,
+        approximate=False,
+        rms=float(np.sqrt(np.mean(np.square(value, dtype=np.float64)))),
+        max_abs=float(np.max(np.abs(value))),
+        note=note if verdict == "fail" else "",
+    )

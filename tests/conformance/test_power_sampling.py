@@ -1,0 +1,392 @@
+"""Proof of power: wrong choices in schedulers and pipeline are caught, at their step and term.
+
+Each is made in `sd1_impl` by patching it; the verdict comes from the ordinary run of one case.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from conformance.case import find_case
+from conformance.execution import Execution
+from conformance.golden import load_golden
+from conformance.port import resolve
+from conformance.runner import Result, Runner
+from conformance.tables import judge_table
+from conformance.tolerance import LIMIT
+
+torch = pytest.importorskip("torch")
+
+from conformance.adapters import sd1_impl_sampling as adapter
+from sd1_impl import pipeline
+from sd1_impl.schedulers import ddim, ddpm, noise_schedule, pndm
+
+Schedule, Text2Image = noise_schedule.NoiseSchedule, pipeline.Text2Image
+DTYPES = ("float32", "float64")
+
+
+@pytest.fixture
+def judge_patched(monkeypatch):
+    """Return a function that patches `sd1_impl`, then runs one case."""
+    monkeypatch.setattr(Runner, "_golden_age", lambda *_: None)
+
+    def run(spoil, case_id: str, dtype: str) -> Result:
+        spoil(monkeypatch)
+        case = find_case(case_id)
+        return Runner(resolve("sd1_impl")).run(case, Execution(dtype=dtype).for_case(case))
+
+    return run
+
+
+def configured(**changes):
+    """Return what builds every scheduler with other settings than asked for."""
+
+    def spoil(patch):
+        make = adapter.make_scheduler
+
+        def wrong(name, config):
+            return make(name, config | {k: v for k, v in changes.items() if k in config})
+
+        patch.setattr(adapter, "make_scheduler", wrong)
+
+    return spoil
+
+
+def method(owner, name, make):
+    """Return what replaces a method by `make(the right one)`."""
+    return lambda patch: patch.setattr(owner, name, make(getattr(owner, name)))
+
+
+def half_table(patch):
+    """Hold alphas_cumprod in half precision, as a model that is cast whole does."""
+    plain = Schedule.__init__
+
+    def init(self, *args, **kwargs):
+        plain(self, *args, **kwargs)
+        self.alphas_cumprod = self.alphas_cumprod.astype(np.float16).astype(np.float64)
+
+    patch.setattr(Schedule, "__init__", init)
+
+
+def final_one_in_steps(_plain):
+    """Step to a clean sample, whatever `final_alpha_cumprod` says."""
+    return lambda self, t: float(self.alphas_cumprod[t]) if t >= 0 else 1.0
+
+
+def previous_is_next(plain):
+    """Read the table one place too early."""
+    return lambda self, t: plain(self, max(t - 1, 0) if t >= 0 else t)
+
+
+def range_timesteps(_plain):
+    """Count with a stride: one step too many where it does not divide 1000."""
+
+    def timesteps(self, count):
+        total, offset = self.config.num_train_timesteps, self.config.steps_offset
+        return np.arange(0, total, total // count)[::-1].astype(np.int64) + offset
+
+    return timesteps
+
+
+def once(plain):
+    """Do not take the second timestep twice."""
+    return lambda self, count: np.delete(plain(self, count), 1)
+
+
+def reversed_orders(patch):
+    """Give the oldest prediction the newest one's share, in the fourth order."""
+    rows = pndm.COEFFICIENTS
+    patch.setattr(pndm, "COEFFICIENTS", (*rows[:3], rows[3][::-1]))
+
+
+def noise_from_variance(_plain):
+    """Scale the noise by the variance instead of its root."""
+    return lambda self, t, prev: (
+        (1 - self.alpha_cumprod(prev))
+        / (1 - self.alpha_cumprod(t))
+        * (1 - self.alpha_cumprod(t) / self.alpha_cumprod(prev))
+    )
+
+
+ONE = "final_alpha_cumprod"
+SCHEDULERS = {
+    "final-alpha-one": (
+        configured(set_alpha_to_one=True), "scheduler/ddim/-/base", ONE, "entry 0 is 1, expected 0.99",
+    ),
+    "final-alpha-one-pndm": (
+        configured(set_alpha_to_one=True), "scheduler/pndm/-/base", ONE, "entry 0 is 1, expected 0.99",
+    ),
+    "final-alpha-one-in-steps": (
+        method(Schedule, "alpha_cumprod", final_one_in_steps), "scheduler/ddim/-/base", "samples#49",
+        "-0.0413144 times the model output instead of -0.0121421",
+    ),
+    "steps-offset-0": (
+        configured(steps_offset=0), "scheduler/ddim/-/base", "timesteps", "first at place 0",
+    ),
+    "steps-offset-0-ddpm": (
+        configured(steps_offset=0), "scheduler/ddpm/-/base", "timesteps", "50 of 50 differ",
+    ),
+    "linear-betas": (
+        configured(beta_schedule="linear"), "scheduler/ddpm/-/base", "betas", "square roots",
+    ),
+    "other-range": (
+        configured(beta_end=0.0120012), "scheduler/pndm/-/base", "betas", "square roots",
+    ),
+    "half-table": (half_table, "scheduler/ddim/-/base", "alphas_cumprod", "never in half"),
+    "neighbouring-entry": (
+        method(Schedule, "alpha_cumprod", previous_is_next), "scheduler/ddim/-/base", "samples#0",
+        "step 0, timestep 981: ",
+    ),
+    "range-steps": (
+        method(Schedule, "timesteps", range_timesteps), "scheduler/ddim/-/steps7", "timesteps",
+        "shape (8,), expected (7,)",
+    ),
+    "second-once": (
+        method(pndm.PNDMScheduler, "timesteps", once), "scheduler/pndm/-/steps7", "timesteps",
+        "shape (7,), expected (8,)",
+    ),
+    "velocity": (
+        configured(prediction_type="v_prediction"), "scheduler/ddim/-/steps7", "samples#0",
+        "times the model output instead of",
+    ),
+    "orders-reversed": (
+        reversed_orders, "scheduler/pndm/-/steps7", "samples#4",
+        "0.141828 times the model output instead of -0.866724",
+    ),
+    "clipped": (
+        configured(clip_sample=True), "scheduler/ddim/-/steps7", "samples#0",
+        "not a linear combination of sample, model output",
+    ),
+    "eta-ignored": (
+        configured(eta=0.0), "scheduler/ddim/-/eta0.5", "samples#0", "times the noise instead of",
+    ),
+    "variance-for-deviation": (
+        method(ddim.DDIMScheduler, "sigma", noise_from_variance), "scheduler/ddim/-/eta1",
+        "samples#0", "times the noise instead of",
+    ),
+    "large-variance": (
+        configured(variance_type="fixed_large"), "scheduler/ddpm/-/steps7", "samples#0",
+        "times the noise instead of",
+    ),
+    "wrong-root": (
+        method(ddpm.math, "sqrt", lambda plain: lambda x: plain(x) * (1 + 1e-4)),
+        "scheduler/ddpm/-/steps7", "samples#0", "times the sample instead of",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("spoil", "case_id", "probe", "words"), SCHEDULERS.values(), ids=SCHEDULERS.keys()
+)
+def test_wrong_scheduler(judge_patched, spoil, case_id: str, probe: str, words: str, dtype: str):
+    """The first wrong table or step is named, and the coefficient that is wrong there."""
+    result = judge_patched(spoil, case_id, dtype)
+    assert result.verdict == "fail", result.message
+    first = result.first_divergence
+    assert first["probe"] == probe
+    assert words in first["hint"]
+    assert not first["ratio"] <= 2 * LIMIT
+
+
+def swapped_halves(_plain):
+    """Take the prompt's prediction for the negative prompt's, and the reverse."""
+
+    def predict(self, model_input, t, text):
+        context = torch.cat([text.negative_prompt_embeds, text.prompt_embeds])
+        text_half, uncond = self.unet(torch.cat([model_input] * 2), t, context).chunk(2)
+        return uncond, text_half
+
+    return predict
+
+
+def interleaved(_plain):
+    """Pair a batch's predictions as (unconditional, conditional) of each sample in turn."""
+
+    def predict(self, model_input, t, text):
+        context = torch.cat([text.negative_prompt_embeds, text.prompt_embeds])
+        both = self.unet(torch.cat([model_input] * 2), t, context)
+        return both[0::2], both[1::2]
+
+    return predict
+
+
+def unscaled(plain):
+    """Decode latents as the UNet leaves them."""
+    return lambda self, latents: plain(self, latents * self.vae.config.scaling_factor)
+
+
+def uint8(convert):
+    """Return another way from image to bytes."""
+    return method(
+        Text2Image, "to_uint8", lambda _: lambda _self, x: convert(255 * x).permute(0, 2, 3, 1)
+    )
+
+
+def zeros(_plain):
+    """Encode the negative prompt as zeros."""
+
+    def encode(self, prompts, negative):
+        ids, embeds = self.encode(prompts)
+        negative_ids, negative_embeds = self.encode(negative)
+        return pipeline.Prompts(ids, negative_ids, embeds, 0 * negative_embeds)
+
+    return encode
+
+
+def noise_shared(plain):
+    """Give every sample of the batch the first one's noise."""
+
+    def step(self, model_output, t, sample, run, noise):
+        return plain(self, model_output, t, sample, run, noise[:1].expand_as(noise))
+
+    return step
+
+
+def guided(formula):
+    """Return another guidance."""
+    return method(Text2Image, "guide", lambda _: lambda _self, u, c, s: formula(u, c, s))
+
+
+BASE = "pipeline/txt2img/tiny/base"
+PIPELINES = {
+    "guidance-halves": (
+        method(Text2Image, "predict_noise", swapped_halves), BASE, "noise_pred_uncond#0",
+        "halves exchanged",
+    ),
+    "interleaved-halves": (
+        method(Text2Image, "predict_noise", interleaved), BASE, "noise_pred_uncond#0", "guidance",
+    ),
+    "guidance-reversed": (
+        guided(lambda u, c, s: c + s * (u - c)), BASE, "noise_pred#0", "uncond + guidance_scale",
+    ),
+    "guidance-less-one": (
+        guided(lambda u, c, s: u + (s - 1) * (c - u)), BASE, "noise_pred#0", "guidance",
+    ),
+    "latent-scale": (
+        method(Text2Image, "decode", unscaled), BASE, "vae.post_quant_conv.input", "0.18215",
+    ),
+    "truncated": (
+        uint8(lambda x: x.to(torch.uint8)), BASE, "image_uint8",
+        "levels off: truncated, not rounded to nearest",
+    ),
+    "not-clamped": (
+        method(Text2Image, "to_image", lambda _: lambda _self, x: x / 2 + 0.5), BASE, "image",
+        "clamped to 0..1",
+    ),
+    "negative-zeros": (
+        method(Text2Image, "encode_prompts", zeros), BASE, "negative_prompt_embeds", "never zeros",
+    ),
+    "orders-reversed": (reversed_orders, BASE, "latents#4", "orders of PLMS"),
+    "steps-offset-0": (configured(steps_offset=0), BASE, "timestep#0", "steps_offset"),
+    "linear-betas": (configured(beta_schedule="linear"), BASE, "latents#0", "coefficients"),
+    "final-alpha-one": (
+        configured(set_alpha_to_one=True), "pipeline/txt2img/tiny/ddim", "latents#6", "final alpha",
+    ),
+    "eta-not-handed-on": (
+        configured(eta=0.0), "pipeline/txt2img/tiny/eta1", "latents#0", "noise",
+    ),
+    "noise-shared": (
+        method(ddpm.DDPMScheduler, "step", noise_shared), "pipeline/txt2img/tiny/ddpm", "latents#0",
+        "noise",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("spoil", "case_id", "probe", "words"), PIPELINES.values(), ids=PIPELINES.keys()
+)
+def test_wrong_pipeline(judge_patched, spoil, case_id: str, probe: str, words: str, dtype: str):
+    """The first wrong term of the first wrong step is named."""
+    result = judge_patched(spoil, case_id, dtype)
+    assert result.verdict == "fail", result.message
+    first = result.first_divergence
+    assert first["probe"] == probe
+    assert words in first["hint"]
+    assert not first["ratio"] <= 2 * LIMIT
+
+
+@pytest.mark.parametrize(
+    ("convert", "words"),
+    [
+        (lambda x: (x + 0.5).to(torch.uint8), None),
+        (lambda x: x.round().to(torch.uint8), None),
+        (lambda x: x.to(torch.uint8), "truncated"),
+        (lambda x: (x + 1).to(torch.int32).to(torch.uint8), "truncated"),
+        (lambda x: (x / 255 * 256).floor().clamp(max=255).to(torch.uint8), "levels off"),
+        (lambda x: x.flip(1).round().to(torch.uint8), "another scale"),
+        (lambda x: x.transpose(2, 3).round().to(torch.uint8), "another scale"),
+    ],
+    ids=["half-up", "half-even", "truncated", "ceiling", "times-256", "bgr", "transposed"],
+)
+def test_ways_to_round(judge_patched, convert, words: str | None):
+    """Half up is no other rounding than half to even unless a pixel is exactly between."""
+    result = judge_patched(uint8(convert), BASE, "float32")
+    record = next(r for r in result.records if r.name == "image_uint8")
+    if words is None:
+        assert record.verdict == "pass"
+        assert "identical to the reference's picture" in record.note or "PSNR" in record.note
+    else:
+        assert record.verdict == "fail"
+        assert words in record.note
+
+
+FLOAT = np.float32
+
+
+def table_of(kind: str, config: dict) -> tuple[np.ndarray, np.ndarray]:
+    """Return betas and their products in float32, one of the ways in which ports compute them."""
+    start, end, count = config["beta_start"], config["beta_end"], config["num_train_timesteps"]
+    square = 2 if config["beta_schedule"] == "scaled_linear" else 1
+    if kind == "float64, rounded":
+        betas = np.linspace(start ** (1 / square), end ** (1 / square), count) ** square
+        return betas.astype(FLOAT), np.cumprod(1 - betas).astype(FLOAT)
+    first, last = (FLOAT(x) ** FLOAT(1 / square) for x in (start, end))
+    betas = np.linspace(first, last, count, dtype=FLOAT) ** square
+    if kind == "from both ends":
+        step = (last - first) / FLOAT(count - 1)
+        near, far = first + np.arange(count, dtype=FLOAT) * step, np.arange(count, dtype=FLOAT)
+        far = last - far[::-1] * step
+        betas = np.where(np.arange(count) < count // 2, near, far).astype(FLOAT) ** square
+    if kind == "logarithms":
+        return betas, np.exp(np.cumsum(np.log1p(-betas), dtype=FLOAT))
+    product, products = FLOAT(1), []
+    for alpha in FLOAT(1) - betas:
+        product *= alpha
+        products.append(product)
+    return betas, np.array(products)
+
+
+@pytest.mark.parametrize("scenario", ["base", "linear", "pixels"])
+@pytest.mark.parametrize(
+    "kind", ["float64, rounded", "one after another", "from both ends", "logarithms"]
+)
+def test_honest_tables_stay_below_half_the_limit(kind: str, scenario: str):
+    """However float32 tables are computed, every entry is within half the limit."""
+    case = find_case(f"scheduler/ddim/-/{scenario}")
+    golden = load_golden(case)
+    noise = golden.table_noise["float32"]
+    for name, found in zip(
+        ("betas", "alphas_cumprod"), table_of(kind, case.scenario.config), strict=True
+    ):
+        record = judge_table(name, found, golden.tables[name], noise[name], "float32")
+        assert record.ratio <= LIMIT / 2, (name, record.ratio)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("name", ["timestep#0", "input_ids"])
+def test_integers_are_exact_in_half_precision(judge_patched, monkeypatch, name: str, dtype: str):
+    """One timestep, or one token, off by one is caught although it is within a half ulp."""
+    observe = adapter.PipelineComponent.__init__
+
+    def init(self, draw, *args):
+        def off_by_one(inputs, see):
+            draw(inputs, lambda n, t: see(n, t + 1 if n == name else t))
+
+        observe(self, off_by_one, *args)
+
+    monkeypatch.setattr(adapter.PipelineComponent, "__init__", init)
+    result = judge_patched(lambda _: None, BASE, dtype)
+    assert result.first_divergence["probe"] == name
