@@ -184,6 +184,8 @@ def _run(arguments: argparse.Namespace) -> int:
     cases = selected(arguments)
     port = resolve(arguments.port)
     runner = Runner(port)
+    if arguments.component is None:  # what is not offered, and not asked for by name, is no skip
+        cases = [c for c in cases if c.component in runner.hello.components] or cases
     runs = executions(
         arguments.dtype, arguments.device, arguments.backend, arguments.mode, runner.hello
     )

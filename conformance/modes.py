@@ -261,18 +261,21 @@ class HalfUlp(Moves):
 class TableUlp(Moves):
     """A scheduler's tables, moved: everything that is computed while it is built."""
 
-    def moves(self, func: Any, result: Any) -> bool:  # noqa: ARG002 - every operation
-        """Move every floating result."""
-        return isinstance(result, Tensor) and bool(result.is_floating_point())
+    def moves(self, func: Any, result: Any) -> bool:
+        """Move what arithmetic makes.
+
+        Constants (a final alpha of 1) and quotients of equal numbers are exact everywhere.
+        """
+        arithmetic = func.overloadpacket in _ARITHMETIC and bool(result.is_floating_point())
+        return arithmetic and not (result.ndim == 0 and float(result) == 1)
 
 
-class CoefficientUlp(Moves):
-    """A scheduler's coefficients, moved: floating results without an axis."""
+class CoefficientUlp(TableUlp):
+    """A scheduler's coefficients, moved: what is computed before it meets a sample."""
 
     def moves(self, func: Any, result: Any) -> bool:
-        """Move what is computed from entries of tables, before it meets a sample."""
-        single = isinstance(result, Tensor) and result.ndim == 0
-        return single and func not in _VIEWS and bool(result.is_floating_point())
+        """Move results without an axis."""
+        return super().moves(func, result) and result.ndim == 0
 
 
 class RoundedCoefficients(Mode):
@@ -302,4 +305,14 @@ _ROUNDED = {
     aten.div.Tensor,
 }
 
-_VIEWS = {aten.select.int, aten.view.default, aten.detach.default, aten.alias.default}
+_ARITHMETIC = {
+    aten.add,
+    aten.cumprod,
+    aten.div,
+    aten.linspace,
+    aten.mul,
+    aten.pow,
+    aten.rsub,
+    aten.sqrt,
+    aten.sub,
+}

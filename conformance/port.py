@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from conformance.case import COMPONENTS
 from conformance.errors import PortError, SuiteError, UsageError
 from conformance.report.text import one_line
 
@@ -146,7 +147,7 @@ def greet(port: Port) -> Hello:
     """Ask a port what it offers.
 
     Raises:
-        PortError: `hello()` failed, or did not return a `Hello`.
+        PortError: `hello()` failed, did not return a `Hello`, or offers what is no component.
     """
     try:
         with redirect_stdout(sys.stderr):
@@ -160,6 +161,13 @@ def greet(port: Port) -> Hello:
         if isinstance(getattr(hello, name), str):
             message = f"hello().{name} of the port is a string: it must be a tuple of names"
             raise PortError(message)
+    unknown = [name for name in hello.components if name not in COMPONENTS]
+    if unknown:
+        message = (
+            f"hello() of the port offers {', '.join(map(repr, unknown))}, which is no component: "
+            f"choose from {', '.join(COMPONENTS)}"
+        )
+        raise PortError(message)
     return hello
 
 

@@ -35,7 +35,8 @@ def test_id_is_golden_path() -> None:
 
 def test_recorded_tiny_cases() -> None:
     """Every case of the tokenizer and of every tiny variant has a golden."""
-    assert {case.id for case in select_cases(variants=["tiny*"])} <= set(manifest()["goldens"])
+    cases = {case.id for case in select_cases(variants=["tiny*"]) if not case.refused}
+    assert cases <= set(manifest()["goldens"])
 
 
 def test_fully_probed_cases() -> None:

@@ -154,7 +154,7 @@ def test_show_large_output(main) -> None:
 
 def test_show_is_the_same_each_time(main) -> None:
     """`show` prints arithmetics in one order, whatever the case; some lack the half types."""
-    cases = [case for case in select_cases(variants=["tiny"]) if not case.exact]
+    cases = [c for c in select_cases(variants=["tiny"]) if not c.exact and not c.refused]
     shown = [main("show", case.id)[1].splitlines() for case in cases]
     orders = {tuple(r.split()[1] for r in rows if r.startswith("noise")) for rows in shown}
     assert orders == {

@@ -7,11 +7,10 @@ import pytest
 pytest.importorskip("diffusers")
 
 from conformance import discover, spec
-from conformance.case import COMPONENTS
+from conformance.case import NETWORKS
 from conformance.errors import GoldenError
 from conformance.record import write_spec
 
-NETWORKS = COMPONENTS[1:]
 TEXT_LAYER = [
     "layer_norm1",
     "self_attn.q_proj",

@@ -46,8 +46,12 @@ def invent() -> Golden:
         norms=np.array([1.0, 5e-324]),
         max_abs=np.array([2.0, 0.0]),
         noise={"float32": np.array([2.0**-20, np.inf]), "bfloat16": np.array([0.5, 0.0])},
-        output_noise={"float32": {"sample": np.array([1e-7, 2e-7, 3e-7])}},
+        output_noise={"float32": {"sample": np.array([1e-7, 2e-7, 3e-7])}, "bfloat16": {}},
         provenance={"torch": "2"},
+        sketched={"samples": (9, 2), "latents#0": (2, 4)},
+        tables={"betas": np.array([0.25, 0.5])},
+        table_noise={"float32": {"betas": np.array([2.0**-20, np.inf])}},
+        coefficients={"samples#3": np.array([1.0, np.nan])},
     )
 
 
@@ -74,7 +78,8 @@ def test_round_trip() -> None:
     """Every field comes back, bit for bit."""
     before = invent()
     after = Golden.from_bytes(before.to_bytes(), "here")
-    for name in ("case", "hunts", "inputs", "probes", "shapes", "provenance", "output_names"):
+    same = ("case", "hunts", "inputs", "probes", "shapes", "provenance", "output_names", "sketched")
+    for name in same:
         assert getattr(after, name) == getattr(before, name), name
     for name in ("sketches", "norms", "max_abs"):
         assert digest(getattr(after, name)) == digest(getattr(before, name)), name
@@ -86,6 +91,9 @@ def test_round_trip() -> None:
         assert np.array_equal(after.noise[arithmetic], noise)
     assert after.output_noise.keys() == before.output_noise.keys()
     assert np.array_equal(after.output_noise["float32"]["sample"], [1e-7, 2e-7, 3e-7])
+    assert np.array_equal(after.tables["betas"], [0.25, 0.5])
+    assert np.array_equal(after.table_noise["float32"]["betas"], [2.0**-20, np.inf])
+    assert np.array_equal(after.coefficients["samples#3"], [1.0, np.nan], equal_nan=True)
 
 
 def test_bytes_are_reproducible(golden: Golden) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from conformance import spec
-from conformance.case import COMPONENTS
+from conformance.case import NETWORKS
 from conformance.hints import hint_for
 
 LAYER = "text_model.encoder.layers.1"
@@ -64,7 +64,7 @@ def test_no_hint(probe: str) -> None:
     assert hint_for(probe) == ""
 
 
-@pytest.mark.parametrize("component", COMPONENTS[1:])
+@pytest.mark.parametrize("component", NETWORKS)
 def test_norms_and_attention_cores_have_hints(component: str) -> None:
     """No norm and no attention core of any network goes without."""
     names = spec.probe_names(component, "odd" if component != "text_encoder" else "sd1")

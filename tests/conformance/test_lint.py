@@ -46,7 +46,11 @@ def random(*shape: int) -> np.ndarray:
 
 @pytest.mark.parametrize(
     "case_",
-    [pytest.param(c, id=c.id) for c in select_cases(variants=["tiny*"]) if not c.exact],
+    [
+        pytest.param(c, id=c.id)
+        for c in select_cases(variants=["tiny*"])
+        if not c.exact and not c.refused
+    ],
 )
 def test_stored_goldens_are_not_vacuous(case_: Case) -> None:
     """No stored golden lets a degenerate output pass, in any arithmetic that it offers."""

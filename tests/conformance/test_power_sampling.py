@@ -109,16 +109,17 @@ def noise_from_variance(_plain):
     )
 
 
-ONE = "final_alpha_cumprod"
+ONE, ENTRY = "final_alpha_cumprod", "entry 0 is 1, expected 0.99"
 SCHEDULERS = {
     "final-alpha-one": (
-        configured(set_alpha_to_one=True), "scheduler/ddim/-/base", ONE, "entry 0 is 1, expected 0.99",
+        configured(set_alpha_to_one=True), "scheduler/ddim/-/base", ONE, ENTRY,
     ),
     "final-alpha-one-pndm": (
-        configured(set_alpha_to_one=True), "scheduler/pndm/-/base", ONE, "entry 0 is 1, expected 0.99",
+        configured(set_alpha_to_one=True), "scheduler/pndm/-/base", ONE, ENTRY,
     ),
     "final-alpha-one-in-steps": (
-        method(Schedule, "alpha_cumprod", final_one_in_steps), "scheduler/ddim/-/base", "samples#49",
+        method(Schedule, "alpha_cumprod", final_one_in_steps),
+        "scheduler/ddim/-/base", "samples#49",
         "-0.0413144 times the model output instead of -0.0121421",
     ),
     "steps-offset-0": (

@@ -8,7 +8,7 @@ from itertools import product
 import numpy as np
 import pytest
 
-from conformance.case import COMPONENTS, find_case
+from conformance.case import NETWORKS, find_case
 from conformance.golden import load_golden
 from conformance.recipe import Kind
 from conformance.regimes import REGIMES
@@ -30,7 +30,6 @@ SAMPLERS = {
     "decoder": [f"decoder.up_blocks.{i}.upsamplers.0.conv" for i in range(3)],
 }
 HALVES = ("encoder", "decoder")
-NETWORKS = COMPONENTS[1:]
 
 
 def weights(component: str, regime: str) -> Weights:

@@ -63,9 +63,12 @@ def test_stored_output_passes(judge, case: Case, dtype: str) -> None:
     assert result.worst.ratio < 1
 
 
-@pytest.mark.parametrize("case_", select_cases(variants=["tiny*"]), ids=lambda c: c.id)
+STORED = [c for c in select_cases(variants=["tiny*"]) if c.exact or c.is_network]
+
+
+@pytest.mark.parametrize("case_", STORED, ids=lambda c: c.id)
 def test_every_case_runs(judge, case_: Case) -> None:
-    """Every tiny case can be judged without torch."""
+    """Every tiny case whose outputs are stored whole can be judged without torch."""
     assert judge(None, case_).verdict == "pass"
 
 
