@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from torch import Tensor, nn
 
@@ -13,19 +13,13 @@ from conformance.adapters.torch_module import DTYPES, Load, assign_weights
 from conformance.adapters.torch_sampling import Observe, PipelineComponent, SchedulerComponent
 from conformance.errors import UnsupportedError
 from conformance.sampling import RUN, SCHEDULERS, TABLES, TEXT_TO_IMAGE, step_name
-from sd1_impl.config import DDIMConfig, DDPMConfig, PNDMConfig
 from sd1_impl.pipeline import Picture, Step, Text2Image
-from sd1_impl.schedulers import DDIMScheduler, DDPMScheduler, PNDMScheduler
+from sd1_impl.schedulers import SCHEDULERS as ALGORITHMS
 from sd1_impl.tokenizer import CLIPTokenizer
 
 if TYPE_CHECKING:
     from conformance.variants import Variant, Weights
 
-_CLASSES: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
-    "ddpm": (DDPMScheduler, DDPMConfig),
-    "ddim": (DDIMScheduler, DDIMConfig),
-    "pndm": (PNDMScheduler, PNDMConfig),
-}
 _IMPLEMENTED = {"timestep_spacing": "leading", "skip_prk_steps": True}
 """Settings that `sd1_impl` does not have, and the value that it implements."""
 
@@ -49,7 +43,7 @@ def make_scheduler(algorithm: str, config: Mapping[str, Any]) -> Any:
             raise UnsupportedError(message)
     run = {"scheduler", *RUN} - {"eta"}  # eta is a setting of this DDIM, not of its step
     arguments = {k: v for k, v in config.items() if k not in run and k not in _IMPLEMENTED}
-    scheduler, settings = _CLASSES[algorithm]
+    settings, scheduler = cast("tuple[Any, Any]", ALGORITHMS[algorithm])
     return scheduler(settings(**arguments))
 
 
