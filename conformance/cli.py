@@ -26,7 +26,7 @@ from conformance.report.terminal import verdict_lines
 from conformance.report.text import shorten
 from conformance.results import DEFAULT_OUT, Results, exit_code
 from conformance.runner import Result, Runner, run_all
-from conformance.spec import CHECKPOINT_FOLDERS, checkpoint_shapes
+from conformance.spec import FOLDER_COMPONENTS, checkpoint_shapes
 from conformance.tolerance import ARITHMETICS, LIMIT
 from conformance.variants import NO_VARIANT, parse_variant, variant_names
 from conformance.vocabulary import Vocabulary
@@ -292,8 +292,7 @@ def _weights_export(arguments: argparse.Namespace) -> int:
         raise unknown_name("variant", NO_VARIANT, variant_names())
     variant = parse_variant(arguments.variant)
     plain = parse_variant(variant.name.removesuffix("-inpaint"))  # for all but the UNet
-    folders = {name: component for component, name in CHECKPOINT_FOLDERS.items()}
-    for name, component in folders.items():  # either half of the VAE stands for its folder
+    for name, component in FOLDER_COMPONENTS.items():
         own = variant if variant.name in variant_names(component) else plain
         folder = own.weights(component).export(arguments.out / name)
         count = sum(math.prod(s) for s in checkpoint_shapes(name, own.size).values())

@@ -22,6 +22,9 @@ CHECKPOINT_FOLDERS = {
 }
 """The folder of a checkpoint that holds a network's weights: both halves of the VAE share one."""
 
+FOLDER_COMPONENTS = {folder: component for component, folder in CHECKPOINT_FOLDERS.items()}
+"""A network whose weights are in a folder: either half of the VAE stands for both."""
+
 _PARTS = {
     "vae_encoder": ("encoder.", "quant_conv."),
     "vae_decoder": ("decoder.", "post_quant_conv."),

@@ -105,7 +105,7 @@ class Weights(Mapping[str, np.ndarray]):
         return sum(int(np.prod(recipe.shape)) for recipe in self.recipes.values())
 
     def export(self, folder: Path) -> Path:
-        """Write the weights as one component of a diffusers folder.
+        """Write the weights as one component of a diffusers folder, those of a pipeline as all.
 
         The halves of the VAE share a folder: either writes both, so that a loader finds all keys.
 
@@ -114,10 +114,15 @@ class Weights(Mapping[str, np.ndarray]):
 
         Returns:
             `folder`, now with `config.json` and `diffusion_pytorch_model.safetensors`, or
-            `model.safetensors` for the text encoder (float32).
+            `model.safetensors` for the text encoder (float32); for a pipeline, the folders
+            `text_encoder`, `unet` and `vae` with these files.
         """
         from conformance.export import write_component
 
+        if self.component in PIPELINES:
+            for name, component in spec.FOLDER_COMPONENTS.items():
+                write_component(self.variant.weights(component, self.seed), folder / name)
+            return folder
         return write_component(self, folder)
 
 

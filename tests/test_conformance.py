@@ -7,6 +7,7 @@ import pytest
 
 from conformance.execution import Execution
 from conformance.golden import load_golden
+from conformance.sampling import term_and_step
 from conformance.tolerance import LIMIT, ratio
 
 NEEDS_ORACLE = pytest.mark.skipif(
@@ -30,7 +31,7 @@ def test_live_oracle(sd1_case, live_oracle, sd1_runner):
     """Golden, live oracle and port agree: whole tensors, no sketch, no stored number between."""
     golden = load_golden(sd1_case)
     component = sd1_runner._load(sd1_case, Execution().for_case(sd1_case))
-    outputs, probes = component.run(sd1_case.inputs(), golden.probes)
+    outputs, probes = component.run(sd1_case.inputs(), golden.asked)
     if sd1_case.exact:
         wanted = live_oracle.token_ids(sd1_case)
         assert np.array_equal(golden.outputs["input_ids"], wanted), "the golden has aged"
@@ -41,8 +42,14 @@ def test_live_oracle(sd1_case, live_oracle, sd1_runner):
     assert live_oracle.verify.age_of(golden, truth) is None, "the golden has aged"
     noise = dict(zip(golden.probes, golden.noise["float32"], strict=True))
     noise |= {name: values[0] for name, values in golden.output_noise["float32"].items()}
-    pairs = {name: (probes[name], truth.probes[name]) for name in golden.probes}
-    pairs |= {name: (outputs[name], tensor) for name, tensor in truth.outputs.items()}
+    computed = probes | {
+        name: outputs[name] if name in outputs else outputs[term_and_step(name)[0]][step]
+        for name in golden.probes
+        if golden.sketched_output(name) is not None
+        for step in [term_and_step(name)[1]]
+    }
+    pairs = {name: (computed[name], truth.probes[name]) for name in golden.probes}
+    pairs |= {name: (outputs[name], truth.outputs[name]) for name in noise if name in outputs}
     for name, (found, tensor) in pairs.items():
         wanted = tensor.numpy()
         assert found.size == wanted.size, name

@@ -10,7 +10,7 @@ from conformance.report.text import MISSING
 
 LEVELS = ("contract", "components", "samplers", "trajectories")
 MEASURED = ("pass", "warn", "fail", "xfail", "xpass")
-_EXECUTION = re.compile(r"\[([^-\]]*(?:-matmul)?)-([^-\]]+)-([^-\]]+)-[^-\]]+\]$")
+_EXECUTION = re.compile(r"\[([^-\]]*(?:-matmul)?)-([^-\]]+)(?:-([^-\]]+)-[^-\]]+)?\]$")
 _OPTIONS = ("--dtype", "--device", "--backend")
 _DEFAULTS = ("float32", "cpu", "sdpa")
 _PLAIN_ID = re.compile(r"[\w/.@:+-]+")
@@ -100,6 +100,6 @@ def rerun_command(port: str, case_id: str) -> str:
     execution = _EXECUTION.search(case_id)
     if execution:
         for option, value, default in zip(_OPTIONS, execution.groups(), _DEFAULTS, strict=True):
-            if value not in ("", "-", default):
+            if value not in (None, "", "-", "int64", default):  # a tokenizer has no arithmetic
                 words += [option, shlex.quote(value)]
     return " ".join(words)

@@ -33,6 +33,13 @@ def test_exact_cases_know_one_way() -> None:
     assert asked.for_case(UNET) is asked
 
 
+def test_schedulers_have_an_arithmetic_and_a_device() -> None:
+    """Attention and modes do not concern a scheduler: they are not in its items' ids."""
+    case = find_case("scheduler/ddim/-/base")
+    asked = Execution("float64", "cuda", "math", "trace").for_case(case)
+    assert asked.item_id(case) == "scheduler/ddim/-/base[float64-cuda]"
+
+
 def test_every_item_once() -> None:
     """Every network has an item per execution, the tokenizer one; the cases keep their order."""
     runs = [Execution("float64"), Execution("float32"), Execution("float64")]

@@ -56,6 +56,23 @@ def test_layout(exported: Path) -> None:
     assert sorted(p.name for p in exported.iterdir()) == ["text_encoder", "unet", "vae"]
 
 
+def test_a_pipeline_is_given_the_whole_checkpoint(exported: Path, tmp_path: Path) -> None:
+    """Its weights are named folder/key, and are written as the same three folders."""
+    weights = parse_variant("tiny").weights("pipeline/txt2img")
+    for folder, file in FILES.items():
+        stored = load_file(exported / folder / file)
+        part = weights.part(folder)
+        assert list(part) == [n.partition("/")[2] for n in weights if n.startswith(f"{folder}/")]
+        assert sorted(part) == sorted(stored)
+        name = next(iter(part))
+        assert np.array_equal(part[name], stored[name])
+        assert np.array_equal(weights[f"{folder}/{name}"], stored[name])
+    assert weights.export(tmp_path / "all") == tmp_path / "all"
+    for folder, file in FILES.items():
+        written = (tmp_path / "all" / folder / file).read_bytes()
+        assert written == (exported / folder / file).read_bytes()
+
+
 @pytest.mark.parametrize("folder", FILES)
 def test_file_layout(exported: Path, folder: str) -> None:
     """A folder has two files; the tensors begin at a multiple of 8, as torch wants them."""

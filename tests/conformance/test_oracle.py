@@ -86,7 +86,7 @@ def test_an_aged_tokenizer_golden_is_recognised():
     golden = load_golden(case)
     golden.outputs["input_ids"][0, 3] += 1
 
-    assert LiveAge()(case, golden) == "input_ids is not what the installed tokenizer gives"
+    assert LiveAge()(case, golden) == "input_ids is not what the installed oracle gives"
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from conformance.report.html import write_html
 from conformance.report.junit import write_junit
 from conformance.report.run import read_run
 from conformance.report.terminal import verdict_lines
+from conformance.report.words import rerun_command
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -369,3 +370,20 @@ def test_rerun_command(tmp_path: Path) -> None:
         " --variant sd1 --dtype bfloat16 --device cuda:0"
     )
     assert expected in read_page(write_html(tmp_path)).text
+
+
+@pytest.mark.parametrize(
+    ("item", "options"),
+    [
+        ("scheduler/ddim/-/base[float64-cpu]", '-k "scheduler/ddim/-/base" --dtype float64'),
+        ("tokenizer/-/plain[int64-cpu]", '-k "tokenizer/-/plain"'),
+        (
+            "pipeline/txt2img/sd1/ddim2[float16-cuda-sdpa-trace]",
+            '-k "pipeline/txt2img/sd1/ddim2" --variant sd1 --dtype float16 --device cuda',
+        ),
+    ],
+    ids=["scheduler", "tokenizer", "pipeline"],
+)
+def test_rerun_command_of_ids_without_a_mode(item: str, options: str) -> None:
+    """A scheduler's id has arithmetic and device, a tokenizer's says nothing that is an option."""
+    assert rerun_command("mine", item) == f"sd1-conformance run mine {options}"
