@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import importlib
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import partial, wraps
+from functools import cache, partial, wraps
 from itertools import count
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -34,6 +33,8 @@ from conformance.sampling import RUN, SCHEDULERS, TEXT_TO_IMAGE, step_name
 
 if TYPE_CHECKING:
     from conformance.variants import Variant, Weights
+
+diffusers.utils.logging.set_verbosity_error()  # of cut prompts and absent safety checkers
 
 MakeScheduler = Callable[[str, dict[str, Any]], Any]
 
@@ -163,18 +164,16 @@ def pipeline_component(
 def _draw(networks: Networks, scheduler: Any, inputs: Mapping[str, Any], observe: Observe) -> None:
     """Run the pipeline as its users do, watching what goes into and comes out of its parts."""
     config, batch = inputs["config"], len(inputs["prompt"])
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        pipe = StableDiffusionPipeline(
-            vae=networks.vae,
-            text_encoder=networks.clip[0],
-            tokenizer=Tokenizer().tokenizer,
-            unet=networks.unet,
-            scheduler=scheduler,
-            safety_checker=None,
-            feature_extractor=None,
-            requires_safety_checker=False,
-        )
+    pipe = StableDiffusionPipeline(
+        vae=networks.vae,
+        text_encoder=networks.clip[0],
+        tokenizer=_tokenizer(),
+        unet=networks.unet,
+        scheduler=scheduler,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
     pipe.set_progress_bar_config(disable=True)
     noise = iter(inputs["noise"]) if "noise" in inputs else iter(())
     with ExitStack() as stack:
@@ -200,6 +199,11 @@ def _draw(networks: Networks, scheduler: Any, inputs: Mapping[str, Any], observe
         ).images
     observe("image", image)
     observe("image_uint8", _to_uint8(image))
+
+
+@cache
+def _tokenizer() -> Any:
+    return Tokenizer().tokenizer
 
 
 def _to_uint8(image: Tensor) -> Tensor:
