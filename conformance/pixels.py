@@ -10,8 +10,8 @@ from conformance import tolerance
 from conformance.compare import Record
 
 LEVELS = 255
-_TRUNCATED = 0.4
-"""Levels that truncated pixels are too low by on average: half a level, less what is clamped."""
+_OFF = 0.2
+"""Mean error, in levels, beyond which pixels are no roundings: truncation makes half a level."""
 _SMALLEST_SIDE = 7
 """Of a picture whose structural similarity is computed: scikit-image's window."""
 
@@ -73,8 +73,9 @@ def _cause(signed: np.ndarray) -> str:
     """Say what the mean difference of pixels from 255 times the image tells."""
     inside = signed[np.abs(signed) < 1]
     mean = float(np.mean(signed))
-    if inside.size == signed.size and abs(mean) > _TRUNCATED / 2:
-        return f"on average {mean:+.2f} levels off: truncated, not rounded to nearest"
+    if inside.size == signed.size and abs(mean) > _OFF:
+        how = "truncated" if mean < 0 else "rounded up"
+        return f"on average {mean:+.2f} levels off: {how}, not rounded to nearest"
     if inside.size < signed.size:
         return f"on average {mean:+.2f} levels off: wrapped round, not clamped, or another scale"
     return f"on average {mean:+.2f} levels off"

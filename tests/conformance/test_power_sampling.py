@@ -315,7 +315,7 @@ def test_wrong_pipeline(judge_patched, spoil, case_id: str, probe: str, words: s
         (lambda x: (x + 0.5).to(torch.uint8), None),
         (lambda x: x.round().to(torch.uint8), None),
         (lambda x: x.to(torch.uint8), "truncated"),
-        (lambda x: (x + 1).to(torch.int32).to(torch.uint8), "truncated"),
+        (lambda x: x.ceil().to(torch.uint8), "rounded up, not rounded to nearest"),
         (lambda x: (x / 255 * 256).floor().clamp(max=255).to(torch.uint8), "levels off"),
         (lambda x: x.flip(1).round().to(torch.uint8), "another scale"),
         (lambda x: x.transpose(2, 3).round().to(torch.uint8), "another scale"),
