@@ -272,7 +272,7 @@ def _watch_steps(scheduler: Any, observe: Observe) -> Iterator[None]:
     try:
         yield
     finally:
-        del scheduler.step
+        scheduler.step = plain
 
 
 def _dtype(arithmetic: str) -> torch.dtype:
