@@ -23,6 +23,7 @@ from conformance.golden import (
     read_manifest,
 )
 from conformance.large import Large
+from conformance.pixels import LEVELS
 from conformance.recipe import digest
 from conformance.spec import golden_root
 from conformance.tolerance import LIMIT
@@ -149,7 +150,10 @@ def vacuities(golden: Golden, arithmetics: Collection[str] | None = None) -> Ite
 def _trials(golden: Golden) -> Iterator[tuple[str, str, Callable[[np.ndarray, str], Record]]]:
     """Yield output, kind of degenerate value, and what judges that value."""
     for name, kept in golden.large.items():
-        for kind, value in _degenerate_large(kept):
+        pixels = golden.outputs.get(f"{name}_uint8")
+        for kind, value in (
+            _degenerate_large(kept) if pixels is None else _degenerate_picture(pixels, kept.edge)
+        ):
             yield name, kind, partial(judge_kept, name, value, kept)
     for name, truth in golden.outputs.items():
         if truth.dtype.kind not in "iu":
@@ -166,6 +170,12 @@ def _degenerate_large(truth: Large) -> Iterator[tuple[str, Large]]:
     yield "mirrored", replace(truth, columns=truth.columns[..., ::-1])
     if truth.shape[0] > 1:
         yield "batch-reversed", replace(truth, rows=truth.rows[::-1])
+
+
+def _degenerate_picture(pixels: np.ndarray, edge: int) -> Iterator[tuple[str, Large]]:
+    """The same for a picture, whose pixels are kept: they are its image up to half a level."""
+    for kind, image in _degenerate(np.moveaxis(pixels, -1, 1) / LEVELS):
+        yield kind, Large.of(image, edge)
 
 
 def _degenerate(truth: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:

@@ -96,7 +96,7 @@ class SchedulerComponent:
             own = None if noise is None else noise[i]
             sample = sampler.step(tensors["model_outputs"][i], t, sample, own)
             see(step_name("samples", i), sample)
-        return {"timesteps": torch.as_tensor(np.array(sampler.timesteps, np.int64))}
+        return {"timesteps": torch.as_tensor(sampler.timesteps).to(torch.int64)}
 
     @torch.no_grad()
     def run(
