@@ -232,9 +232,9 @@ class Moves(Mode):
         self.generator = torch.Generator().manual_seed(seed)
         self.precision = precision
 
+    @abstractmethod
     def moves(self, func: Any, result: Any) -> bool:
         """Say whether this result is moved."""
-        raise NotImplementedError
 
     def operation(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run the operation, then move its floating result."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -34,27 +35,21 @@ class Sampler(Protocol):
         """Return the next sample."""
 
 
+@dataclass
 class SchedulerComponent:
     """A scheduler, open loop: what the model says at each step is data.
 
-    Args:
+    Attributes:
         begin: Begins a run, given its configuration.
         dtype: What samples are cast to.
         device: Where they go.
         module: Whatever makes the schedulers, for those who want to change how they compute.
     """
 
-    def __init__(
-        self,
-        begin: Callable[[dict[str, Any]], Sampler],
-        dtype: torch.dtype,
-        device: str = "cpu",
-        module: Any = None,
-    ) -> None:
-        self.begin = begin
-        self.dtype = dtype
-        self.device = device
-        self.module = module
+    begin: Callable[[dict[str, Any]], Sampler]
+    dtype: torch.dtype
+    device: str = "cpu"
+    module: Any = None
 
     def tensors(self, inputs: Mapping[str, np.ndarray]) -> dict[str, Any]:
         """Copy inputs to the device, in the component's dtype; the configuration is read."""
@@ -119,10 +114,11 @@ class SchedulerComponent:
         return outputs, {name: seen[name][0] for name in probes if name in seen}
 
 
+@dataclass
 class PipelineComponent:
     """A pipeline: prompts to pictures.
 
-    Args:
+    Attributes:
         draw: Makes the pictures. It gets the inputs (`prompt` and `negative_prompt` lists of
             strings, `latents` and, where the scheduler adds noise, `noise` tensors,
             `guidance_scale` a float, `config` a dict) and calls back with name and tensor for
@@ -132,17 +128,10 @@ class PipelineComponent:
         module: Holds the networks as children, for those who want to change how they compute.
     """
 
-    def __init__(
-        self,
-        draw: Callable[[Mapping[str, Any], Observe], None],
-        dtype: torch.dtype,
-        device: str = "cpu",
-        module: Any = None,
-    ) -> None:
-        self.draw = draw
-        self.dtype = dtype
-        self.device = device
-        self.module = module
+    draw: Callable[[Mapping[str, Any], Observe], None]
+    dtype: torch.dtype
+    device: str = "cpu"
+    module: Any = None
 
     def tensors(self, inputs: Mapping[str, np.ndarray]) -> dict[str, Any]:
         """Read strings, numbers and configuration; copy tensors to the device."""
