@@ -190,10 +190,17 @@ def _run(arguments: argparse.Namespace) -> int:
         arguments.dtype, arguments.device, arguments.backend, arguments.mode, runner.hello
     )
     judged = list(items(cases, runs))
+    ids = [execution.item_id(case) for case, execution in judged]
     results = Results(
-        arguments.out, runner.hello, arguments.port, scope_of(judged), resume=arguments.resume
+        arguments.out,
+        runner.hello,
+        arguments.port,
+        scope_of(judged),
+        resume=ids if arguments.resume else None,
     )
     done = {line["case"] for line in results.lines}
+    if done:
+        print(f"{len(done)} of {len(judged)} cases are taken over from the run in {arguments.out}")
     quiet = not sys.stderr.isatty()
     with tqdm(total=len(judged), initial=len(done), disable=quiet, unit="case") as bar:
 

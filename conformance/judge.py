@@ -121,6 +121,8 @@ def judge_outputs(golden: Golden, outputs: Arrays, arithmetic: str) -> list[Reco
         elif golden.outputs[name].dtype.kind == "i":
             records.append(judge_exact(name, value, golden.outputs[name]))
         elif golden.outputs[name].dtype == np.uint8:
+            if outputs[IMAGE].shape != golden.output_shapes[IMAGE]:
+                continue  # there is nothing that the pixels could be roundings of
             element = float(golden.output_noise[arithmetic][IMAGE][METRICS.index("element")])
             image = outputs[IMAGE]
             records.append(

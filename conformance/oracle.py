@@ -133,7 +133,7 @@ def reference(component: str, variant: Variant, weights: Weights, dtype: torch.d
         pipeline = pipeline_component(variant, weights, dtype)
         if exact:
             pipeline.module.make = float64_scheduler
-            pipeline.module.unet.time_proj = float64_time_proj(pipeline.module.unet)
+            pipeline.module.unet.time_proj = float64_time_proj(pipeline.module.unet.time_proj)
         return pipeline
     return network(component, variant, weights, dtype)
 
@@ -145,7 +145,7 @@ def network(
     build, call = NETWORKS[component]
     module = assign_weights(build(variant), weights, dtype)
     if dtype is torch.float64 and hasattr(module, "time_proj"):
-        module.time_proj = float64_time_proj(module)
+        module.time_proj = float64_time_proj(module.time_proj)
     return TorchComponent(module, call, dtype)
 
 
@@ -239,9 +239,8 @@ def _plain_causal(
 AttentionInterface.register(_PLAIN, _plain_causal)
 
 
-def float64_time_proj(module: nn.Module) -> nn.Module:
-    """Return a float64 copy of a diffusers UNet's timestep embedding."""
-    plain = module.time_proj
+def float64_time_proj(plain: Any) -> nn.Module:
+    """Return a float64 copy of the timestep embedding of a diffusers UNet."""
     return float64_module(embeddings.__name__).Timesteps(
         plain.num_channels, plain.flip_sin_to_cos, plain.downscale_freq_shift, plain.scale
     )

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import datetime as dt
+import hashlib
 import json
 import math
 import os
 import platform
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import IO, Any
 
 from conformance import __version__, spec
-from conformance.case import COMPONENTS, NETWORKS
+from conformance.case import COMPONENTS, NETWORKS, all_cases
 from conformance.errors import ExitCode, UsageError
 from conformance.golden import manifest_digest
 from conformance.port import Hello
@@ -39,7 +40,7 @@ class Results:
         port_spec: str,
         scope: str,
         *,
-        resume: bool = False,
+        resume: Collection[str] | None = None,
         machine: dict[str, str] | None = None,
     ) -> None:
         """Create the folder and write the header.
@@ -49,7 +50,8 @@ class Results:
             hello: What the port says of itself.
             port_spec: The port as the user typed it.
             scope: What is being run, in words.
-            resume: Keep the case lines of an earlier, broken-off run of the same kind.
+            resume: Item ids of this run: those lines of an earlier, broken-off run of the same
+                kind are kept.
             machine: The environment in which the port runs, where that is another process.
 
         Raises:
@@ -59,6 +61,9 @@ class Results:
         self.hello = hello
         self.environment = machine or environment()
         self.port = {"name": hello.name, "version": hello.version, "spec": port_spec}
+        source = Path(port_spec.rpartition(":")[0])
+        if source.suffix == ".py" and source.is_file():  # an edited port is another port
+            self.port["sha256"] = hashlib.sha256(source.read_bytes()).hexdigest()
         self.scope = scope
         self.started = dt.datetime.now(tz=dt.UTC)
         header = {
@@ -71,7 +76,8 @@ class Results:
             "environment": self.environment,
             "started": self.started.isoformat(timespec="seconds"),
         }
-        self.lines = self._earlier(header) if resume else []
+        earlier = [] if resume is None else self._earlier(header)
+        self.lines = [line for line in earlier if line["case"] in (resume or ())]
         self._file = self._open()
         for record in [header, *self.lines]:
             self._write(record)
@@ -234,14 +240,19 @@ def depth(lines: list[dict[str, Any]]) -> str | None:
 
 
 def earliest(lines: list[dict[str, Any]]) -> dict[str, Any] | None:
-    """Return the first divergence earliest in execution order; of equals, the clearest."""
-    found = [line for line in lines if line["first_divergence"]]
+    """Return the first divergence earliest in execution order; of equals, the clearest.
 
-    def position(line: dict[str, Any]) -> tuple[int, tuple[int, ...], int, float]:
+    Settings of SD v1 come before others: a port that ignores those is told so last.
+    """
+    found = [line for line in lines if line["first_divergence"]]
+    beyond_sd1 = {case.id for case in all_cases() if case.scenario.asks} if found else set()
+
+    def position(line: dict[str, Any]) -> tuple[int, bool, tuple[int, ...], int, float]:
         component, first = line["component"], line["first_divergence"]
         outputs = [p["name"] for p in line["probes"] if p["kind"] == "output"]
         return (
             COMPONENTS.index(component),
+            line["case"].partition("[")[0] in beyond_sd1,
             spec.place(component, first["probe"]),
             outputs.index(first["probe"]) if first["probe"] in outputs else -1,
             -badness(float(first["ratio"])),

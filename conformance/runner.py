@@ -292,6 +292,8 @@ def first_divergence(result: Result) -> dict[str, Any]:
     good = [r.name for r in before if r.verdict != "fail"]
     misshapen = record.note.startswith("shape ")
     usual = "" if misshapen else hint_for(record.name, result.case.component)
+    if result.case.scenario.asks:
+        usual = f"this case asks for {result.case.scenario.asks}, as not in SD v1"
     if result.case.exact:
         usual = f"this text hunts: {result.case.scenario.hunts}"
     hint = "; ".join(text for text in (record.note, usual) if text)

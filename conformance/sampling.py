@@ -95,6 +95,13 @@ def calls(algorithm: str, config: dict[str, Any]) -> int:
     return count + twice - int(config["begin_index"])
 
 
+def first_timestep(config: dict[str, Any]) -> int:
+    """Return where a run that begins at its beginning asks the model first."""
+    count = int(config["num_inference_steps"])
+    stride = int(config["num_train_timesteps"]) // count
+    return (count - 1) * stride + int(config["steps_offset"])
+
+
 def adds_noise(algorithm: str, config: dict[str, Any]) -> bool:
     """Return whether the steps of a run add noise."""
     return algorithm == "ddpm" or config.get("eta", 0) > 0

@@ -197,6 +197,9 @@ class TorchComponent:
 
         wanted = dict.fromkeys([*probes, *replace])
         outputs = self.traced(self.tensors(inputs), wanted, callback)
+        if not isinstance(outputs, Mapping):
+            message = f"the network's call returned {type(outputs).__name__}, not a dict of tensors"
+            raise PortError(message)
         arrays = {name: to_numpy(tensor) for name, tensor in outputs.items()}
         return arrays, {name: observed[name] for name in observed if name in set(probes)}
 

@@ -38,6 +38,11 @@ class Scenario(ABC):
     refused: str = ""
 
     @property
+    def asks(self) -> str:
+        """Return the settings that differ from SD v1's, in words; empty where none does."""
+        return ""
+
+    @property
     def calls(self) -> int:
         """Return how often the model is asked: once, but by schedulers and pipelines."""
         return 1

@@ -48,6 +48,11 @@ class SchedulerScenario(Scenario):
         return settings(self.algorithm, self.steps, **self.changes)
 
     @property
+    def asks(self) -> str:
+        """Return the settings that differ from SD v1's, as `name value`."""
+        return ", ".join(f"{name} {value}" for name, value in self.changes.items())
+
+    @property
     def calls(self) -> int:
         """Return how often the model is asked."""
         return calls(self.algorithm, self.config)

@@ -14,6 +14,7 @@ import pytest
 from conformance.case import select_cases
 from conformance.execution import Execution
 from conformance.port import Hello
+from conformance.results import earliest
 from conformance.runner import Runner
 from conformance.tolerance import LIMIT
 
@@ -144,6 +145,26 @@ def test_wrong_numpy_schedulers(fault: str, probe: str, words: str, monkeypatch)
     assert result.verdict == "fail"
     assert result.first_divergence["probe"] == probe
     assert words in result.first_divergence["hint"]
+
+
+def test_settings_beyond_sd1_come_last(monkeypatch) -> None:
+    """A port that ignores a setting is told which, after what is wrong with SD v1 itself."""
+    monkeypatch.setattr(Runner, "_golden_age", lambda *_: None)
+    (asked,) = select_cases(["scheduler/ddim"], None, ["linear"])
+    (plain,) = select_cases(["scheduler/ddim"], None, ["steps7"])
+    real = Scheduler.run
+
+    def deaf(self, inputs, probes=(), _replace=None):
+        config = json.loads(str(inputs["config"])) | {"beta_schedule": "scaled_linear"}
+        return real(self, {**inputs, "config": np.array(json.dumps(config))}, probes)
+
+    monkeypatch.setattr(Scheduler, "run", deaf)
+    results = [judged(asked, "float32"), judged(plain, "float32", "step")]
+    assert [r.first_divergence["probe"] for r in results] == ["betas", "samples#2"]
+    hint = results[0].first_divergence["hint"]
+    assert "this case asks for beta_schedule linear, as not in SD v1" in hint
+    first = earliest([r.as_json() for r in results])
+    assert first["case"] == "scheduler/ddim/-/steps7[float32-cpu]"
 
 
 def test_an_answer_where_there_is_none_is_skipped() -> None:

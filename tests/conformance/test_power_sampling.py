@@ -322,6 +322,22 @@ def test_ways_to_round(judge_patched, convert, words: str | None):
         assert words in record.note
 
 
+def test_an_image_of_another_shape_is_a_wrong_number(judge_patched):
+    """Its pixels are not judged by it; nothing breaks."""
+    spoil = method(
+        Text2Image, "to_image", lambda plain: lambda self, x: plain(self, x).permute(0, 2, 3, 1)
+    )
+    right = Text2Image.to_uint8
+
+    def both(patch):
+        spoil(patch)
+        patch.setattr(Text2Image, "to_uint8", lambda self, x: right(self, x.permute(0, 3, 1, 2)))
+
+    result = judge_patched(both, "pipeline/txt2img/tiny/ddim2", "float32")
+    assert (result.verdict, result.first_divergence["probe"]) == ("fail", "image")
+    assert "shape (1, 64, 64, 3), expected (1, 3, 64, 64)" in result.first_divergence["hint"]
+
+
 FLOAT = np.float32
 
 

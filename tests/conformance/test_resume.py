@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
+ALL = [f"unet/tiny/{name}[float32-cpu-sdpa-trace]" for name in ("base", "quiet", "loud", "t0")]
+
+
 def line(name: str = "base", **changes: object) -> dict[str, Any]:
     """Build a case line."""
     return Result(find_case(f"unet/tiny/{name}"), Execution(), "pass").as_json() | changes
@@ -48,7 +51,7 @@ def test_resume(tmp_path: Path, cut: int) -> None:
     whole = path.read_bytes()
     last = whole.rindex(b"\n", 0, -1) + 1
     path.write_bytes(whole[:-cut] if cut > 0 else whole[: last + 1])
-    run = start(tmp_path, resume=True)
+    run = start(tmp_path, resume=ALL)
     expected = ["base", "quiet", "loud"] if cut == 1 else ["base", "quiet"]
     assert [found["scenario"] for found in run.lines] == expected
     run.add(line("t0"))
@@ -63,10 +66,30 @@ def test_resume_after_the_end(tmp_path: Path) -> None:
     run = start(tmp_path)
     run.add(line())
     run.close()
-    run = start(tmp_path, resume=True)
+    run = start(tmp_path, resume=ALL)
     assert len(run.lines) == 1
     run.close()
     assert [r["type"] for r in read(tmp_path)] == ["header", "case", "footer"]
+
+
+def test_resume_keeps_what_is_asked_for(tmp_path: Path) -> None:
+    """Cases that this run does not ask for are not counted as its own."""
+    run = start(tmp_path)
+    for name in ("base", "quiet"):
+        run.add(line(name))
+    run.close()
+    assert [r["scenario"] for r in start(tmp_path, resume=ALL[1:]).lines] == ["quiet"]
+
+
+def test_resume_notices_an_edited_port(tmp_path: Path) -> None:
+    """A file that has changed is another port: what it was once does not speak for it."""
+    source = tmp_path / "mine.py"
+    source.write_text("right = True", "utf-8")
+    start(tmp_path / "out", port_spec=f"{source}:make").add(line())
+    assert len(start(tmp_path / "out", port_spec=f"{source}:make", resume=ALL).lines) == 1
+    source.write_text("right = False", "utf-8")
+    with pytest.raises(UsageError, match="another port"):
+        start(tmp_path / "out", port_spec=f"{source}:make", resume=ALL)
 
 
 @pytest.mark.parametrize("text", [None, "", '{"type":"hea'], ids=["no-file", "empty", "header-cut"])
@@ -74,7 +97,7 @@ def test_resume_nothing(tmp_path: Path, text: str | None) -> None:
     """Where there is nothing to resume, a run begins."""
     if text is not None:
         (tmp_path / "results.jsonl").write_text(text, "utf-8")
-    assert start(tmp_path, resume=True).lines == []
+    assert start(tmp_path, resume=ALL).lines == []
     assert len(read(tmp_path)) == 1
 
 
@@ -93,7 +116,7 @@ def test_resume_another_run(tmp_path: Path, changes: dict[str, Any]) -> None:
     run.add(line())
     before = (tmp_path / "results.jsonl").read_bytes()
     with pytest.raises(UsageError, match=r"cannot resume .* another (port|scope) .*drop --resume"):
-        start(tmp_path, resume=True, **changes)
+        start(tmp_path, resume=ALL, **changes)
     assert (tmp_path / "results.jsonl").read_bytes() == before
 
 
@@ -102,7 +125,7 @@ def test_resume_with_other_goldens(tmp_path: Path, golden_copy) -> None:
     start(tmp_path / "out").add(line())
     golden_copy.write_manifest(golden_copy.manifest() | {"goldens": {}})
     with pytest.raises(UsageError, match="another goldens"):
-        start(tmp_path / "out", resume=True)
+        start(tmp_path / "out", resume=ALL)
 
 
 def test_resume_with_another_suite(tmp_path: Path, monkeypatch) -> None:
@@ -110,7 +133,7 @@ def test_resume_with_another_suite(tmp_path: Path, monkeypatch) -> None:
     start(tmp_path).add(line())
     monkeypatch.setattr(results_module, "__version__", "99")
     with pytest.raises(UsageError, match="another suite"):
-        start(tmp_path, resume=True)
+        start(tmp_path, resume=ALL)
 
 
 @pytest.mark.parametrize(
@@ -124,7 +147,7 @@ def test_resume_a_foreign_file(tmp_path: Path, content: bytes | None) -> None:
     else:
         path.write_bytes(content)
     try:
-        assert start(tmp_path, resume=True).lines == []
+        assert start(tmp_path, resume=ALL).lines == []
     except UsageError as error:
         assert str(path) in str(error)  # noqa: PT017 - either is right
 
