@@ -9,6 +9,7 @@ Shapes: B batch, H W height and width of the picture, h w those of its latents (
 of the text's encoding (768), N calls of the UNet, which are as many as the run has timesteps.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import SupportsIndex
@@ -172,10 +173,13 @@ class Text2Image:
 
         Raises:
             TypeError: If a prompt is no text.
-            ValueError: If there is no prompt or the numbers of prompts differ; if the scheduler has
-                no such run; if a size is no multiple of 8, or a shape does not fit.
+            ValueError: If there is no prompt or the numbers of prompts differ; if the guidance is
+                not finite; if the scheduler has no such run; if a size is no multiple of 8, or a
+                shape does not fit.
         """
         prompts, negative_prompts = _pair(prompt, negative_prompt)
+        if not math.isfinite(guidance_scale):
+            raise ValueError(f"guidance_scale is {guidance_scale}, expected a finite number")
         run = self.scheduler.start(num_inference_steps)
         shape = (len(prompts), *self.latents_shape(height, width))
         _check_shape("latents", latents, shape)

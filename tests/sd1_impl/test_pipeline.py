@@ -364,6 +364,7 @@ BAD_INPUTS = {
     "height": ({"height": 60}, "height is 60, expected a multiple of 8"),
     "width": ({"width": 100}, "width is 100, expected a multiple of 8"),
     "zero": ({"height": 0}, "height is 0, expected a multiple of 8"),
+    "nan": ({"guidance_scale": float("nan")}, "guidance_scale is nan, expected a finite number"),
     "no-prompt": ({"prompt": []}, "there is no prompt"),
     "negatives": ({"negative_prompt": ["a", "b"]}, "2 negative prompts for 1 prompts: expected"),
     "latents": ({"latents": torch.zeros(1, 4, 8, 9)}, r"\(1, 4, 8, 9\), expected \(1, 4, 8, 8\)"),
