@@ -114,8 +114,8 @@ def judge_output(
         ratios[worst],
         tolerance.verdict(ratios[worst]),
         approximate=False,
-        rms=_rms(value),
-        max_abs=_max_abs(value),
+        rms=rms_of(value),
+        max_abs=max_abs_of(value),
         note=_not_finite(value) or ("" if worst == 0 else f"worst {METRICS[worst]}"),
     )
 
@@ -137,7 +137,7 @@ def judge_large(
         worst element at the edges.
     """
     record = judge_kept(name, Large.of(value, truth.edge), truth, noise, arithmetic)
-    record.rms, record.max_abs = _rms(value), _max_abs(value)
+    record.rms, record.max_abs = rms_of(value), max_abs_of(value)
     record.note = _not_finite(value) or record.note
     return record
 
@@ -229,8 +229,8 @@ def judge_probe(
         ratio,
         tolerance.verdict(ratio),
         approximate=True,
-        rms=_rms(value),
-        max_abs=_max_abs(value),
+        rms=rms_of(value),
+        max_abs=max_abs_of(value),
         note=_not_finite(value),
     )
 
@@ -248,10 +248,12 @@ def _not_finite(value: np.ndarray) -> str:
     return f"{count} of {value.size} values are not finite" if count else ""
 
 
-def _rms(value: np.ndarray) -> float:
+def rms_of(value: np.ndarray) -> float:
+    """Return the root mean square of a tensor."""
     with np.errstate(all="ignore"):
         return float(np.sqrt(np.mean(np.square(value, dtype=np.float64)))) if value.size else 0.0
 
 
-def _max_abs(value: np.ndarray) -> float:
+def max_abs_of(value: np.ndarray) -> float:
+    """Return the largest magnitude of a tensor of a signed type."""
     return float(max(-value.min(), value.max())) if value.size else 0.0

@@ -129,8 +129,11 @@ class Golden:
         if not np.isfinite(noise).all():
             where = self.probes[int(np.argmin(np.isfinite(noise)))]
             return f"reference overflows in {arithmetic} at {where}"
-        sketched = [n for n in self.probes if self.sketched_output(n) is not None]
-        rows = {n: noise[[self.probes.index(n)]] for n in sketched}
+        rows = {
+            name: noise[[i]]
+            for i, name in enumerate(self.probes)
+            if self.sketched_output(name) is not None
+        }
         for name, units in (self.output_noise[arithmetic] | rows).items():
             norm = float(units[0])
             if not np.isfinite(units).all():

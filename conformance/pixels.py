@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from conformance import tolerance
-from conformance.compare import Record
+from conformance.compare import Record, rms_of
 
 LEVELS = 255
 _OFF = 0.2
@@ -44,7 +44,7 @@ def judge_pixels(
         levels = np.moveaxis(image.astype(np.float64), 1, -1) * LEVELS
         signed = value.astype(np.float64) - levels
         beyond = np.maximum(np.abs(signed) - 0.5, 0.0)
-        rms = float(np.sqrt(np.mean(np.square(levels))))
+        rms = rms_of(levels)
     unit = max(noise, tolerance.floor(arithmetic)) * rms
     ratio = float(np.max(beyond)) / unit
     verdict = tolerance.verdict(ratio)
@@ -61,7 +61,7 @@ def judge_pixels(
         ratio,
         verdict,
         approximate=False,
-        rms=float(np.sqrt(np.mean(np.square(value, dtype=np.float64)))),
+        rms=rms_of(value),
         max_abs=float(value.max()),
         note=note.rstrip("; "),
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from conformance import tolerance
-from conformance.compare import Record
+from conformance.compare import Record, max_abs_of, rms_of
 from conformance.tolerance import HALVES
 
 
@@ -51,7 +51,7 @@ def judge_table(
         ratio,
         verdict,
         approximate=False,
-        rms=float(np.sqrt(np.mean(np.square(value, dtype=np.float64)))),
-        max_abs=float(np.max(np.abs(value))),
+        rms=rms_of(value),
+        max_abs=max_abs_of(value),
         note=note if verdict == "fail" else "",
     )

@@ -93,16 +93,16 @@ def load_pipeline(
     module = nn.ModuleDict(
         {name: assign_weights(m, weights.part(name), dtype, device) for name, m in parts.items()}
     )
-    return PipelineComponent(partial(_draw, module), dtype, device, module)
+    return PipelineComponent(partial(_draw, CLIPTokenizer(), module), dtype, device, module)
 
 
-def _draw(module: Any, inputs: Mapping[str, Any], observe: Observe) -> None:
+def _draw(
+    tokenizer: CLIPTokenizer, module: Any, inputs: Mapping[str, Any], observe: Observe
+) -> None:
     """Run the pipeline; what its callback and its picture hold is all that there is to see."""
     config = inputs["config"]
     scheduler = make_scheduler(config["scheduler"], config)
-    pipe = Text2Image(
-        CLIPTokenizer(), module["text_encoder"], module["unet"], module["vae"], scheduler
-    )
+    pipe = Text2Image(tokenizer, module["text_encoder"], module["unet"], module["vae"], scheduler)
     watch = module["vae"].post_quant_conv.register_forward_pre_hook(
         lambda _, args: observe("vae.post_quant_conv.input", args[0])
     )
