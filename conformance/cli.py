@@ -3,36 +3,33 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import math
 import os
 import sys
-from collections.abc import Callable
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
-from conformance import __version__
-from conformance.case import Case, all_cases, find_case, select_cases
-from conformance.errors import ExitCode, SuiteError, UsageError, unknown_name
+from conformance import __version__, cli_golden
+from conformance.case import Case, find_case
+from conformance.cli_common import add_selection, command, selected, split
+from conformance.errors import ExitCode, SuiteError, unknown_name
 from conformance.execution import Execution, items
-from conformance.golden import Golden, load_golden
-from conformance.lint import lint
+from conformance.golden import SPLICE, TRACE, Golden, load_golden
 from conformance.port import Hello, greet, known_ports, resolve
 from conformance.report.terminal import verdict_lines
 from conformance.report.text import shorten
 from conformance.results import DEFAULT_OUT, Results, exit_code
 from conformance.runner import Result, Runner, run_all
-from conformance.spec import FOLDER_COMPONENTS, checkpoint_shapes
 from conformance.tolerance import ARITHMETICS, LIMIT
-from conformance.variants import NO_VARIANT, parse_variant, variant_names
+from conformance.traces import find_traces, have_oracle
 from conformance.vocabulary import Vocabulary
 
 BACKENDS = ("sdpa",)
-MODES = ("trace",)
+MODES = (SPLICE, TRACE)
+"""In the order in which they are run: a trace is explained by what splicing found."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -66,76 +63,28 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    run = _command(commands, "run", _run, "judge a port")
+    run = command(commands, "run", _run, "judge a port")
     run.add_argument("port", nargs="?", default="sd1_impl", metavar="PORT", help="default sd1_impl")
-    _add_selection(run)
+    add_selection(run)
     run.add_argument("--dtype", default="float32", help="arithmetics, default float32")
     run.add_argument("--device", default="cpu", help="device of the port, default cpu")
     run.add_argument("--backend", default="sdpa", help="attention backends, default sdpa")
-    run.add_argument("--mode", default="trace", help="default trace")
+    run.add_argument("--mode", help="trace, splice; default both, where splice is possible")
+    run.add_argument("--traces", type=Path, metavar="DIR", help="trace packs for splice mode")
     run.add_argument("--out", type=Path, default=DEFAULT_OUT, help="folder of the report")
     run.add_argument("--resume", action="store_true", help="go on with the run in --out")
 
-    listing = _command(commands, "list", _list, "print case ids")
-    _add_selection(listing)
+    listing = command(commands, "list", _list, "print case ids")
+    add_selection(listing)
     listing.add_argument("--all", action="store_true", help="every variant, sd1 too")
 
-    show = _command(commands, "show", _show, "print what a golden holds")
+    show = command(commands, "show", _show, "print what a golden holds")
     show.add_argument("case", metavar="CASE", help="component/variant/scenario")
 
-    _command(commands, "ports", _ports, "print the ports that can be named")
+    command(commands, "ports", _ports, "print the ports that can be named")
 
-    weights = _command(commands, "weights", None, "weights from the recipe")
-    weights_commands = weights.add_subparsers(required=True, metavar="COMMAND")
-    export = _command(
-        weights_commands, "export", _weights_export, "write them as a diffusers folder"
-    )
-    export.add_argument("--variant", required=True)
-    export.add_argument("--out", type=Path, required=True)
-
-    golden = _command(commands, "golden", None, "record and check goldens")
-    golden_commands = golden.add_subparsers(required=True, metavar="COMMAND")
-    record = _command(golden_commands, "record", _golden_record, "record goldens from the oracle")
-    _add_selection(record)
-    record.add_argument("--spec", action="store_true", help="golden/spec/ instead of goldens")
-    _add_selection(
-        _command(golden_commands, "verify", _golden_verify, "derive goldens again and compare")
-    )
-    checks = _command(golden_commands, "lint", _golden_lint, "look for goldens that prove nothing")
-    checks.add_argument("--full-size", action="store_true", help="look for dead weights in sd1 too")
-    honest = _command(
-        golden_commands, "honest", _golden_honest, "measure honest evaluations against the limit"
-    )
-    _add_selection(honest)
+    cli_golden.add_commands(commands)
     return parser
-
-
-def _command(
-    commands: Any, name: str, function: Callable[[argparse.Namespace], int] | None, text: str
-) -> argparse.ArgumentParser:
-    parser: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text)
-    if function is not None:
-        parser.set_defaults(command=function)
-    return parser
-
-
-def _add_selection(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("-k", metavar="EXPR", help="words in the case id with and, or, not")
-    parser.add_argument("--component", help="globs, comma-separated")
-    parser.add_argument("--variant", help="globs, comma-separated; default tiny*,odd*")
-    parser.add_argument("--scenario", help="globs, comma-separated")
-
-
-def split(text: str | None) -> list[str] | None:
-    """Split a comma-separated option; None stays None."""
-    return None if text is None else [part.strip() for part in text.split(",") if part.strip()]
-
-
-def selected(arguments: argparse.Namespace) -> list[Case]:
-    """Return the cases that the selection options name."""
-    return select_cases(
-        split(arguments.component), split(arguments.variant), split(arguments.scenario), arguments.k
-    )
 
 
 def executions(dtype: str, device: str, backend: str, mode: str, hello: Hello) -> list[Execution]:
@@ -157,9 +106,20 @@ def executions(dtype: str, device: str, backend: str, mode: str, hello: Hello) -
         Execution(d, where, b, m)
         for where in split(device) or []
         for b in split(backend) or []
-        for m in split(mode) or []
+        for m in sorted(split(mode) or [], key=MODES.index)
         for d in split(dtype) or []
     ]
+
+
+def default_modes(hello: Hello, packs: Path | None = None) -> str:
+    """Return both modes, or trace alone where nothing could be spliced.
+
+    Args:
+        hello: What the port offers.
+        packs: Folder of trace packs, or None.
+    """
+    possible = hello.probes and hello.replace and (packs is not None or have_oracle())
+    return ",".join(MODES) if possible else TRACE
 
 
 def scope_of(judged: list[tuple[Case, Execution]]) -> str:
@@ -183,12 +143,11 @@ def scope_of(judged: list[tuple[Case, Execution]]) -> str:
 def _run(arguments: argparse.Namespace) -> int:
     cases = selected(arguments)
     port = resolve(arguments.port)
-    runner = Runner(port)
+    runner = Runner(port, find_traces(arguments.traces) if arguments.traces else None)
     if arguments.component is None:  # what is not offered, and not asked for by name, is no skip
         cases = [c for c in cases if c.component in runner.hello.components] or cases
-    runs = executions(
-        arguments.dtype, arguments.device, arguments.backend, arguments.mode, runner.hello
-    )
+    mode = arguments.mode or default_modes(runner.hello, arguments.traces)
+    runs = executions(arguments.dtype, arguments.device, arguments.backend, mode, runner.hello)
     judged = list(items(cases, runs))
     ids = [execution.item_id(case) for case, execution in judged]
     results = Results(
@@ -292,81 +251,6 @@ def _ports(_: argparse.Namespace) -> int:
                 f"{', '.join(hello.arithmetics)}; {', '.join(hello.devices)} ({target})"
             )
     return 0
-
-
-def _weights_export(arguments: argparse.Namespace) -> int:
-    if arguments.variant == NO_VARIANT:
-        raise unknown_name("variant", NO_VARIANT, variant_names())
-    variant = parse_variant(arguments.variant)
-    plain = parse_variant(variant.name.removesuffix("-inpaint"))  # for all but the UNet
-    for name, component in FOLDER_COMPONENTS.items():
-        own = variant if variant.name in variant_names(component) else plain
-        folder = own.weights(component).export(arguments.out / name)
-        count = sum(math.prod(s) for s in checkpoint_shapes(name, own.size).values())
-        print(f"{folder}: {count:,} parameters, float32, {own.name}")
-    return 0
-
-
-def _oracle_module(name: str) -> Any:
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        message = f"this command needs the oracle: {error} (pip install 'sd1-conformance[oracle]')"
-        raise UsageError(message) from error
-
-
-def _by_variant(cases: list[Case]) -> list[list[Case]]:
-    return [list(g) for _, g in groupby(cases, key=lambda c: (c.component, c.variant.name))]
-
-
-def _say(text: str) -> None:
-    print(text, flush=True)
-
-
-def _golden_record(arguments: argparse.Namespace) -> int:
-    record = _oracle_module("conformance.record")
-    if arguments.spec:
-        record.write_spec(_oracle_module("conformance.discover").derive_spec())
-        return 0
-    for group in _by_variant(selected(arguments)):
-        record.write(record.record_variant(group, _say))
-    return 0
-
-
-def _golden_verify(arguments: argparse.Namespace) -> int:
-    record = _oracle_module("conformance.record")
-    verify = _oracle_module("conformance.verify")
-    wrong = 0
-    for group in _by_variant(selected(arguments)):
-        stored = {case.id: load_golden(case) for case in group if not case.refused}
-        for case_id, golden in record.record_variant(group, _say).items():
-            problem = verify.disagreement(stored[case_id], golden)
-            wrong += problem is not None
-            print(f"{case_id}: {problem or 'agrees with the oracle'}", flush=True)
-    return int(ExitCode.BROKEN if wrong else ExitCode.CONFORMANT)
-
-
-def _golden_lint(arguments: argparse.Namespace) -> int:
-    problems = lint(_say)
-    try:
-        liveness = importlib.import_module("conformance.liveness")
-    except ImportError as error:
-        print(f"dead weights were not looked for: {error}")
-    else:
-        for group in _by_variant(all_cases()):
-            variant = group[0].variant
-            networks = variant.regime == "unit" and group[0].is_network
-            if networks and (arguments.full_size or not group[0].full_size):
-                problems += liveness.dead_parameters(group, _say)
-    for problem in problems:
-        print(f"lint: {problem}")
-    print(f"{len(problems)} problems")
-    return int(ExitCode.BROKEN if problems else ExitCode.CONFORMANT)
-
-
-def _golden_honest(arguments: argparse.Namespace) -> int:
-    fairness = _oracle_module("conformance.fairness")
-    return 1 if fairness.measure_all(selected(arguments), _say) else 0
 
 
 if __name__ == "__main__":

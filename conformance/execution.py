@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from conformance.case import Case
+from conformance.golden import TRACE
 
 
 @dataclass(frozen=True)
@@ -16,13 +17,13 @@ class Execution:
         dtype: Arithmetic asked of the port.
         device: Device asked of the port.
         backend: Attention backend.
-        mode: `trace`. A scheduler has no attention and one mode: both are empty.
+        mode: `trace` or `splice`. A scheduler has no attention and one mode: both are empty.
     """
 
     dtype: str = "float32"
     device: str = "cpu"
     backend: str = "sdpa"
-    mode: str = "trace"
+    mode: str = TRACE
 
     def item_id(self, case: Case) -> str:
         """Return the id of a case run this way, `unet/tiny/base[float32-cpu-sdpa-trace]`."""

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass, field
-from functools import cache
-from pathlib import Path
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jsonschema import Draft202012Validator
 from safetensors.numpy import load, save
 
-from conformance.errors import GoldenError
+from conformance.errors import GoldenError, UnsupportedError
 from conformance.large import Large
+from conformance.manifest import golden_path, manifest, manifest_path
 from conformance.sampling import TABLES
-from conformance.spec import golden_root
 from conformance.tolerance import ARITHMETICS, LIMIT
 
 if TYPE_CHECKING:
@@ -24,6 +21,8 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 SOURCE = "diffusers/transformers in float64"
+TRACE, SPLICE = "trace", "splice"
+"""Modes: errors add up as in use, or each layer's own alone (every probe is set right)."""
 
 
 @dataclass
@@ -52,6 +51,10 @@ class Golden:
         tables: Probes that are judged entry by entry, float64.
         table_noise: By arithmetic and table, float32: relative noise of each entry.
         coefficients: Of a scheduler's steps by name, `samples#3`: those of `terms.TERMS`.
+        splice_noise: As `noise`, where every probe is overwritten by the oracle's value once it
+            was observed: noise of the layer itself. Empty where a case has no splice mode.
+        splice_output_noise: As `output_noise`, in splice mode.
+        kills: Ids of the mutants that the case is claimed to kill.
     """
 
     case: str
@@ -72,6 +75,9 @@ class Golden:
     tables: dict[str, np.ndarray] = field(default_factory=dict)
     table_noise: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
     coefficients: dict[str, np.ndarray] = field(default_factory=dict)
+    splice_noise: dict[str, np.ndarray] = field(default_factory=dict)
+    splice_output_noise: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
+    kills: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         if not self.output_names:
@@ -105,6 +111,19 @@ class Golden:
             name: self.sketched[name] if name in self.sketched else kept[name].shape
             for name in self.output_names
         }
+
+    def in_mode(self, mode: str) -> Golden:
+        """Return the golden that a mode is judged by: in `splice`, noise is that of splicing.
+
+        Raises:
+            UnsupportedError: The case has no such mode.
+        """
+        if mode != SPLICE:
+            return self
+        if not self.splice_noise:
+            message = f"{self.case} has no splice mode"
+            raise UnsupportedError(message)
+        return replace(self, noise=self.splice_noise, output_noise=self.splice_output_noise)
 
     def output_norm(self, name: str) -> float:
         """Return the L2 norm of an output."""
@@ -166,6 +185,15 @@ class Golden:
             },
             **{f"noise.{a}.trace": noise.astype(np.float32) for a, noise in self.noise.items()},
             **{
+                f"noise.{a}.splice": noise.astype(np.float32)
+                for a, noise in self.splice_noise.items()
+            },
+            **{
+                f"noise.{a}.splice_output.{name}": noise
+                for a, outputs in self.splice_output_noise.items()
+                for name, noise in outputs.items()
+            },
+            **{
                 f"noise.{a}.output.{name}": noise
                 for a, outputs in self.output_noise.items()
                 for name, noise in outputs.items()
@@ -183,6 +211,8 @@ class Golden:
             "outputs": self.output_names,
             "provenance": self.provenance,
         }
+        if self.kills:
+            facts["kills"] = self.kills
         if self.sketched:
             facts["sketched"] = self.sketched
         if self.large:
@@ -212,6 +242,8 @@ class Golden:
         noise: dict[str, np.ndarray] = {}
         output_noise: dict[str, dict[str, np.ndarray]] = {}
         table_noise: dict[str, dict[str, np.ndarray]] = {}
+        splice_noise: dict[str, np.ndarray] = {}
+        splice_output_noise: dict[str, dict[str, np.ndarray]] = {}
         for key in sorted(arrays, key=_arithmetic_first):
             array = arrays[key]
             if key.startswith("noise."):
@@ -219,6 +251,11 @@ class Golden:
                 output_noise.setdefault(arithmetic, {})
                 if what == "trace":
                     noise[arithmetic] = array.astype(np.float64)
+                elif what == "splice":
+                    splice_noise[arithmetic] = array.astype(np.float64)
+                    splice_output_noise.setdefault(arithmetic, {})
+                elif what == "splice_output":
+                    splice_output_noise.setdefault(arithmetic, {})[rest[0]] = array
                 elif what == "table":
                     wide = array.astype(np.float64)
                     table_noise.setdefault(arithmetic, {})[rest[0]] = wide
@@ -248,6 +285,9 @@ class Golden:
             tables={n: arrays[f"table.{n}"] for n in TABLES if f"table.{n}" in arrays},
             table_noise=table_noise,
             coefficients=_with_prefix(arrays, "coefficients."),
+            splice_noise=splice_noise,
+            splice_output_noise=splice_output_noise,
+            kills=facts.get("kills", []),
         )
 
 
@@ -262,63 +302,6 @@ def _arithmetic_first(key: str) -> tuple[int, str]:
     """Order noise by arithmetic, widest first."""
     arithmetic = next((i for i, a in enumerate(ARITHMETICS) if f".{a}." in key), -1)
     return arithmetic, key
-
-
-def golden_path(case_id: str) -> Path:
-    """Return where the golden of a case lies."""
-    return golden_root() / f"{case_id}.safetensors"
-
-
-def manifest_path() -> Path:
-    """Return where the manifest lies."""
-    return golden_root() / "manifest.json"
-
-
-@cache
-def _validator() -> Draft202012Validator:
-    path = Path(__file__).parent / "schemas" / "manifest.schema.json"
-    return Draft202012Validator(json.loads(path.read_text(encoding="utf-8")))
-
-
-def read_manifest() -> dict[str, Any]:
-    """Read and check `golden/manifest.json`.
-
-    Raises:
-        GoldenError: It is missing, not JSON, or breaks its schema.
-    """
-    path = manifest_path()
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError) as error:
-        message = f"{path}: {error}; restore it from the repository or run golden record"
-        raise GoldenError(message) from error
-    problem = next(_validator().iter_errors(manifest), None)
-    if problem is not None:
-        message = f"{path}: {problem.json_path}: {problem.message[:200]}"
-        raise GoldenError(message)
-    return manifest
-
-
-def manifest_digest() -> str:
-    """Return the SHA-256 of the manifest: which goldens a run was judged by.
-
-    Raises:
-        GoldenError: There is no valid manifest.
-    """
-    read_manifest()
-    return hashlib.sha256(manifest_path().read_bytes()).hexdigest()
-
-
-@cache
-def _cached_manifest(_stamp: tuple[str, int]) -> dict[str, Any]:
-    return read_manifest()
-
-
-def manifest() -> dict[str, Any]:
-    """Return the manifest, read again only when the file has changed."""
-    path = manifest_path()
-    stamp = path.stat().st_mtime_ns if path.exists() else 0
-    return _cached_manifest((str(path), stamp))
 
 
 def load_golden(case: Case) -> Golden:

@@ -14,15 +14,9 @@ import numpy as np
 from conformance.case import Case, all_cases
 from conformance.compare import Record, judge_kept, judge_output
 from conformance.errors import GoldenError
-from conformance.golden import (
-    Golden,
-    check_inputs,
-    golden_path,
-    load_golden,
-    manifest_path,
-    read_manifest,
-)
+from conformance.golden import Golden, check_inputs, load_golden
 from conformance.large import Large
+from conformance.manifest import golden_path, manifest_path, read_manifest
 from conformance.pixels import LEVELS
 from conformance.recipe import digest
 from conformance.spec import golden_root

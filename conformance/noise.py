@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from conformance import oracle
-from conformance.adapters.torch_module import to_numpy
+from conformance.adapters.torch_module import Callback, to_numpy
 from conformance.case import Case
 from conformance.compare import METRICS, relative_error, whole_errors
 from conformance.honest import (
@@ -44,7 +44,12 @@ class Errors:
 
 
 def measure(
-    component: Component, case: Case, truth: oracle.Truth, evaluation: Evaluation
+    component: Component,
+    case: Case,
+    truth: oracle.Truth,
+    evaluation: Evaluation,
+    *,
+    splice: bool = False,
 ) -> Errors:
     """Evaluate the reference once and measure it against the truth.
 
@@ -53,6 +58,7 @@ def measure(
         case: The case.
         truth: What the oracle computed.
         evaluation: How to compute.
+        splice: Overwrite each probe with the truth once it was measured: errors do not add up.
 
     Returns:
         Relative errors; not finite where the evaluation is not.
@@ -72,14 +78,25 @@ def measure(
     def collect(name: str, tensor: Tensor) -> None:
         pieces.setdefault(name, []).append(tensor.clone())
 
+    def spliced(note: Callable[[str, Tensor], None], sample: int | None) -> Callback:
+        def replacing(name: str, tensor: Tensor) -> Tensor:
+            note(name, tensor)
+            wanted = truth.probes[name]
+            own = wanted if sample is None or not wanted.ndim else wanted[sample : sample + 1]
+            return own.to(tensor.dtype)
+
+        return replacing
+
     guard = oracle.Float64Guard() if component.dtype is torch.float64 else nullcontext()
     inputs = case.inputs()
     batches = [
         component.tensors(b) for b in (_split(case, inputs) if evaluation.split else [inputs])
     ]
     with torch.no_grad(), guard, evaluation.around(component.module):
-        callback = collect if evaluation.split else compare
-        for tensors in batches:
+        note = collect if evaluation.split else compare
+        for i, tensors in enumerate(batches):
+            sample = i if evaluation.split else None
+            callback = spliced(note, sample) if splice else note
             outputs = component.traced(tensors, list(truth.probes), callback)
             for name, tensor in outputs.items():
                 collected.setdefault(name, []).append(tensor)

@@ -1,7 +1,8 @@
 """The pytest plugin: the matrix as items, the report as for `sd1-conformance run`.
 
 A test that asks for `sd1_item` is parametrised over the selected cases and executions; calling
-`sd1_judge(sd1_item)` runs one and passes, fails or skips as the verdict says.
+`sd1_judge(sd1_item)` runs one and passes, fails or skips as the verdict says. `sd1_block` is the
+same for splice mode, one item per named block: one run of the case serves them all.
 """
 
 from __future__ import annotations
@@ -10,23 +11,27 @@ import importlib.util
 import json
 import os
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from conformance.blocks import block_names, of_block
 from conformance.case import Case, select_cases
-from conformance.cli import executions, scope_of, split
+from conformance.cli import default_modes, executions, scope_of
+from conformance.cli_common import split
 from conformance.errors import SuiteError
 from conformance.execution import Execution, items
+from conformance.golden import SPLICE
 from conformance.port import BUILTIN, Hello, Port, resolve
 from conformance.report.terminal import verdict_lines
 from conformance.report.words import rerun_command
 from conformance.results import DEFAULT_OUT, Results, environment
 from conformance.runner import Result, Runner
+from conformance.traces import NO_SPLICE, find_traces
 
-Item = tuple[Case, Execution]
+Item = tuple[Case, Execution] | tuple[Case, Execution, str]
 
 DEFAULT_DTYPES = "float32,float64"
 CUDA_DTYPES = ("float32", "bfloat16", "float16")
@@ -43,6 +48,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--sd1-dtype", default=DEFAULT_DTYPES, help="arithmetics, comma-separated")
     group.addoption("--sd1-device", default="cpu", help="device of the port")
     group.addoption("--sd1-variant", default=None, help="globs; default tiny*,odd*")
+    group.addoption("--sd1-mode", default=None, help="trace, splice; default both, if possible")
+    group.addoption("--sd1-traces", default=None, help="folder of trace packs for splice mode")
     group.addoption("--sd1-out", default=str(DEFAULT_OUT), help="folder of the report")
 
 
@@ -66,19 +73,25 @@ def selection(config: pytest.Config) -> tuple[list[Case], list[Execution]]:
     option = config.getoption
     cases = select_cases(variants=split(option("--sd1-variant")))
     hello = _port(config).hello()
-    return cases, executions(option("--sd1-dtype"), option("--sd1-device"), "sdpa", "trace", hello)
+    mode = option("--sd1-mode") or default_modes(hello, _packs(config))
+    return cases, executions(option("--sd1-dtype"), option("--sd1-device"), "sdpa", mode, hello)
+
+
+def _packs(config: pytest.Config) -> Path | None:
+    folder = config.getoption("--sd1-traces")
+    return Path(folder) if folder else None
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Take the scope from the items that are left after `-k` and `-m`."""
     parameters = [getattr(item, "callspec", None) for item in session.items]
-    chosen = [p.params.get("sd1_item") or p.params.get("sd1_cuda_item") for p in parameters if p]
+    chosen = [p.params.get(name) for p in parameters if p for name in _JUDGED]
     judged: list[Item] = [item for item in chosen if item is not None]
-    session.config.stash[_SCOPE] = scope_of(judged)
+    session.config.stash[_SCOPE] = scope_of([(item[0], item[1]) for item in judged])
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Parametrise `sd1_item`, `sd1_cuda_item` and `sd1_case`."""
+    """Parametrise `sd1_block`, `sd1_item`, `sd1_cuda_item` and `sd1_case`."""
     for fixture, make in _PARAMETERS.items():
         if fixture in metafunc.fixturenames:
             metafunc.parametrize(fixture, _parameters(metafunc.config, make))
@@ -100,7 +113,19 @@ def _skipped(reason: str) -> Any:
 
 
 def _items(config: pytest.Config) -> list[Any]:
-    return [_item(case, run) for case, run in items(*selection(config))]
+    chosen = items(*selection(config))
+    return [_item(case, run) for case, run in chosen if run.mode != SPLICE]
+
+
+def _blocks(config: pytest.Config) -> list[Any]:
+    chosen = [(case, run) for case, run in items(*selection(config)) if run.mode == SPLICE]
+    if not chosen:
+        return [_skipped(f"splice mode is not among the modes, or impossible: {NO_SPLICE}")]
+    return [
+        pytest.param((case, run, block), id=f"{run.item_id(case)}::{block}", marks=_group(case))
+        for case, run in chosen
+        for block in block_names(case)
+    ]
 
 
 def _cuda_items(config: pytest.Config) -> list[Any]:
@@ -120,7 +145,13 @@ def _cases(config: pytest.Config) -> list[Any]:
     return [pytest.param(c, id=c.id, marks=_group(c)) for c in cases]
 
 
-_PARAMETERS = {"sd1_item": _items, "sd1_cuda_item": _cuda_items, "sd1_case": _cases}
+_JUDGED = ("sd1_block", "sd1_item", "sd1_cuda_item")
+_PARAMETERS = {
+    "sd1_block": _blocks,
+    "sd1_item": _items,
+    "sd1_cuda_item": _cuda_items,
+    "sd1_case": _cases,
+}
 
 
 def _group(case: Case) -> pytest.MarkDecorator:
@@ -131,15 +162,40 @@ def _group(case: Case) -> pytest.MarkDecorator:
 @pytest.fixture(scope="session")
 def sd1_runner(pytestconfig: pytest.Config) -> Runner:
     """Run cases on the port under test."""
-    return Runner(_port(pytestconfig))
+    folder = _packs(pytestconfig)
+    return Runner(_port(pytestconfig), find_traces(folder) if folder else None)
+
+
+@pytest.fixture(scope="session")
+def sd1_spliced(sd1_runner: Runner) -> Callable[[Case, Execution], Result]:
+    """Run a case in splice mode once for all its blocks."""
+    last: dict[str, Result] = {}
+
+    def run(case: Case, execution: Execution) -> Result:
+        key = execution.item_id(case)
+        if key not in last:
+            last.clear()
+            last[key] = sd1_runner.run(case, execution)
+            return last[key]
+        return replace(last[key], seconds=0.0)
+
+    return run
 
 
 @pytest.fixture
-def sd1_judge(sd1_runner: Runner, request: pytest.FixtureRequest) -> Callable[[Item], None]:
+def sd1_judge(
+    sd1_runner: Runner,
+    sd1_spliced: Callable[[Case, Execution], Result],
+    request: pytest.FixtureRequest,
+) -> Callable[[Item], None]:
     """Judge one item: pass, fail, skip or raise as its verdict says, and report it."""
 
     def judge(item: Item) -> None:
-        result = sd1_runner.run(*item)
+        case, execution, *block = item
+        if block:
+            result = of_block(sd1_spliced(case, execution), block[0])
+        else:
+            result = sd1_runner.run(case, execution)
         payload = {
             "line": result.as_json(),
             "hello": asdict(sd1_runner.hello),
@@ -156,7 +212,7 @@ def _conclude(result: Result, port: str) -> None:
     if result.verdict == "skip":
         pytest.skip(result.message)
     if result.verdict in {"fail", "error"}:
-        again = rerun_command(port, result.execution.item_id(result.case))
+        again = rerun_command(port, result.item_id)
         text = [f"{result.verdict}: {result.message}", result.detail, f"run it alone: {again}"]
         pytest.fail("\n".join(filter(None, text)), pytrace=False)
 

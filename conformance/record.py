@@ -19,10 +19,11 @@ from conformance import oracle, spec, terms
 from conformance.adapters.torch_module import DTYPES, to_numpy
 from conformance.case import Case, all_cases
 from conformance.errors import GoldenError
-from conformance.golden import FORMAT, SOURCE, Golden, golden_path, manifest_path
+from conformance.golden import FORMAT, SOURCE, SPLICE, TRACE, Golden
 from conformance.honest import FLOATS, HELD_OUT
 from conformance.judge import IMAGE
 from conformance.large import EDGE, PICTURE_EDGE, WHOLE_LIMIT, Large
+from conformance.manifest import golden_path, manifest_path
 from conformance.noise import Errors, calibrations, measure, noise_of, worst_of, worst_ratio
 from conformance.recipe import SEED, digest
 from conformance.sampling import (
@@ -36,6 +37,8 @@ from conformance.tolerance import ARITHMETICS, LIMIT
 from conformance.variants import Variant
 
 Say = Callable[[str], None]
+Noise = dict[str, dict[str, Errors]]
+"""By mode and arithmetic."""
 
 _MOST_HALF_STEPS = 100
 
@@ -122,21 +125,27 @@ def record_variant(cases: list[Case], say: Say) -> dict[str, Golden]:
     for case in cases:
         truths[case.id] = reference.truth(case)
         say(f"{case.id}: oracle")
-    noise: dict[str, dict[str, Errors]] = {case.id: {} for case in cases}
+    noise: dict[str, Noise] = {case.id: {mode: {} for mode in modes(case)} for case in cases}
     for arithmetic in ARITHMETICS:
         for case in cases:
             if arithmetic not in arithmetics(case):
                 continue
             component = reference.build(arithmetic)
             truth = truths[case.id]
-            runs = [
-                measure(component, case, truth, e)
-                for e in calibrations(component, case, arithmetic)
-            ]
-            noise[case.id][arithmetic] = worst_of(runs)
-            _refuse_unfair(case, arithmetic, component, truth, noise[case.id])
-            say(f"{case.id}: {arithmetic}, {len(runs)} evaluations")
+            for mode, units in noise[case.id].items():
+                runs = [
+                    measure(component, case, truth, e, splice=mode == SPLICE)
+                    for e in calibrations(component, case, arithmetic)
+                ]
+                units[arithmetic] = worst_of(runs)
+                _refuse_unfair(case, arithmetic, component, truth, mode, units)
+                say(f"{case.id}: {arithmetic}, {mode}, {len(runs)} evaluations")
     return {case.id: _golden(case, truths[case.id], noise[case.id]) for case in cases}
+
+
+def modes(case: Case) -> tuple[str, ...]:
+    """Return the modes of a case: what is open loop, or exact, has no splice mode."""
+    return (TRACE, SPLICE) if case.is_network or case.is_pipeline else (TRACE,)
 
 
 def _refuse_unfair(
@@ -144,27 +153,28 @@ def _refuse_unfair(
     arithmetic: str,
     component: oracle.Component,
     truth: oracle.Truth,
+    mode: str,
     noise: dict[str, Errors],
 ) -> None:
     """Hold one evaluation out and refuse the golden if it exceeds half the limit."""
     if arithmetic != "float32" or case.full_size:
         return
     for evaluation in (e for e in HELD_OUT if e.applies(case, arithmetic)):
-        found, where = worst_ratio(
-            measure(component, case, truth, evaluation), noise_of(arithmetic, noise), arithmetic
-        )
+        errors = measure(component, case, truth, evaluation, splice=mode == SPLICE)
+        found, where = worst_ratio(errors, noise_of(arithmetic, noise), arithmetic)
         if not found <= LIMIT / 2:
             message = (
                 f"{case.id}: honest evaluation {evaluation.name!r} has ratio {found:.2f} at "
-                f"{where}, over half the limit ({LIMIT / 2:g}): the golden is refused"
+                f"{where} in {mode} mode, over half the limit ({LIMIT / 2:g}): it is refused"
             )
             raise GoldenError(message)
 
 
-def _golden(case: Case, truth: oracle.Truth, noise: dict[str, Errors]) -> Golden:
+def _golden(case: Case, truth: oracle.Truth, noise: Noise) -> Golden:
     rows = {name: to_numpy(t) for name, t in truth.probes.items() if name not in TABLES}
     outputs = {name: to_numpy(tensor) for name, tensor in truth.outputs.items()}
-    units = {arithmetic: noise_of(arithmetic, noise) for arithmetic in noise}
+    units = {a: noise_of(a, noise[TRACE]) for a in noise[TRACE]}
+    local = {a: noise_of(a, noise[SPLICE]) for a in noise.get(SPLICE, ())}
     sketched = sketched_outputs(case, truth)
     whole = {n: a for n, a in outputs.items() if a.dtype.kind in "iu" or a.size <= WHOLE_LIMIT}
     edge = EDGE
@@ -191,6 +201,8 @@ def _golden(case: Case, truth: oracle.Truth, noise: dict[str, Errors]) -> Golden
         noise={a: np.array([u.probes[name] for name in rows]) for a, u in units.items()},
         output_noise={a: u.outputs for a, u in units.items()},
         provenance=provenance(),
+        splice_noise={a: np.array([u.probes[name] for name in rows]) for a, u in local.items()},
+        splice_output_noise={a: u.outputs for a, u in local.items()},
     )
 
 

@@ -17,7 +17,8 @@ from typing import IO, Any
 from conformance import __version__, spec
 from conformance.case import COMPONENTS, NETWORKS, all_cases
 from conformance.errors import ExitCode, UsageError
-from conformance.golden import manifest_digest
+from conformance.golden import SPLICE, TRACE
+from conformance.manifest import manifest_digest
 from conformance.port import Hello
 from conformance.report.html import write_html
 from conformance.report.junit import write_junit
@@ -232,27 +233,31 @@ def _breaks_contract(line: dict[str, Any]) -> bool:
 
 
 def depth(lines: list[dict[str, Any]]) -> str | None:
-    """Return how deep the port could be looked into: `outputs`, `trace`, or None for not at all."""
-    kinds = {probe["kind"] for line in lines for probe in line["probes"]}
+    """Return how deep the port could be looked into: `outputs`, `trace`, `splice`, or None."""
+    kinds = {(probe["kind"], line["mode"]) for line in lines for probe in line["probes"]}
     if not kinds:
         return None
-    return "trace" if "probe" in kinds else "outputs"
+    if ("probe", SPLICE) in kinds:
+        return SPLICE
+    return TRACE if any(kind == "probe" for kind, _ in kinds) else "outputs"
 
 
 def earliest(lines: list[dict[str, Any]]) -> dict[str, Any] | None:
     """Return the first divergence earliest in execution order; of equals, the clearest.
 
-    Settings of SD v1 come before others: a port that ignores those is told so last.
+    Of a component, what splice mode found comes first. Settings of SD v1 come before others: a
+    port that ignores those is told so last.
     """
     found = [line for line in lines if line["first_divergence"]]
     beyond_sd1 = {case.id for case in all_cases() if case.scenario.asks} if found else set()
 
-    def position(line: dict[str, Any]) -> tuple[int, bool, tuple[int, ...], int, float]:
+    def position(line: dict[str, Any]) -> tuple[int, bool, bool, tuple[int, ...], int, float]:
         component, first = line["component"], line["first_divergence"]
         outputs = [p["name"] for p in line["probes"] if p["kind"] == "output"]
         return (
             COMPONENTS.index(component),
             line["case"].partition("[")[0] in beyond_sd1,
+            line["mode"] != SPLICE,
             spec.place(component, first["probe"]),
             outputs.index(first["probe"]) if first["probe"] in outputs else -1,
             -badness(float(first["ratio"])),

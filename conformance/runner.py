@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Collection
 from contextlib import redirect_stdout
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -17,10 +17,10 @@ from conformance import spec, tolerance
 from conformance.case import Case
 from conformance.compare import Record
 from conformance.contract import call, check_contract, where_raised
+from conformance.divergence import Local, describe, first_divergence
 from conformance.errors import PortError, SuiteError, UnsupportedError
 from conformance.execution import Execution, items
-from conformance.golden import Golden, check_inputs, load_golden
-from conformance.hints import hint_for
+from conformance.golden import SPLICE, Golden, check_inputs, load_golden
 from conformance.judge import (
     ISLAND,
     TIME_PROJ,
@@ -35,6 +35,7 @@ from conformance.recipe import digest
 from conformance.report.text import one_line
 from conformance.sampling import term_and_step
 from conformance.terms import wrong_terms
+from conformance.traces import Traces, find_traces, judged_by
 
 MESSAGE = 600
 """Longest message kept, in characters."""
@@ -53,6 +54,7 @@ class Result:
         first_divergence: The first failing record, as in summary.json.
         seconds: Wall time.
         detail: What a reader wants to see below the message, in several lines.
+        block: The named block that this is about; empty for the whole case.
     """
 
     case: Case
@@ -63,6 +65,13 @@ class Result:
     first_divergence: dict[str, Any] | None = None
     seconds: float = 0.0
     detail: str = ""
+    block: str = ""
+
+    @property
+    def item_id(self) -> str:
+        """Return the id of the item of the matrix."""
+        own = self.execution.item_id(self.case)
+        return f"{own}::{self.block}" if self.block else own
 
     @property
     def worst(self) -> Record | None:
@@ -74,7 +83,7 @@ class Result:
         worst = self.worst
         return {
             "type": "case",
-            "case": self.execution.item_id(self.case),
+            "case": self.item_id,
             "component": self.case.component,
             "variant": self.case.variant.name,
             "scenario": self.case.scenario.name,
@@ -97,10 +106,17 @@ class Result:
 class Runner:
     """Runs cases on one port; keeps the component that was loaded last."""
 
-    def __init__(self, port: Port) -> None:
-        """Ask the port what it offers."""
+    def __init__(self, port: Port, traces: Traces | None = None) -> None:
+        """Ask the port what it offers.
+
+        Args:
+            port: The port.
+            traces: Gives splice mode its values; None to look for the oracle when they are needed.
+        """
         self.port = port
         self.hello = greet(port)
+        self._traces = traces
+        self._local: dict[str, Local] = {}
         self._loaded: tuple[tuple[str, ...], Component] | None = None
         self._live_age: Callable[[Case, Golden], str | None] | None = None
 
@@ -134,13 +150,16 @@ class Runner:
         self._require_offer(case, execution)
         if case.refused:
             return self._expect_refusal(case, execution)
-        golden = load_golden(case)
+        recorded = load_golden(case)
+        golden = recorded.in_mode(execution.mode)
         reason = None if case.exact else golden.why_not_offered(execution.dtype)
         if reason is not None:
             raise UnsupportedError(reason)
         inputs = case.inputs()
         digests = {name: digest(array) for name, array in inputs.items()}
         check_inputs(golden, digests)
+        if execution.mode == SPLICE:
+            return self._run_spliced(case, execution, recorded, inputs)
         component = self._load(case, execution)
         supplied = self._supply(case, golden, execution, inputs)
         plain, _ = call(component, inputs, (), supplied)
@@ -170,6 +189,28 @@ class Runner:
         finite = all(np.isfinite(array).all() for array in plain.values())
         seen = watching(plain, watched, golden, execution.dtype) if finite else ""
         result.message = "; ".join(text for text in (result.message, seen) if text)
+        return result
+
+    def _run_spliced(
+        self, case: Case, execution: Execution, recorded: Golden, inputs: Arrays
+    ) -> Result:
+        """Run once, every probe overwritten by the oracle: each error is the layer's own."""
+        if not (self.hello.probes and self.hello.replace):
+            message = f"{self.hello.name} has no `replace`: splice mode needs it"
+            raise UnsupportedError(message)
+        self._traces = self._traces or find_traces()
+        values = self._traces(case, recorded)
+        golden = judged_by(recorded.in_mode(SPLICE), values)
+        component = self._load(case, execution)
+        outputs, probes = call(component, inputs, golden.asked, values.probes)
+        check_contract(golden, outputs, probes, execution.dtype)
+        records = judge_probes(golden, probes, execution.dtype)
+        records += judge_outputs(golden, outputs, execution.dtype)
+        if not case.is_network:
+            records.sort(key=lambda record: spec.place(case.component, record.name))
+        result = Result(case, execution, "pass", records)
+        self._conclude(result, recorded)
+        self._local[_without_mode(case, execution)] = Local.of(records)
         return result
 
     def _expect_refusal(self, case: Case, execution: Execution) -> Result:
@@ -252,7 +293,8 @@ class Runner:
             result.message = f"{result.case.id}: the golden has aged: {aged}; record it again"
             return
         result.verdict = "fail"
-        result.first_divergence = first_divergence(result)
+        local = self._local.get(_without_mode(result.case, result.execution))
+        result.first_divergence = first_divergence(result, golden, local)
         result.message = describe(result.first_divergence) + result.message
 
     def _golden_age(self, case: Case, golden: Golden) -> str | None:
@@ -264,6 +306,11 @@ class Runner:
         return self._live_age(case, golden)
 
 
+def _without_mode(case: Case, execution: Execution) -> str:
+    """Name a case and how it is run, the mode left out: both modes of it share the name."""
+    return replace(execution, mode="").item_id(case)
+
+
 def explain_steps(golden: Golden, inputs: Arrays, outputs: Arrays, records: list[Record]) -> None:
     """Note on the first wrong step of a scheduler which of its coefficients are wrong."""
     for record in records:
@@ -272,52 +319,6 @@ def explain_steps(golden: Golden, inputs: Arrays, outputs: Arrays, records: list
             found = wrong_terms(golden, inputs, outputs, record, step)
             record.note = "; ".join(text for text in (record.note, found) if text)
             return
-
-
-def first_divergence(result: Result) -> dict[str, Any]:
-    """Describe the earliest failing record of a failing case.
-
-    Args:
-        result: A result with at least one failing record.
-
-    Returns:
-        The object of summary.json. In trace mode the kind is `fault` where the ratio jumps by more
-        than the limit over everything before it (or the shape is wrong, or a value is not
-        finite), else `unexplained`.
-    """
-    index = next(i for i, r in enumerate(result.records) if r.verdict == "fail")
-    record, before = result.records[index], result.records[:index]
-    highest = max([r.ratio for r in before] + [1.0])
-    jumps = not record.ratio <= tolerance.LIMIT * highest
-    good = [r.name for r in before if r.verdict != "fail"]
-    misshapen = record.note.startswith("shape ")
-    usual = "" if misshapen else hint_for(record.name, result.case.component)
-    if result.case.scenario.asks:
-        usual = f"this case asks for {result.case.scenario.asks}, as not in SD v1"
-    if result.case.exact:
-        usual = f"this text hunts: {result.case.scenario.hunts}"
-    hint = "; ".join(text for text in (record.note, usual) if text)
-    if not jumps:
-        hint = f"the error grows gradually up to here; {hint}".rstrip("; ")
-    return {
-        "case": result.execution.item_id(result.case),
-        "probe": record.name,
-        "after": good[-1] if good else None,
-        "ratio": record.ratio,
-        "limit": tolerance.LIMIT,
-        "kind": "fault" if jumps else "unexplained",
-        "hint": hint,
-    }
-
-
-def describe(divergence: dict[str, Any]) -> str:
-    """Return a first divergence in one line."""
-    after = f" (the last good one is {divergence['after']})" if divergence["after"] else ""
-    hint = f": {divergence['hint']}" if divergence["hint"] else ""
-    return (
-        f"first wrong at {divergence['probe']}{after}, ratio {divergence['ratio']:.3g}, limit "
-        f"{divergence['limit']:g}{hint}"
-    )
 
 
 def run_all(

@@ -62,6 +62,18 @@ PIPELINE_STEPS = (
 )
 """What a step of a pipeline computes, in this order: `noise_pred#3` is the fourth guided noise."""
 
+SPLICED_TERMS = (
+    "prompt_embeds",
+    "negative_prompt_embeds",
+    "noise_pred_uncond",
+    "noise_pred_text",
+    "noise_pred",
+    "latents",
+    "vae.post_quant_conv.input",
+    "vae",
+)
+"""Terms of a pipeline that something reads, and that splice mode overwrites."""
+
 _BEFORE_STEPS = (*TEXT_TERMS, *TABLES, "timesteps", "initial_latents")
 _STEP_TERMS = (*SCHEDULER_STEPS, *PIPELINE_STEPS)
 _AFTER_STEPS = ("vae.post_quant_conv.input", "vae", "image", "image_uint8")

@@ -16,6 +16,11 @@ NEEDS_ORACLE = pytest.mark.skipif(
 )
 
 
+def test_layers(sd1_block, sd1_judge):
+    """Every layer of a block, given the oracle's values, makes no more error than the reference."""
+    sd1_judge(sd1_block)
+
+
 def test_golden(sd1_item, sd1_judge):
     """The port agrees with the golden at every probe, in units of noise."""
     sd1_judge(sd1_item)

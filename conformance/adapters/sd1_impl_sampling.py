@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
+from itertools import count
 from typing import TYPE_CHECKING, Any, cast
 
 from torch import Tensor, nn
@@ -13,7 +14,7 @@ from conformance.adapters.torch_module import DTYPES, Load, assign_weights
 from conformance.adapters.torch_sampling import Observe, PipelineComponent, SchedulerComponent
 from conformance.errors import UnsupportedError
 from conformance.sampling import RUN, SCHEDULERS, TABLES, TEXT_TO_IMAGE, step_name
-from sd1_impl.pipeline import Picture, Step, Text2Image
+from sd1_impl.pipeline import Prompts, Text2Image
 from sd1_impl.schedulers import SCHEDULERS as ALGORITHMS
 from sd1_impl.tokenizer import CLIPTokenizer
 
@@ -96,20 +97,85 @@ def load_pipeline(
     return PipelineComponent(partial(_draw, CLIPTokenizer(), module), dtype, device, module)
 
 
+class _Watched(Text2Image):
+    """The pipeline, each of whose terms is shown at once: whoever looks may overwrite it."""
+
+    def __init__(self, observe: Observe, *parts: Any) -> None:
+        super().__init__(*parts)
+        self.observe = observe
+        self.calls = count()
+
+    def encode_prompts(self, prompts: list[str], negative: list[str] | None) -> Prompts:
+        text = super().encode_prompts(prompts, negative)
+        self._show(vars(text))
+        return text
+
+    def initial_latents(self, noise: Tensor) -> Tensor:
+        latents = super().initial_latents(noise)
+        self._show({"initial_latents": latents})
+        return latents
+
+    def predict_noise(
+        self, model_input: Tensor, t: Any, text: Prompts
+    ) -> tuple[Tensor | None, Tensor]:
+        step = next(self.calls)
+        told = {"timestep": model_input.new_tensor(t, dtype=int), "model_input": model_input}
+        self._show(told, step)
+        uncond, conditional = super().predict_noise(model_input, t, text)
+        self._show({"noise_pred_uncond": uncond, "noise_pred_text": conditional}, step)
+        return uncond, conditional
+
+    def decode(self, latents: Tensor) -> Tensor:
+        decoded = super().decode(latents)
+        self._show({"vae": decoded})
+        return decoded
+
+    def to_image(self, decoded: Tensor) -> Tensor:
+        image = super().to_image(decoded)
+        self._show({"image": image})
+        return image
+
+    def to_uint8(self, image: Tensor) -> Tensor:
+        pixels = super().to_uint8(image)
+        self._show({"image_uint8": pixels})
+        return pixels
+
+    def _show(self, terms: Mapping[str, Tensor | None], step: int | None = None) -> None:
+        for name, value in terms.items():
+            if value is not None:
+                self.observe(name if step is None else step_name(name, step), value)
+
+
+def _watch_steps(scheduler: Any, observe: Observe) -> None:
+    """Show the guided noise that each step is given, and the latents that it makes."""
+    plain, calls = scheduler.step, count()
+
+    def step(model_output: Tensor, *arguments: Any) -> Tensor:
+        k = next(calls)
+        observe(step_name("noise_pred", k), model_output)
+        latents = plain(model_output, *arguments)
+        observe(step_name("latents", k), latents)
+        return latents
+
+    scheduler.step = step
+
+
 def _draw(
     tokenizer: CLIPTokenizer, module: Any, inputs: Mapping[str, Any], observe: Observe
 ) -> None:
-    """Run the pipeline; what its callback and its picture hold is all that there is to see."""
+    """Run the pipeline and show its terms as they are computed."""
     config = inputs["config"]
     scheduler = make_scheduler(config["scheduler"], config)
-    pipe = Text2Image(tokenizer, module["text_encoder"], module["unet"], module["vae"], scheduler)
+    _watch_steps(scheduler, observe)
+    parts = (module["text_encoder"], module["unet"], module["vae"])
+    pipe = _Watched(observe, tokenizer, *parts, scheduler)
     watch = module["vae"].post_quant_conv.register_forward_pre_hook(
         lambda _, args: observe("vae.post_quant_conv.input", args[0])
     )
     factor = module["vae"].config.downsampling_factor
     height, width = (factor * side for side in inputs["latents"].shape[2:])
     try:
-        picture = pipe(
+        pipe(
             inputs["prompt"],
             negative_prompt=inputs["negative_prompt"],
             num_inference_steps=config["num_inference_steps"],
@@ -118,26 +184,9 @@ def _draw(
             width=width,
             latents=inputs["latents"],
             noise=inputs.get("noise"),
-            callback=partial(_observe_step, observe),
         )
     finally:
         watch.remove()
-    _observe_picture(observe, picture)
-
-
-def _observe_step(observe: Observe, step: Step) -> None:
-    terms = {name: value for name, value in vars(step).items() if isinstance(value, Tensor)}
-    terms["timestep"] = step.latents.new_tensor(step.timestep, dtype=int)
-    for name, value in terms.items():
-        observe(step_name(name, step.index), value)
-
-
-def _observe_picture(observe: Observe, picture: Picture) -> None:
-    last = {"latents": None, "decoded": "vae"}  # `latents#k` has been seen; names of the contract
-    for name, value in vars(picture).items():
-        known_as = last.get(name, name)
-        if value is not None and known_as is not None:
-            observe(known_as, value)
 
 
 LOADERS: dict[str, Load] = {

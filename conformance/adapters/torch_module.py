@@ -68,7 +68,7 @@ def observe(
     Yields:
         How often each probe fired.
     """
-    hooks = _Hooks(callback)
+    hooks = _Hooks(callback, _storages(module))
     modules = dict(module.named_modules())
     try:
         for name in names:
@@ -81,11 +81,18 @@ def observe(
             handle.remove()
 
 
+def _storages(module: nn.Module) -> frozenset[int]:
+    """Return where the weights lie: a module may hand out a view of them, which is not written."""
+    tensors = [*module.parameters(), *module.buffers()]
+    return frozenset(t.untyped_storage().data_ptr() for t in tensors if t.device.type != "meta")
+
+
 class _Hooks:
     """The hooks of one observation."""
 
-    def __init__(self, callback: Callback) -> None:
+    def __init__(self, callback: Callback, weights: frozenset[int]) -> None:
         self.callback = callback
+        self.weights = weights
         self.fired: Counter[str] = Counter()
         self.handles: list[RemovableHandle] = []
 
@@ -104,7 +111,7 @@ class _Hooks:
         replacement = self.callback(name, args[0])
         if replacement is None:
             return None
-        return (_put(args[0], args[0], replacement), *args[1:])
+        return (self._put(args[0], args[0], replacement), *args[1:])
 
     def _after(self, name: str, _module: nn.Module, _args: Any, output: Any) -> Any:
         tensor = first_tensor(output)
@@ -112,20 +119,29 @@ class _Hooks:
             return None
         self.fired[name] += 1
         replacement = self.callback(name, tensor)
-        return None if replacement is None else _put(output, tensor, replacement)
+        return None if replacement is None else self._put(output, tensor, replacement)
 
+    def _put(self, output: Any, tensor: Tensor, replacement: Tensor) -> Any:
+        """Write a value into the module's own tensor, so that storage, strides and aliases stay.
 
-def _put(output: Any, tensor: Tensor, replacement: Tensor) -> Any:
-    """Write the replacement into the module's own tensor, or hand it on where that loses bits."""
-    if tensor.dtype == replacement.dtype and tensor.shape == replacement.shape:
-        tensor.copy_(replacement)
-        return output
-    if isinstance(output, Tensor):
-        return replacement
-    if isinstance(output, tuple):
-        return (replacement, *output[1:])
-    message = f"cannot replace the output of a module that returns {type(output).__name__}"
-    raise PortError(message)
+        Where that would lose bits, or cannot be done, the value is handed on in its place.
+        """
+        if tensor.dtype == replacement.dtype and tensor.shape == replacement.shape:
+            own = tensor.untyped_storage().data_ptr() not in self.weights
+            spread = any(
+                s == 0 and n > 1 for s, n in zip(tensor.stride(), tensor.shape, strict=True)
+            )
+            if own and not spread:
+                tensor.copy_(replacement)
+                return output
+        if isinstance(output, Tensor):
+            return replacement
+        if isinstance(output, tuple):
+            return (replacement, *output[1:])
+        if isinstance(output, list):
+            return [replacement, *output[1:]]
+        message = f"cannot replace the output of a module that returns {type(output).__name__}"
+        raise PortError(message)
 
 
 @dataclass

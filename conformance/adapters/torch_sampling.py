@@ -12,7 +12,14 @@ from torch import Tensor
 
 from conformance.adapters.torch_module import Callback, to_numpy
 from conformance.port import Arrays
-from conformance.sampling import SCHEDULER_STEPS, TABLES, read_config, step_name, term_and_step
+from conformance.sampling import (
+    SCHEDULER_STEPS,
+    SPLICED_TERMS,
+    TABLES,
+    read_config,
+    step_name,
+    term_and_step,
+)
 
 Observe = Callable[[str, Tensor], None]
 
@@ -122,7 +129,9 @@ class PipelineComponent:
         draw: Makes the pictures. It gets the inputs (`prompt` and `negative_prompt` lists of
             strings, `latents` and, where the scheduler adds noise, `noise` tensors,
             `guidance_scale` a float, `config` a dict) and calls back with name and tensor for
-            everything that it computes, outputs included; names as in docs/contract.md.
+            everything that it computes, outputs included; names as in docs/contract.md. To be
+            spliced it calls back at once, with the tensor itself: what is written into it then has
+            to reach whatever reads it next.
         dtype: What tensors are cast to.
         device: Where they go.
         module: Holds the networks as children, for those who want to change how they compute.
@@ -166,7 +175,9 @@ class PipelineComponent:
             if name in {"image", "image_uint8"}:
                 outputs[name] = tensor
             elif name in wanted:
-                callback(name, tensor)
+                value = callback(name, tensor)
+                if value is not None:
+                    _overwrite(name, tensor, value)
 
         self.draw(tensors, observe)
         return outputs
@@ -176,12 +187,13 @@ class PipelineComponent:
         self,
         inputs: Mapping[str, np.ndarray],
         probes: Collection[str] = (),
-        replace: Mapping[str, np.ndarray] | None = None,  # noqa: ARG002 - nothing is replaced here
+        replace: Mapping[str, np.ndarray] | None = None,
     ) -> tuple[Arrays, Arrays]:
         """Evaluate once; see `conformance.port.Component`."""
         outputs: Arrays = {}
         observed: Arrays = {}
         wanted = set(probes)
+        values = replace or {}
 
         def observe(name: str, tensor: Tensor) -> None:
             term, _ = term_and_step(name)
@@ -189,6 +201,14 @@ class PipelineComponent:
                 outputs[name] = to_numpy(tensor)
             elif name in wanted:
                 observed[name] = to_numpy(tensor)
+            if name in values:
+                _overwrite(name, tensor, torch.tensor(values[name]))
 
         self.draw(self.tensors(inputs), observe)
         return outputs, observed
+
+
+def _overwrite(name: str, tensor: Tensor, value: Tensor) -> None:
+    """Give a term another value in place; what nothing reads is left as it is."""
+    if term_and_step(name)[0] in SPLICED_TERMS and tensor.shape == value.shape:
+        tensor.copy_(value)

@@ -97,7 +97,7 @@ def rerun_command(port: str, case_id: str) -> str:
     variant = segments[-2] if len(segments) > 2 else "-"  # noqa: PLR2004 - component/variant/scenario
     if variant not in ("", "-") and not variant.startswith(("tiny", "odd")):
         words += ["--variant", shlex.quote(variant)]
-    execution = _EXECUTION.search(case_id)
+    execution = _EXECUTION.search(case_id.partition("]::")[0].removesuffix("]") + "]")
     if execution:
         for option, value, default in zip(_OPTIONS, execution.groups(), _DEFAULTS, strict=True):
             if value not in (None, "", "-", "int64", default):  # a tokenizer has no arithmetic

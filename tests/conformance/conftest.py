@@ -14,9 +14,10 @@ import pytest
 from conformance import cli
 from conformance.case import COMPONENTS, Case, find_case, select_cases
 from conformance.execution import Execution
-from conformance.golden import Golden, golden_root, load_golden
+from conformance.golden import Golden, load_golden
 from conformance.port import Hello, resolve
 from conformance.runner import Result, Runner
+from conformance.spec import golden_root
 from conformance.tolerance import ARITHMETICS
 
 if TYPE_CHECKING:

@@ -8,7 +8,8 @@ import pytest
 
 from conformance.case import COMPONENTS, NETWORKS, all_cases, find_case, select_cases
 from conformance.errors import ExitCode, UsageError
-from conformance.golden import golden_path, golden_root, manifest
+from conformance.manifest import golden_path, manifest
+from conformance.spec import golden_root
 from conformance.variants import variant_names
 
 TIME_CASES = ("t0", "t1", "t500", "t999", "t1000", "t976.8889", "t0.55", "tfloat", "tsamples")

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from conformance import cli, lint, spec
+from conformance import cli, cli_golden, lint, spec
 from conformance.case import Case, select_cases
 from conformance.errors import ExitCode, GoldenError
-from conformance.golden import Golden, check_inputs, load_golden, manifest, read_manifest
+from conformance.golden import Golden, check_inputs, load_golden
+from conformance.manifest import manifest, read_manifest
 from conformance.recipe import digest
 
 if TYPE_CHECKING:
@@ -238,7 +239,7 @@ def test_damage_costs_no_other_case(golden_copy, port_file, tmp_path, capsys) ->
 def test_flipped_bit_in_lint(golden_copy, monkeypatch, capsys, case: Case) -> None:
     """`golden lint` finds the same, with exit 3; without the damage it is content."""
     monkeypatch.setattr(lint, "all_cases", lambda: [case])
-    monkeypatch.setattr(cli, "all_cases", list)
+    monkeypatch.setattr(cli_golden, "all_cases", list)
     monkeypatch.setitem(sys.modules, "conformance.liveness", None)  # as without torch
     manifest = golden_copy.manifest()
     manifest["goldens"] = {case.id: manifest["goldens"][case.id]}

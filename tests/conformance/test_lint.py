@@ -11,8 +11,9 @@ import pytest
 from conformance import lint
 from conformance.case import Case, select_cases
 from conformance.compare import judge_exact
-from conformance.golden import Golden, load_golden, read_manifest
+from conformance.golden import Golden, load_golden
 from conformance.large import Large
+from conformance.manifest import read_manifest
 
 CASES = ("tokenizer/-/plain", "unet/tiny/base", "unet/tiny/batch1", "unet/tiny/quiet")
 EVERY_KIND = {

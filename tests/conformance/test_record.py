@@ -11,8 +11,9 @@ pytest.importorskip("diffusers")
 
 from conformance import record
 from conformance.case import all_cases, find_case
-from conformance.golden import load_golden, read_manifest
+from conformance.golden import load_golden
 from conformance.large import Large
+from conformance.manifest import read_manifest
 from conformance.verify import age_of, disagreement
 
 PLAIN = find_case("tokenizer/-/plain")
@@ -90,7 +91,7 @@ def test_large_outputs_are_not_stored_whole(monkeypatch):
     case = find_case("text_encoder/tiny/short")
     monkeypatch.setattr(record, "WHOLE_LIMIT", 64 * 77 - 1)
     truth = record.Reference(case.component, case.variant).truth(case)
-    golden = record._golden(case, truth, {})
+    golden = record._golden(case, truth, {"trace": {}})
     assert (list(golden.outputs), list(golden.large)) == (["pooler_output"], ["last_hidden_state"])
     stored = load_golden(case)
     golden = replace(golden, noise=stored.noise, output_noise=stored.output_noise)
@@ -99,7 +100,7 @@ def test_large_outputs_are_not_stored_whole(monkeypatch):
     golden.large["last_hidden_state"] = Large.of(aged)
     assert age_of(golden, truth).startswith("output last_hidden_state is ")
     monkeypatch.setattr(record, "WHOLE_LIMIT", 64 * 77)
-    assert record._golden(case, truth, {}).large == {}
+    assert record._golden(case, truth, {"trace": {}}).large == {}
 
 
 def test_write(golden_copy):

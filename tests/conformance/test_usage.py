@@ -21,7 +21,7 @@ BAD_CHOICES = {
     "no-dtype": (["--dtype", ","], "unknown dtype ''"),
     "device": (["--device", "cuda:7"], "unknown device 'cuda:7': choose from cpu"),
     "backend": (["--backend", "flush"], "unknown backend 'flush': choose from sdpa"),
-    "mode": (["--mode", "slice"], "unknown mode 'slice': choose from trace"),
+    "mode": (["--mode", "slice"], "unknown mode 'slice': choose from splice, trace"),
 }
 
 

@@ -1,0 +1,79 @@
+"""What the commands share: declaring them, and choosing cases."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+from collections.abc import Callable
+from fnmatch import fnmatchcase
+from typing import Any
+
+from conformance.case import Case, all_cases, find_case, select_cases
+from conformance.errors import UsageError
+
+
+def command(
+    commands: Any, name: str, function: Callable[[argparse.Namespace], int] | None, text: str
+) -> argparse.ArgumentParser:
+    """Declare a command; without a function it is a group of others."""
+    parser: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text)
+    if function is not None:
+        parser.set_defaults(command=function)
+    return parser
+
+
+def add_selection(parser: argparse.ArgumentParser) -> None:
+    """Offer the options that choose cases."""
+    parser.add_argument("-k", metavar="EXPR", help="words in the case id with and, or, not")
+    parser.add_argument("--component", help="globs, comma-separated")
+    parser.add_argument("--variant", help="globs, comma-separated; default tiny*,odd*")
+    parser.add_argument("--scenario", help="globs, comma-separated")
+
+
+def split(text: str | None) -> list[str] | None:
+    """Split a comma-separated option; None stays None."""
+    return None if text is None else [part.strip() for part in text.split(",") if part.strip()]
+
+
+def selected(arguments: argparse.Namespace) -> list[Case]:
+    """Return the cases that the selection options name."""
+    return select_cases(
+        split(arguments.component), split(arguments.variant), split(arguments.scenario), arguments.k
+    )
+
+
+def chosen_cases(names: list[str]) -> list[Case]:
+    """Return the cases that ids or globs of ids name, those with a splice mode for a glob.
+
+    Raises:
+        UsageError: A name fits no case.
+    """
+    chosen: dict[str, Case] = {}
+    for name in names:
+        fitting = (
+            [find_case(name)]
+            if "*" not in name
+            else [
+                case
+                for case in all_cases()
+                if fnmatchcase(case.id, name) and (case.is_network or case.is_pipeline)
+            ]
+        )
+        if not fitting:
+            message = f"no case fits {name!r}: `sd1-conformance list --all` prints them"
+            raise UsageError(message)
+        chosen |= {case.id: case for case in fitting}
+    return list(chosen.values())
+
+
+def oracle_module(name: str) -> Any:
+    """Import a module that needs the oracle.
+
+    Raises:
+        UsageError: The oracle is not installed.
+    """
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        message = f"this command needs the oracle: {error} (pip install 'sd1-conformance[oracle]')"
+        raise UsageError(message) from error

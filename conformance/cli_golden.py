@@ -1,0 +1,128 @@
+"""Commands that write or check goldens, trace packs and weights."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import math
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from conformance.case import Case, all_cases
+from conformance.cli_common import add_selection, chosen_cases, command, oracle_module, selected
+from conformance.errors import ExitCode, unknown_name
+from conformance.golden import SPLICE, load_golden
+from conformance.lint import lint
+from conformance.spec import FOLDER_COMPONENTS, checkpoint_shapes
+from conformance.traces import pack_path, write_pack
+from conformance.variants import NO_VARIANT, parse_variant, variant_names
+
+
+def add_commands(commands: Any) -> None:
+    """Declare `weights` and `golden`."""
+    weights = command(commands, "weights", None, "weights from the recipe")
+    weights_commands = weights.add_subparsers(required=True, metavar="COMMAND")
+    export = command(
+        weights_commands, "export", _weights_export, "write them as a diffusers folder"
+    )
+    export.add_argument("--variant", required=True)
+    export.add_argument("--out", type=Path, required=True)
+
+    golden = command(commands, "golden", None, "record and check goldens")
+    golden_commands = golden.add_subparsers(required=True, metavar="COMMAND")
+    record = command(golden_commands, "record", _golden_record, "record goldens from the oracle")
+    add_selection(record)
+    record.add_argument("--spec", action="store_true", help="golden/spec/ instead of goldens")
+    add_selection(
+        command(golden_commands, "verify", _golden_verify, "derive goldens again and compare")
+    )
+    trace = command(
+        golden_commands, "trace", _golden_trace, "write trace packs: the oracle's values, whole"
+    )
+    trace.add_argument("cases", nargs="+", metavar="CASE", help="case ids, or globs of them")
+    trace.add_argument("--out", type=Path, required=True, help="folder of the packs")
+    checks = command(golden_commands, "lint", _golden_lint, "look for goldens that prove nothing")
+    checks.add_argument("--full-size", action="store_true", help="look for dead weights in sd1 too")
+    honest = command(
+        golden_commands, "honest", _golden_honest, "measure honest evaluations against the limit"
+    )
+    add_selection(honest)
+
+
+def _weights_export(arguments: argparse.Namespace) -> int:
+    if arguments.variant == NO_VARIANT:
+        raise unknown_name("variant", NO_VARIANT, variant_names())
+    variant = parse_variant(arguments.variant)
+    plain = parse_variant(variant.name.removesuffix("-inpaint"))  # for all but the UNet
+    for name, component in FOLDER_COMPONENTS.items():
+        own = variant if variant.name in variant_names(component) else plain
+        folder = own.weights(component).export(arguments.out / name)
+        count = sum(math.prod(s) for s in checkpoint_shapes(name, own.size).values())
+        print(f"{folder}: {count:,} parameters, float32, {own.name}")
+    return 0
+
+
+def _by_variant(cases: list[Case]) -> list[list[Case]]:
+    return [list(g) for _, g in groupby(cases, key=lambda c: (c.component, c.variant.name))]
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)
+
+
+def _golden_record(arguments: argparse.Namespace) -> int:
+    record = oracle_module("conformance.record")
+    if arguments.spec:
+        record.write_spec(oracle_module("conformance.discover").derive_spec())
+        return 0
+    for group in _by_variant(selected(arguments)):
+        record.write(record.record_variant(group, _say))
+    return 0
+
+
+def _golden_verify(arguments: argparse.Namespace) -> int:
+    record = oracle_module("conformance.record")
+    verify = oracle_module("conformance.verify")
+    wrong = 0
+    for group in _by_variant(selected(arguments)):
+        stored = {case.id: load_golden(case) for case in group if not case.refused}
+        for case_id, golden in record.record_variant(group, _say).items():
+            problem = verify.disagreement(stored[case_id], golden)
+            wrong += problem is not None
+            print(f"{case_id}: {problem or 'agrees with the oracle'}", flush=True)
+    return int(ExitCode.BROKEN if wrong else ExitCode.CONFORMANT)
+
+
+def _golden_trace(arguments: argparse.Namespace) -> int:
+    traces = oracle_module("conformance.live").LiveTraces()
+    for case in chosen_cases(arguments.cases):
+        golden = load_golden(case)
+        golden.in_mode(SPLICE)  # refuses what has no such mode
+        path = pack_path(arguments.out, case)
+        write_pack(path, case, traces(case, golden))
+        print(f"{path}: {len(golden.probes)} probes, {path.stat().st_size / 2**20:.1f} MiB")
+    return 0
+
+
+def _golden_lint(arguments: argparse.Namespace) -> int:
+    problems = lint(_say)
+    try:
+        liveness = importlib.import_module("conformance.liveness")
+    except ImportError as error:
+        print(f"dead weights were not looked for: {error}")
+    else:
+        for group in _by_variant(all_cases()):
+            variant = group[0].variant
+            networks = variant.regime == "unit" and group[0].is_network
+            if networks and (arguments.full_size or not group[0].full_size):
+                problems += liveness.dead_parameters(group, _say)
+    for problem in problems:
+        print(f"lint: {problem}")
+    print(f"{len(problems)} problems")
+    return int(ExitCode.BROKEN if problems else ExitCode.CONFORMANT)
+
+
+def _golden_honest(arguments: argparse.Namespace) -> int:
+    fairness = oracle_module("conformance.fairness")
+    return 1 if fairness.measure_all(selected(arguments), _say) else 0

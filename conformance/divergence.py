@@ -1,0 +1,164 @@
+"""The first divergence of a failing case, and of which kind it is: a fault, or errors adding up."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from conformance import tolerance
+from conformance.compare import Record
+from conformance.golden import SPLICE, Golden
+from conformance.hints import hint_for
+
+if TYPE_CHECKING:
+    from conformance.runner import Result
+
+FAULT, ACCUMULATION, UNEXPLAINED = "fault", "accumulation", "unexplained"
+
+
+@dataclass(frozen=True)
+class Local:
+    """What splice mode said of a case: the error that each probe makes itself.
+
+    Attributes:
+        errors: Relative error by probe.
+        fault: The first probe over the limit; None where every one is within.
+    """
+
+    errors: dict[str, float]
+    fault: str | None
+
+    @classmethod
+    def of(cls, records: list[Record]) -> Local:
+        """Take what trace mode wants to know from the records of splice mode."""
+        faults = [record.name for record in records if record.verdict == "fail"]
+        return cls({r.name: r.err for r in records}, faults[0] if faults else None)
+
+
+def first_divergence(
+    result: Result, golden: Golden | None = None, local: Local | None = None
+) -> dict[str, Any]:
+    """Describe the earliest failing record of a failing case.
+
+    Args:
+        result: A result with at least one failing record.
+        golden: The case's golden; with `local`, for the kind of a trace.
+        local: What splice mode said of the same case in the same execution, if it was run.
+
+    Returns:
+        The object of summary.json. The kind is `fault` in splice mode, where no error is inherited.
+        In trace mode it is `fault` if splice mode found one, `accumulation` if no probe errs by
+        more than its own noise and what it inherits account for, else `unexplained`. Without
+        splice mode it is `fault` where the ratio jumps by more than the limit over everything
+        before it, the shape is wrong or a value is not finite. `gain` and `inherited` are there
+        where they are known.
+    """
+    index = next(i for i, r in enumerate(result.records) if r.verdict == "fail")
+    record, before = result.records[index], result.records[:index]
+    good = [r.name for r in before if r.verdict != "fail"]
+    found = {
+        "case": result.item_id,
+        "probe": record.name,
+        "after": good[-1] if good else None,
+        "ratio": record.ratio,
+        "limit": tolerance.LIMIT,
+        "kind": FAULT,
+        "hint": _hint(result, record),
+    }
+    if result.execution.mode == SPLICE:
+        return found
+    if local is None or golden is None:
+        highest = max([r.ratio for r in before] + [1.0])
+        if record.ratio <= tolerance.LIMIT * highest:
+            found["kind"] = UNEXPLAINED
+            found["hint"] = f"the error grows gradually up to here; {found['hint']}".rstrip("; ")
+        return found
+    inputs = max([r.err for r in before if r.kind == "probe"], default=0.0)
+    found |= {"gain": _quotient(record.err, inputs), "inherited": inherited(record, local)}
+    if local.fault is None:
+        explained = adds_up(result.records, golden, result.execution.dtype)
+        found["kind"] = ACCUMULATION if explained else UNEXPLAINED
+        text = (
+            "each layer alone is within the limit; errors add up"
+            if explained
+            else ("each layer alone is within the limit, but errors grow by more than they should")
+        )
+        found["hint"] = f"{text} (gain {found['gain']:.2g}); {found['hint']}".rstrip("; ")
+    elif local.fault != record.name:
+        found["hint"] = f"splice mode finds the fault at {local.fault}; {found['hint']}".rstrip(
+            "; "
+        )
+    return found
+
+
+def _hint(result: Result, record: Record) -> str:
+    """Say what the record itself says, and what usually is the cause."""
+    misshapen = record.note.startswith("shape ")
+    usual = "" if misshapen else hint_for(record.name, result.case.component)
+    if result.case.scenario.asks:
+        usual = f"this case asks for {result.case.scenario.asks}, as not in SD v1"
+    if result.case.exact:
+        usual = f"this text hunts: {result.case.scenario.hunts}"
+    return "; ".join(text for text in (record.note, usual) if text)
+
+
+def _quotient(error: float, inputs: float) -> float:
+    return error / inputs if inputs > 0 else math.inf
+
+
+def inherited(record: Record, local: Local) -> float | None:
+    """Return the share of a traced error that the probe did not make itself, or None if unknown."""
+    own = local.errors.get(record.name)
+    if own is None or not (record.err > 0 and math.isfinite(record.err)):
+        return None
+    return math.sqrt(max(0.0, 1 - (own / record.err) ** 2))
+
+
+def gains(golden: Golden, arithmetic: str) -> np.ndarray:
+    """Return how much each probe multiplies the error that reaches it.
+
+    Args:
+        golden: With noise of both modes.
+        arithmetic: What was computed in.
+
+    Returns:
+        float64 (probes,): measured on the reference: noise in trace mode less the probe's own,
+        over the largest noise before it.
+    """
+    trace, own = golden.noise[arithmetic], golden.splice_noise[arithmetic]
+    passed_on = np.sqrt(np.maximum(0, trace**2 - own**2))
+    before = np.concatenate([[0.0], np.maximum.accumulate(trace)[:-1]])
+    return np.divide(passed_on, before, out=np.zeros_like(before), where=before > 0)
+
+
+def adds_up(records: list[Record], golden: Golden, arithmetic: str) -> bool:
+    """Say whether the errors of a trace are those of honest layers, added up.
+
+    No probe's error may exceed the limit times its own noise and its gain times the largest error
+    before it.
+    """
+    places = {name: i for i, name in enumerate(golden.probes)}
+    gain = gains(golden, arithmetic)
+    own = np.maximum(golden.splice_noise[arithmetic], tolerance.floor(arithmetic))
+    highest = 0.0
+    for record in records:
+        i = places.get(record.name)
+        if i is None or record.kind != "probe":
+            continue
+        if not record.err <= tolerance.LIMIT * (own[i] + gain[i] * highest):
+            return False
+        highest = max(highest, record.err)
+    return True
+
+
+def describe(divergence: dict[str, Any]) -> str:
+    """Return a first divergence in one line."""
+    after = f" (the last good one is {divergence['after']})" if divergence["after"] else ""
+    hint = f": {divergence['hint']}" if divergence["hint"] else ""
+    return (
+        f"first wrong at {divergence['probe']}{after}, ratio {divergence['ratio']:.3g}, limit "
+        f"{divergence['limit']:g}{hint}"
+    )

@@ -1,0 +1,92 @@
+"""Whole values from the oracle that is installed, cached on disk."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+
+from conformance import oracle
+from conformance.adapters.torch_module import to_numpy
+from conformance.case import Case
+from conformance.errors import SuiteError
+from conformance.golden import Golden
+from conformance.manifest import manifest
+from conformance.record import Reference
+from conformance.traces import PACK_FORMAT, Values, pack_path, read_pack, write_pack
+
+CACHE_VARIABLE = "SD1_CACHE"
+CACHE_BYTES = 4 * 2**30
+"""The oldest packs are deleted when the cache grows over this."""
+
+
+def cache_folder() -> Path | None:
+    """Return the folder of cached values: `$SD1_CACHE`, which may be empty for none."""
+    chosen = os.environ.get(CACHE_VARIABLE)
+    if chosen is not None:
+        return Path(chosen) if chosen else None
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "sd1-conformance"
+
+
+def values_of(truth: oracle.Truth) -> Values:
+    """Copy what the oracle computed to arrays."""
+    return Values(
+        {name: to_numpy(tensor) for name, tensor in truth.probes.items()},
+        {name: to_numpy(tensor) for name, tensor in truth.outputs.items()},
+    )
+
+
+class LiveTraces:
+    """Evaluates the oracle once a case; keeps the network of the last variant."""
+
+    def __init__(self) -> None:
+        self._reference: Reference | None = None
+
+    def __call__(self, case: Case, golden: Golden) -> Values:
+        """Return what the oracle computes."""
+        folder = cache_folder()
+        path = pack_path(folder / self._digest(case), case) if folder else None
+        if path is not None and path.exists():
+            try:
+                values = read_pack(path, case, golden)
+            except SuiteError:
+                path.unlink(missing_ok=True)  # a cache may be damaged: it is made anew
+            else:
+                path.touch()
+                return values
+        values = values_of(self.reference(case).truth(case))
+        if path is not None and folder is not None:
+            try:
+                write_pack(path, case, values)
+                _shrink(folder)
+            except (OSError, SuiteError):
+                pass  # a cache that cannot be written costs time, not a verdict
+        return values
+
+    def reference(self, case: Case) -> Reference:
+        """Return the oracle of a case's component and variant."""
+        key = (case.component, case.variant)
+        if self._reference is None or key != (self._reference.component, self._reference.variant):
+            self._reference = None
+            self._reference = Reference(*key)
+        return self._reference
+
+    @staticmethod
+    def _digest(case: Case) -> str:
+        """Name a folder after all that the values depend on."""
+        golden = manifest()["goldens"][case.id]["sha256"]
+        facts = json.dumps([PACK_FORMAT, golden, oracle.versions()], sort_keys=True)
+        return hashlib.sha256(facts.encode()).hexdigest()[:16]
+
+
+def _shrink(folder: Path) -> None:
+    """Delete the packs that were not used for longest until the cache has its size."""
+    packs = [(p.stat().st_mtime, p.stat().st_size, p) for p in folder.rglob("*.safetensors")]
+    total = sum(size for _, size, _ in packs)
+    for _, size, path in sorted(packs, key=lambda row: row[0]):
+        if total <= CACHE_BYTES:
+            return
+        path.unlink(missing_ok=True)
+        total -= size

@@ -1,0 +1,237 @@
+"""Whole oracle values for splice mode: trace packs on disk; no torch.
+
+A golden keeps a sketch of each probe. To overwrite a port's probe with the oracle's value the value
+itself is needed: from the oracle, where it is installed (`conformance.live`), or from a pack that
+`golden trace` wrote on a machine that has it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from conformance.case import Case
+from conformance.compare import relative_error
+from conformance.errors import GoldenError, UnsupportedError, UsageError
+from conformance.golden import Golden
+from conformance.large import Large
+from conformance.manifest import manifest
+from conformance.sketch import distance, sketch
+from conformance.tolerance import LIMIT, ratio
+
+PACK_FORMAT = 1
+
+Arrays = dict[str, np.ndarray]
+
+_OUTPUT = "output:"
+
+
+@dataclass
+class Values:
+    """What a reference computed in one case, whole.
+
+    Attributes:
+        probes: By name: probes, and steps of outputs; float64.
+        outputs: By name.
+    """
+
+    probes: Arrays
+    outputs: Arrays
+
+
+Traces = Callable[[Case, Golden], Values]
+"""Gives what the oracle computed in a case."""
+
+
+def pack_path(folder: Path, case: Case) -> Path:
+    """Return where the pack of a case lies in a folder of packs."""
+    return folder / f"{case.id}.safetensors"
+
+
+def write_pack(path: Path, case: Case, values: Values) -> None:
+    """Write the oracle's values of one case, atomically.
+
+    Args:
+        path: File to write; its folder is created.
+        case: The case.
+        values: What the oracle computed.
+
+    Raises:
+        UsageError: The file cannot be written.
+    """
+    facts = {
+        "format": PACK_FORMAT,
+        "case": case.id,
+        "golden": manifest()["goldens"][case.id]["sha256"],
+    }
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        arrays = values.probes | {_OUTPUT + name: a for name, a in values.outputs.items()}
+        whole = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+        save_file(whole, temporary, {"pack": json.dumps(facts)})
+        temporary.replace(path)
+    except OSError as error:
+        message = f"cannot write the trace pack {path}: {error.strerror}; give another folder"
+        raise UsageError(message) from error
+
+
+def read_pack(path: Path, case: Case, golden: Golden) -> Values:
+    """Read what `write_pack` wrote.
+
+    Args:
+        path: The pack.
+        case: The case that it must be of.
+        golden: The case's golden.
+
+    Returns:
+        What the oracle computed.
+
+    Raises:
+        GoldenError: It is no pack of this case and golden.
+    """
+    again = "write it again with `golden trace`"
+    try:
+        with safe_open(path, "np") as file:
+            facts = json.loads((file.metadata() or {}).get("pack", "{}"))
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no dict
+    except (OSError, SafetensorError, ValueError) as error:
+        message = f"{path} is not a trace pack ({error}): {again}"
+        raise GoldenError(message) from error
+    wanted = {
+        "format": PACK_FORMAT,
+        "case": case.id,
+        "golden": manifest()["goldens"][case.id]["sha256"],
+    }
+    for key, value in wanted.items():
+        if facts.get(key) != value:
+            message = f"trace pack {path}: {key} is {facts.get(key)!r}, not {value!r}: {again}"
+            raise GoldenError(message)
+    values = Values(
+        {name: array for name, array in arrays.items() if not name.startswith(_OUTPUT)},
+        {n.removeprefix(_OUTPUT): a for n, a in arrays.items() if n.startswith(_OUTPUT)},
+    )
+    problem = _not_of(golden, values)
+    if problem:
+        message = f"trace pack {path}: {problem}: {again}"
+        raise GoldenError(message)
+    return values
+
+
+def _not_of(golden: Golden, values: Values) -> str:
+    """Say why values are not what a golden is the record of, or nothing."""
+    whole = {n: shape for n, shape in golden.output_shapes.items() if n not in golden.sketched}
+    for name, shape in [*zip(golden.probes, golden.shapes, strict=True), *whole.items()]:
+        found = values.probes.get(name, values.outputs.get(name))
+        if found is None or found.shape != shape:
+            return f"{name} is missing or misshapen"
+    buckets = golden.sketches.shape[1]
+    for i, name in enumerate(golden.probes):
+        difference = distance(sketch(values.probes[name], buckets), golden.sketches[i])
+        error = relative_error(difference, float(golden.norms[i]))
+        if not ratio(error, float(golden.noise["float64"][i]), "float64") <= LIMIT:
+            return f"probe {name} is not the golden's"
+    return ""
+
+
+def judged_by(golden: Golden, values: Values) -> Golden:
+    """Return a golden with these values in place of the recorded ones; noise stays.
+
+    Splice mode is judged by the very values that it puts in: the oracle's float64 rounding, which
+    differs between machines, then never counts as a port's error. The same makes a mutant the
+    reference, or the oracle on another seed.
+
+    Args:
+        golden: The case's golden.
+        values: What takes the place of the truth.
+    """
+    rows = [values.probes[name] for name in golden.probes]
+    buckets = golden.sketches.shape[1]
+    return replace(
+        golden,
+        shapes=[row.shape for row in rows],
+        sketches=np.stack([sketch(row, buckets) for row in rows]),
+        norms=np.array([float(np.linalg.norm(row.astype(np.float64))) for row in rows]),
+        max_abs=np.array([float(np.max(np.abs(row))) for row in rows]),
+        outputs={name: values.outputs[name] for name in golden.outputs},
+        large={n: Large.of(values.outputs[n], kept.edge) for n, kept in golden.large.items()},
+        tables={name: values.probes[name] for name in golden.tables},
+    )
+
+
+class Packs:
+    """Values from a folder of packs."""
+
+    def __init__(self, folder: Path) -> None:
+        """Check that the folder is there.
+
+        Raises:
+            UsageError: It is not.
+        """
+        if not folder.is_dir():
+            message = (
+                f"--traces {folder} is no folder: `golden trace CASE.. --out {folder}` makes it"
+            )
+            raise UsageError(message)
+        self.folder = folder
+
+    def __call__(self, case: Case, golden: Golden) -> Values:
+        """Read the values of one case.
+
+        Raises:
+            UnsupportedError: The folder has no pack of the case.
+            GoldenError: The pack is broken or of another golden.
+        """
+        path = pack_path(self.folder, case)
+        if not path.exists():
+            message = (
+                f"no trace pack of {case.id} in {self.folder}: "
+                f"`golden trace {case.id} --out {self.folder}` writes it"
+            )
+            raise UnsupportedError(message)
+        return read_pack(path, case, golden)
+
+
+NO_SPLICE = (
+    "it needs the oracle (pip install 'sd1-conformance[oracle]') or trace packs that "
+    "`golden trace` wrote elsewhere (--traces DIR)"
+)
+
+
+def no_traces(case: Case, golden: Golden) -> Values:
+    """Refuse: there are no whole values, and both ways to get them are named."""
+    del golden
+    message = f"splice mode needs the oracle's values of {case.id}: {NO_SPLICE}"
+    raise UnsupportedError(message)
+
+
+def find_traces(folder: Path | None = None) -> Traces:
+    """Return where whole values come from: packs if a folder is given, else the live oracle.
+
+    Args:
+        folder: Of `--traces`, or None.
+
+    Returns:
+        What gives the values of a case; it raises UnsupportedError where there are none.
+    """
+    if folder is not None:
+        return Packs(folder)
+    if have_oracle():
+        traces: Traces = importlib.import_module("conformance.live").LiveTraces()
+        return traces
+    return no_traces
+
+
+def have_oracle() -> bool:
+    """Say whether diffusers, transformers and torch are installed."""
+    names = ("diffusers", "transformers", "torch")
+    return all(importlib.util.find_spec(name) is not None for name in names)
