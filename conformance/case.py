@@ -9,10 +9,11 @@ from fnmatch import fnmatchcase
 import numpy as np
 
 from conformance.errors import UsageError, unknown_name
+from conformance.recipe import SEED
 from conformance.sampling import PIPELINES, SCHEDULERS
 from conformance.scenarios import BASE, Scenario, scenarios
 from conformance.spec import TOKENIZER
-from conformance.variants import NO_VARIANT, Variant, parse_variant, variant_names
+from conformance.variants import NO_VARIANT, Variant, Weights, parse_variant, variant_names
 
 NETWORKS = ("text_encoder", "unet", "vae_encoder", "vae_decoder")
 COMPONENTS = (TOKENIZER, *NETWORKS, *SCHEDULERS, *PIPELINES)
@@ -35,11 +36,13 @@ class Case:
         component: One of `COMPONENTS`.
         variant: Size and regime.
         scenario: The input.
+        seed: Of the recipe that draws weights and inputs; goldens are recorded for the default.
     """
 
     component: str
     variant: Variant
     scenario: Scenario
+    seed: int = SEED
 
     @property
     def id(self) -> str:
@@ -84,7 +87,11 @@ class Case:
 
     def inputs(self) -> dict[str, np.ndarray]:
         """Draw the inputs of the case, by input name."""
-        return self.scenario.inputs(self.variant)
+        return self.scenario.inputs(self.variant, self.seed)
+
+    def weights(self) -> Weights:
+        """Return the weights of the case's component: drawn when read."""
+        return self.variant.weights(self.component, self.seed)
 
 
 def all_cases() -> list[Case]:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from conformance import __version__, cli_golden
+from conformance import __version__, cli_golden, cli_mutants
 from conformance.case import Case, find_case
 from conformance.cli_common import add_selection, command, selected, split
 from conformance.errors import ExitCode, SuiteError, unknown_name
@@ -84,6 +84,7 @@ def _parser() -> argparse.ArgumentParser:
     command(commands, "ports", _ports, "print the ports that can be named")
 
     cli_golden.add_commands(commands)
+    cli_mutants.add_commands(commands)
     return parser
 
 
@@ -177,7 +178,7 @@ def _run(arguments: argparse.Namespace) -> int:
                     bar.write(f"      {text}", file=sys.stdout if quiet else None)
 
         run_all(runner, cases, runs, report, done)
-    summary = results.close()
+    summary = results.close(runner)
     print("\n".join(verdict_lines(summary)))
     print(f"  report {arguments.out / 'index.html'}")
     return int(exit_code(summary))

@@ -9,7 +9,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from conformance.case import Case, all_cases
+from conformance.case import Case, all_cases, find_case
 from conformance.cli_common import add_selection, chosen_cases, command, oracle_module, selected
 from conformance.errors import ExitCode, unknown_name
 from conformance.golden import SPLICE, load_golden
@@ -42,6 +42,10 @@ def add_commands(commands: Any) -> None:
     )
     trace.add_argument("cases", nargs="+", metavar="CASE", help="case ids, or globs of them")
     trace.add_argument("--out", type=Path, required=True, help="folder of the packs")
+    repro = command(commands, "repro", _repro, "write one layer's weights, inputs and output")
+    repro.add_argument("case", metavar="CASE", help="component/variant/scenario")
+    repro.add_argument("probe", nargs="?", metavar="PROBE", help="default: the whole network")
+    repro.add_argument("--out", type=Path, required=True, help="folder to write")
     checks = command(golden_commands, "lint", _golden_lint, "look for goldens that prove nothing")
     checks.add_argument("--full-size", action="store_true", help="look for dead weights in sd1 too")
     honest = command(
@@ -102,6 +106,14 @@ def _golden_trace(arguments: argparse.Namespace) -> int:
         path = pack_path(arguments.out, case)
         write_pack(path, case, traces(case, golden))
         print(f"{path}: {len(golden.probes)} probes, {path.stat().st_size / 2**20:.1f} MiB")
+    return 0
+
+
+def _repro(arguments: argparse.Namespace) -> int:
+    write = oracle_module("conformance.repro").write_repro
+    for path in write(find_case(arguments.case), arguments.probe, arguments.out):
+        print(f"{path}: {path.stat().st_size:,} bytes")
+    print(f"fill in `layer` and run: cd {arguments.out} && python repro.py")
     return 0
 
 

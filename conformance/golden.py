@@ -110,6 +110,7 @@ class Golden:
         return {
             name: self.sketched[name] if name in self.sketched else kept[name].shape
             for name in self.output_names
+            if name in self.sketched or name in kept
         }
 
     def in_mode(self, mode: str) -> Golden:

@@ -67,17 +67,18 @@ class LiveTraces:
 
     def reference(self, case: Case) -> Reference:
         """Return the oracle of a case's component and variant."""
-        key = (case.component, case.variant)
-        if self._reference is None or key != (self._reference.component, self._reference.variant):
-            self._reference = None
-            self._reference = Reference(*key)
-        return self._reference
+        key = (case.component, case.variant, case.seed)
+        kept = self._reference
+        if kept is None or key != (kept.component, kept.variant, kept.seed):
+            self._reference = None  # the old network goes before the new one comes
+            kept = self._reference = Reference(*key)
+        return kept
 
     @staticmethod
     def _digest(case: Case) -> str:
         """Name a folder after all that the values depend on."""
         golden = manifest()["goldens"][case.id]["sha256"]
-        facts = json.dumps([PACK_FORMAT, golden, oracle.versions()], sort_keys=True)
+        facts = json.dumps([PACK_FORMAT, golden, oracle.versions(), case.seed], sort_keys=True)
         return hashlib.sha256(facts.encode()).hexdigest()[:16]
 
 

@@ -46,11 +46,12 @@ _MOST_HALF_STEPS = 100
 class Reference:
     """The reference of one variant, built once per arithmetic."""
 
-    def __init__(self, component: str, variant: Variant) -> None:
+    def __init__(self, component: str, variant: Variant, seed: int = SEED) -> None:
         """Keep the recipe of the weights; networks are built when asked for."""
         self.component = component
         self.variant = variant
-        self.weights = variant.weights(component)
+        self.seed = seed
+        self.weights = variant.weights(component, seed)
         self._built: tuple[str, oracle.Component] | None = None
 
     def build(self, arithmetic: str) -> oracle.Component:

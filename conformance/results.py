@@ -17,11 +17,13 @@ from typing import IO, Any
 from conformance import __version__, spec
 from conformance.case import COMPONENTS, NETWORKS, all_cases
 from conformance.errors import ExitCode, UsageError
+from conformance.explain import Explanation, explain
 from conformance.golden import SPLICE, TRACE
 from conformance.manifest import manifest_digest
 from conformance.port import Hello
 from conformance.report.html import write_html
 from conformance.report.junit import write_junit
+from conformance.runner import Runner
 from conformance.sampling import PIPELINES, SCHEDULERS, TABLES
 from conformance.spec import TOKENIZER
 from conformance.tolerance import LIMIT, badness
@@ -139,15 +141,25 @@ class Results:
         self.lines.append(line)
         self._write(line)
 
-    def close(self) -> dict[str, Any]:
+    def close(self, runner: Runner | None = None) -> dict[str, Any]:
         """Write footer, summary.json, junit.xml and index.html.
+
+        Args:
+            runner: Holds the port: failures are traced to their causes. None leaves them be.
 
         Returns:
             The summary.
         """
+        found = explain(self.lines, runner) if runner is not None else Explanation()
         seconds = (dt.datetime.now(tz=dt.UTC) - self.started).total_seconds()
         summary = summarise(self.lines, self.port, self.hello, self.scope)
         summary |= {"environment": self.environment, "seconds": round(seconds, 3)}
+        summary["faults"] = found.faults
+        first = summary["first_divergence"]
+        if first is not None:
+            told = found.hints.get(first["case"].partition("[")[0].rsplit("/", 2)[0], "")
+            hint = "; ".join(text for text in (told, first["hint"]) if text)
+            summary["first_divergence"] = first | {"hint": hint}
         self._write({"type": "footer", "counts": summary["counts"], "seconds": seconds})
         self._file.close()
         text = json.dumps(plain(summary), indent=2) + "\n"

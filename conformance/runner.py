@@ -31,11 +31,11 @@ from conformance.judge import (
     watching,
 )
 from conformance.port import Arrays, Component, Port, greet
-from conformance.recipe import digest
+from conformance.recipe import SEED, digest
 from conformance.report.text import one_line
 from conformance.sampling import term_and_step
 from conformance.terms import wrong_terms
-from conformance.traces import Traces, find_traces, judged_by
+from conformance.traces import Traces, Values, find_traces, judged_by
 
 MESSAGE = 600
 """Longest message kept, in characters."""
@@ -115,9 +115,10 @@ class Runner:
         """
         self.port = port
         self.hello = greet(port)
+        self.asks_for_age = True
         self._traces = traces
         self._local: dict[str, Local] = {}
-        self._loaded: tuple[tuple[str, ...], Component] | None = None
+        self._loaded: tuple[tuple[Any, ...], Component] | None = None
         self._live_age: Callable[[Case, Golden], str | None] | None = None
 
     def run(self, case: Case, execution: Execution) -> Result:
@@ -150,17 +151,15 @@ class Runner:
         self._require_offer(case, execution)
         if case.refused:
             return self._expect_refusal(case, execution)
-        recorded = load_golden(case)
+        recorded = self.golden(case)
         golden = recorded.in_mode(execution.mode)
         reason = None if case.exact else golden.why_not_offered(execution.dtype)
         if reason is not None:
             raise UnsupportedError(reason)
-        inputs = case.inputs()
-        digests = {name: digest(array) for name, array in inputs.items()}
-        check_inputs(golden, digests)
+        inputs, digests = _inputs(case, golden)
         if execution.mode == SPLICE:
             return self._run_spliced(case, execution, recorded, inputs)
-        component = self._load(case, execution)
+        component = self.load(case, execution)
         supplied = self._supply(case, golden, execution, inputs)
         plain, _ = call(component, inputs, (), supplied)
         plain = {name: array.copy() for name, array in plain.items()}
@@ -191,6 +190,18 @@ class Runner:
         result.message = "; ".join(text for text in (result.message, seen) if text)
         return result
 
+    def golden(self, case: Case) -> Golden:
+        """Return the golden of a case; on another seed, the oracle's values with its noise."""
+        golden = load_golden(case)
+        if case.seed == SEED or case.exact:
+            return golden
+        return judged_by(golden, self.values(case, golden))
+
+    def values(self, case: Case, golden: Golden) -> Values:
+        """Return what the oracle computes in a case, whole."""
+        self._traces = self._traces or find_traces()
+        return self._traces(case, golden)
+
     def _run_spliced(
         self, case: Case, execution: Execution, recorded: Golden, inputs: Arrays
     ) -> Result:
@@ -198,10 +209,9 @@ class Runner:
         if not (self.hello.probes and self.hello.replace):
             message = f"{self.hello.name} has no `replace`: splice mode needs it"
             raise UnsupportedError(message)
-        self._traces = self._traces or find_traces()
-        values = self._traces(case, recorded)
+        values = self.values(case, recorded)
         golden = judged_by(recorded.in_mode(SPLICE), values)
-        component = self._load(case, execution)
+        component = self.load(case, execution)
         outputs, probes = call(component, inputs, golden.asked, values.probes)
         check_contract(golden, outputs, probes, execution.dtype)
         records = judge_probes(golden, probes, execution.dtype)
@@ -215,7 +225,7 @@ class Runner:
 
     def _expect_refusal(self, case: Case, execution: Execution) -> Result:
         """Run a case for which the reference has no answer: a port passes if it declines."""
-        component = self._load(case, execution)
+        component = self.load(case, execution)
         try:
             call(component, case.inputs(), (), None)
         except UnsupportedError as error:
@@ -240,13 +250,13 @@ class Runner:
                 message = f"{self.hello.name} does not offer {kind} {wanted}"
                 raise UnsupportedError(message)
 
-    def _load(self, case: Case, execution: Execution) -> Component:
-        key = (case.component, case.variant.name, execution.dtype, execution.device)
+    def load(self, case: Case, execution: Execution) -> Component:
+        """Load the component of a case, or return the one that was loaded last."""
+        key = (case.component, case.variant.name, execution.dtype, execution.device, case.seed)
         if self._loaded is None or self._loaded[0] != key:
             self._loaded = None  # the old weights go before the new ones come
-            weights = case.variant.weights(case.component)
             component = self.port.load(
-                case.component, case.variant, weights, execution.dtype, execution.device
+                case.component, case.variant, case.weights(), execution.dtype, execution.device
             )
             if not callable(getattr(component, "run", None)):
                 message = (
@@ -301,9 +311,20 @@ class Runner:
         """Ask the oracle, where it is installed, whether a failing golden still holds."""
         if not (importlib.util.find_spec("diffusers") and importlib.util.find_spec("torch")):
             return None
+        if case.seed != SEED or not self.asks_for_age:
+            return None
         if self._live_age is None:
             self._live_age = importlib.import_module("conformance.verify").LiveAge()
         return self._live_age(case, golden)
+
+
+def _inputs(case: Case, golden: Golden) -> tuple[Arrays, dict[str, str]]:
+    """Draw the inputs of a case and check that the oracle was given the same."""
+    inputs = case.inputs()
+    digests = {name: digest(array) for name, array in inputs.items()}
+    if case.seed == SEED:
+        check_inputs(golden, digests)
+    return inputs, digests
 
 
 def _without_mode(case: Case, execution: Execution) -> str:

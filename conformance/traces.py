@@ -25,6 +25,7 @@ from conformance.errors import GoldenError, UnsupportedError, UsageError
 from conformance.golden import Golden
 from conformance.large import Large
 from conformance.manifest import manifest
+from conformance.recipe import SEED
 from conformance.sketch import distance, sketch
 from conformance.tolerance import LIMIT, ratio
 
@@ -120,20 +121,22 @@ def read_pack(path: Path, case: Case, golden: Golden) -> Values:
         {name: array for name, array in arrays.items() if not name.startswith(_OUTPUT)},
         {n.removeprefix(_OUTPUT): a for n, a in arrays.items() if n.startswith(_OUTPUT)},
     )
-    problem = _not_of(golden, values)
+    problem = _not_of(case, golden, values)
     if problem:
         message = f"trace pack {path}: {problem}: {again}"
         raise GoldenError(message)
     return values
 
 
-def _not_of(golden: Golden, values: Values) -> str:
+def _not_of(case: Case, golden: Golden, values: Values) -> str:
     """Say why values are not what a golden is the record of, or nothing."""
     whole = {n: shape for n, shape in golden.output_shapes.items() if n not in golden.sketched}
     for name, shape in [*zip(golden.probes, golden.shapes, strict=True), *whole.items()]:
         found = values.probes.get(name, values.outputs.get(name))
         if found is None or found.shape != shape:
             return f"{name} is missing or misshapen"
+    if case.seed != SEED:
+        return ""  # of another seed there is no golden
     buckets = golden.sketches.shape[1]
     for i, name in enumerate(golden.probes):
         difference = distance(sketch(values.probes[name], buckets), golden.sketches[i])
@@ -148,23 +151,32 @@ def judged_by(golden: Golden, values: Values) -> Golden:
 
     Splice mode is judged by the very values that it puts in: the oracle's float64 rounding, which
     differs between machines, then never counts as a port's error. The same makes a mutant the
-    reference, or the oracle on another seed.
+    reference, or the oracle on another seed. What there is no value of is left out.
 
     Args:
         golden: The case's golden.
         values: What takes the place of the truth.
     """
-    rows = [values.probes[name] for name in golden.probes]
+    kept = [i for i, name in enumerate(golden.probes) if name in values.probes]
+    names = [golden.probes[i] for i in kept]
+    rows = [values.probes[name] for name in names]
     buckets = golden.sketches.shape[1]
     return replace(
         golden,
+        probes=names,
         shapes=[row.shape for row in rows],
-        sketches=np.stack([sketch(row, buckets) for row in rows]),
+        sketches=np.stack([sketch(row, buckets) for row in rows]) if rows else golden.sketches,
         norms=np.array([float(np.linalg.norm(row.astype(np.float64))) for row in rows]),
-        max_abs=np.array([float(np.max(np.abs(row))) for row in rows]),
-        outputs={name: values.outputs[name] for name in golden.outputs},
-        large={n: Large.of(values.outputs[n], kept.edge) for n, kept in golden.large.items()},
-        tables={name: values.probes[name] for name in golden.tables},
+        max_abs=np.array([float(np.max(np.abs(row), initial=0)) for row in rows]),
+        noise={a: noise[kept] for a, noise in golden.noise.items()},
+        splice_noise={a: noise[kept] for a, noise in golden.splice_noise.items()},
+        outputs={n: values.outputs[n] for n in golden.outputs if n in values.outputs},
+        large={
+            n: Large.of(values.outputs[n], large.edge)
+            for n, large in golden.large.items()
+            if n in values.outputs
+        },
+        tables={n: values.probes[n] for n in golden.tables if n in values.probes},
     )
 
 

@@ -38,7 +38,7 @@ def test_live_oracle(sd1_case, live_oracle, sd1_runner):
     golden = load_golden(sd1_case)
     if sd1_case.component not in sd1_runner.hello.components:
         pytest.skip(f"{sd1_runner.hello.name} does not offer component {sd1_case.component}")
-    component = sd1_runner._load(sd1_case, Execution().for_case(sd1_case))
+    component = sd1_runner.load(sd1_case, Execution().for_case(sd1_case))
     try:
         outputs, probes = component.run(sd1_case.inputs(), golden.asked)
     except UnsupportedError as error:

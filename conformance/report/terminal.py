@@ -41,8 +41,24 @@ def verdict_lines(summary: dict[str, Any]) -> list[str]:
         ]
         if first.hint:
             lines.append(_fact("hint", first.hint))
+        lines += _causes(summary)
         lines.append(_fact("rerun", rerun_command(parsed.port_spec, first.case)))
     return lines
+
+
+_MOST_CAUSES = 3
+
+
+def _causes(summary: dict[str, Any]) -> list[str]:
+    """Name the causes that the failures come down to."""
+    faults = [fault for fault in summary.get("faults", ()) if isinstance(fault, dict)]
+    texts = []
+    for fault in faults[:_MOST_CAUSES]:
+        cause = f"mutant {fault['mutant']}, confirmed" if fault.get("confirmed") else "unknown"
+        texts.append(f"{cause}: {fault.get('count')} at {fault.get('probes')}")
+    if len(faults) > _MOST_CAUSES:
+        texts[-1] += f"; and {len(faults) - _MOST_CAUSES} more in summary.json"
+    return [_fact("cause", text) for text in texts]
 
 
 def _fact(name: str, value: str) -> str:

@@ -1,0 +1,116 @@
+"""The command `mutants`: proof that the suite sees the bugs of the catalogue."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from conformance.cli_common import command, oracle_module
+from conformance.errors import ExitCode, UsageError
+from conformance.fingerprint import write_library
+from conformance.results import DEFAULT_OUT, plain
+
+PAGE = Path("docs") / "mutants.md"
+
+
+def add_commands(commands: Any) -> None:
+    """Declare `mutants`."""
+    mutants = command(
+        commands, "mutants", _mutants, "hunt deliberately wrong ports: every one must be caught"
+    )
+    mutants.add_argument("ids", nargs="*", metavar="ID", help="ids or globs; default all")
+    mutants.add_argument("-n", "--jobs", type=_positive, help="processes; default one per core")
+    mutants.add_argument("--out", type=Path, default=DEFAULT_OUT, help="folder of mutants.json")
+    mutants.add_argument(
+        "--update",
+        action="store_true",
+        help="write the fingerprints by which hints are given, and docs/mutants.md, anew",
+    )
+
+
+def _positive(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        message = f"{text!r} is no number of processes, 1 or more"
+        raise argparse.ArgumentTypeError(message)
+    return int(text)
+
+
+def _mutants(arguments: argparse.Namespace) -> int:
+    gate = oracle_module("conformance.mutants.gate")
+    jobs = arguments.jobs or os.cpu_count() or 1
+    chosen = gate.find_mutants(arguments.ids)
+    if arguments.update and arguments.ids:
+        message = "--update needs all mutants: name none"
+        raise UsageError(message)
+    wrong = sum(not m.null for m in chosen)
+    seen: set[str] = set()
+    quiet = not sys.stderr.isatty()
+    with tqdm(total=len(chosen) + wrong, disable=quiet, unit="run") as bar:
+
+        def report(mutant_id: str, row: dict[str, Any]) -> None:
+            bar.update()
+            text = _line(mutant_id, row, again=mutant_id in seen)
+            seen.add(mutant_id)
+            if quiet:
+                print(text, flush=True)
+            else:
+                bar.write(text)
+
+        summary, known = gate.run_gate(arguments.ids, jobs, report)
+    path = arguments.out / "mutants.json"
+    try:
+        arguments.out.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(plain(summary), indent=1) + "\n", encoding="utf-8")
+    except OSError as error:
+        message = f"cannot write {path}: {error.strerror}; give another --out"
+        raise UsageError(message) from error
+    if arguments.update:
+        write_library(known)
+        page = importlib.import_module("conformance.mutants.page").page(summary)
+        PAGE.write_text(page, encoding="utf-8")
+    print("\n".join(_verdict(summary)))
+    print(f"  report {path}")
+    return int(ExitCode.CONFORMANT if gate.passed(summary) else ExitCode.NONCONFORMANT)
+
+
+def _line(mutant_id: str, row: dict[str, Any], *, again: bool) -> str:
+    if not row:
+        return f"{mutant_id:36s} broke"
+    if again:
+        confirmed = "confirmed" if row["confirmed"] else "not confirmed"
+        return f"{mutant_id:36s} hint {row['hint_rank'] or '-'}, {confirmed}"
+    first = row["first_divergence"]
+    where = f"at {first['probe']}" if first else ""
+    verdict = "killed" if row["killed_by"] else "survived"
+    return f"{mutant_id:36s} {verdict} {float(row['ratio']):10.3g} {where}"
+
+
+def _verdict(summary: dict[str, Any]) -> list[str]:
+    """Return the gate's verdict in a few lines."""
+    total, nulls = summary["total"], summary["nulls"]
+    wrong = [row for row in summary["mutants"] if row["expected_probe"] or row["killed_by"]]
+    smallest = sorted(wrong, key=lambda row: row["ratio"])[:10]
+    honest = [row for row in summary["mutants"] if row not in wrong]
+    largest = sorted(honest, key=lambda row: -row["ratio"])[:10]
+    counted = (
+        f"{summary['killed']} of {total} mutants killed, {summary['localised']} localised, true "
+        f"cause among 3 hints {summary['hint_top3']}, confirmed {summary['confirmed']}; "
+        f"{nulls['total'] - len(nulls['killed'])} of {nulls['total']} null mutants survive; "
+        f"{len(summary['not_run'])} not run"
+    )
+    lines = [
+        counted,
+        "  smallest ratios: " + ", ".join(f"{r['id']} {r['ratio']:.3g}" for r in smallest),
+        "  largest honest:  " + ", ".join(f"{r['id']} {r['ratio']:.2f}" for r in largest),
+    ]
+    lines += [f"  survivor: {name}" for name in summary["survivors"]]
+    lines += [f"  null mutant killed: {name}" for name in nulls["killed"]]
+    lines += [f"  broke: {name}: {text}" for name, text in summary["errors"].items()]
+    return lines

@@ -1,0 +1,211 @@
+"""From failures to causes: which catalogued mutant a wrong port computes."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from conformance.case import COMPONENTS, Case, find_case
+from conformance.compare import Record
+from conformance.execution import Execution
+from conformance.fingerprint import Known, kind_of_probe, marks_of, rank
+from conformance.golden import SPLICE
+from conformance.report.text import one_line
+from conformance.runner import Runner
+from conformance.spec import TOKENIZER
+from conformance.tolerance import LIMIT, badness
+
+TESTED = 5
+"""So many hints are tested: the mutant becomes the reference."""
+
+_SHOWN = 3
+_TEXTS = 24
+_WORDS = 160
+
+
+@dataclass
+class Explanation:
+    """What the failures of a run come from.
+
+    Attributes:
+        faults: The entries of `faults` in summary.json.
+        hints: By component, the sentence for the hint of its first divergence.
+    """
+
+    faults: list[dict[str, Any]] = field(default_factory=list)
+    hints: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Item:
+    """A failing item.
+
+    Attributes:
+        case: The case.
+        execution: How it was run.
+        wrong: Names of the probes and outputs that fail, the first alone of a trace.
+    """
+
+    case: Case
+    execution: Execution
+    wrong: tuple[str, ...]
+
+
+def explain(lines: list[dict[str, Any]], runner: Runner) -> Explanation:
+    """Group the failures of a run by cause.
+
+    Args:
+        lines: All case lines.
+        runner: Holds the port, which is asked again in a few failing cases.
+
+    Returns:
+        Causes in the order of components. What the catalogue does not explain is grouped by kind
+        of probe. Nothing raised by the port or a mutant gets out: it only leaves hints untested.
+    """
+    found = Explanation()
+    for component in COMPONENTS:
+        items = failing_items(lines, component)
+        if not items:
+            continue
+        ranked = rank(marks_of(lines, component), component)[:TESTED]
+        faults = list(_tested(items, ranked, runner)) if _testable(items) else []
+        explained = {name for fault in faults for name in fault["names"]}
+        faults += _unexplained(items, explained, ranked)
+        found.hints[component] = _sentence(faults, ranked)
+        found.faults += [{k: v for k, v in f.items() if k != "names"} for f in faults]
+    return found
+
+
+def failing_items(lines: Iterable[Mapping[str, Any]], component: str) -> list[Item]:
+    """Return the failing items of a component, those of splice mode alone if there are any."""
+    gathered: dict[str, list[str]] = {}
+    for line in lines:
+        if line["component"] == component and line["verdict"] == "fail":
+            wrong = [p["name"] for p in line["probes"] if p["verdict"] == "fail"]
+            own = gathered.setdefault(line["case"].partition("::")[0], [])
+            own += wrong if line["mode"] == SPLICE else wrong[:1]
+    items = [_item(name, wrong) for name, wrong in gathered.items()]
+    spliced = [item for item in items if item.execution.mode == SPLICE]
+    return spliced or items
+
+
+def _item(item_id: str, wrong: list[str]) -> Item:
+    case = find_case(item_id)
+    inside = item_id.partition("[")[2].removesuffix("]")
+    dtype = next(d for d in _DTYPES if inside.startswith(f"{d}-"))
+    device, *rest = inside.removeprefix(f"{dtype}-").split("-")
+    backend, mode = (*rest, "", "")[:2]
+    return Item(case, Execution(dtype, device, backend, mode), tuple(dict.fromkeys(wrong)))
+
+
+_DTYPES = ("float64", "float32", "bfloat16", "float16", "int64")
+
+
+def _testable(items: list[Item]) -> bool:
+    """Say whether mutants can be evaluated here: with torch, and at a size that is affordable."""
+    return importlib.util.find_spec("torch") is not None and any(
+        not item.case.full_size for item in items
+    )
+
+
+def witnesses(items: list[Item]) -> list[Item]:
+    """Choose the items in which hints are tested: the most telling, or many of the tokenizer's."""
+    if items[0].case.component == TOKENIZER:
+        return items[:: max(1, len(items) // _TEXTS)]
+    small = [item for item in items if not item.case.full_size]
+    first = max(small, key=lambda i: (i.execution.mode == SPLICE, i.case.every_probe, len(i.wrong)))
+    others = [i for i in small if i.case.every_probe and i.case.variant != first.case.variant]
+    return [first, *others[:1]]
+
+
+def _tested(items: list[Item], ranked: list[Known], runner: Runner) -> Iterable[dict[str, Any]]:
+    """Yield the causes that hold: the port agrees with a mutant where it disagrees with the truth.
+
+    In splice mode each probe stands for itself, so that several mutants may explain one port. In
+    trace mode a mutant has to explain everything.
+    """
+    answer: Any = importlib.import_module("conformance.mutants.answer")
+    catalogue: Any = importlib.import_module("conformance.mutants.catalogue")
+    chosen = witnesses(items)
+    agreeing: dict[str, dict[str, float]] = {}
+    for known in ranked:
+        (mutant,) = catalogue.find_mutants([known.id])
+        reference = answer.Reference(mutant)
+        agreeing[known.id] = {}
+        for item in chosen:
+            records = _judged(reference, runner, item)
+            whole = all(record.ratio <= LIMIT for record in records)
+            if item.execution.mode == SPLICE or whole:
+                for name, ratio in _agreed(records, item).items():
+                    worst = agreeing[known.id].get(name, 0.0)
+                    agreeing[known.id][name] = max(ratio, worst)
+    left = {name for item in chosen for name in item.wrong}
+    while left:
+        held = {i: left & names.keys() for i, names in agreeing.items()}
+        best = max(held, key=lambda i: len(held[i]), default=None)
+        if best is None or not held[best]:
+            return
+        ratio = max(agreeing[best][name] for name in held[best])
+        kinds = {kind_of_probe(name) for name in held[best]}
+        names = {n for item in items for n in item.wrong if kind_of_probe(n) in kinds}
+        yield _fault(names, best, ratio_if_so=ratio)
+        left -= names
+
+
+def _judged(reference: Any, runner: Runner, item: Item) -> list[Record]:
+    try:
+        records: list[Record] = reference.judge(runner, item.case, item.execution)
+    except Exception:  # noqa: BLE001 - a port may raise anything, and then no hint holds
+        return []
+    return records
+
+
+def _agreed(records: list[Record], item: Item) -> dict[str, float]:
+    return {
+        record.name: badness(record.ratio)
+        for record in records
+        if record.name in item.wrong and record.ratio <= LIMIT
+    }
+
+
+def _unexplained(
+    items: list[Item], explained: set[str], ranked: list[Known]
+) -> Iterable[dict[str, Any]]:
+    kinds: dict[str, set[str]] = {}
+    for item in items:
+        for name in item.wrong:
+            if name not in explained:
+                kinds.setdefault(kind_of_probe(name), set()).add(name)
+    for names in kinds.values():
+        yield _fault(names, ranked[0].id if ranked and not explained else None)
+
+
+def _fault(names: set[str], mutant: str | None, ratio_if_so: float | None = None) -> dict[str, Any]:
+    kinds = sorted({kind_of_probe(name) if len(names) > 1 else name for name in names})
+    text = ", ".join(kinds[:_SHOWN])
+    return {
+        "names": names,
+        "probes": f"{text} and {len(kinds) - _SHOWN} more" if len(kinds) > _SHOWN else text,
+        "count": len(names),
+        "mutant": mutant,
+        "confirmed": ratio_if_so is not None,
+        "ratio_if_so": ratio_if_so,
+    }
+
+
+def _sentence(faults: list[dict[str, Any]], ranked: list[Known]) -> str:
+    """Say what the port computes, or what it looks like."""
+    wrong = {known.id: known.wrong for known in ranked}
+    for fault in faults:
+        if fault["confirmed"]:
+            return (
+                f"confirmed: the port computes mutant {fault['mutant']} "
+                f"({one_line(wrong[fault['mutant']], _WORDS)}), ratio {fault['ratio_if_so']:.2g}"
+            )
+    if not ranked:
+        return ""
+    alike = ", ".join(known.id for known in ranked[:_SHOWN])
+    return f"like the mutants {alike}, none confirmed"

@@ -1,0 +1,178 @@
+"""What a port or a mutant answers in one case: where two differ, and whether they agree."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from conformance import spec
+from conformance.adapters import sd1_impl
+from conformance.case import Case
+from conformance.compare import Record
+from conformance.execution import Execution
+from conformance.golden import SPLICE, Golden, load_golden
+from conformance.judge import judge_outputs, judge_probes
+from conformance.mutants.mutant import Mutant
+from conformance.mutants.port import MutantPort
+from conformance.port import Arrays, Component, Port
+from conformance.runner import Runner
+from conformance.sampling import term_and_step
+from conformance.tolerance import badness
+from conformance.traces import Values, judged_by
+
+DIFFERENT = 1e-9
+"""Relative difference from which a mutant is not the clean model any more."""
+
+PIXELS = "image_uint8"
+
+
+def load(port: Port, case: Case, arithmetic: str) -> Component:
+    """Load the component of a case on the CPU."""
+    return port.load(case.component, case.variant, case.weights(), arithmetic, "cpu")
+
+
+def answer(component: Component, case: Case, golden: Golden, replace: Arrays | None) -> Values:
+    """Run a component once and gather what it hands out, steps of outputs one by one.
+
+    Args:
+        component: Loaded.
+        case: The case.
+        golden: Says what is asked for.
+        replace: Values for splice mode, or None.
+
+    Returns:
+        Probes (and steps) and outputs.
+    """
+    outputs, probes = component.run(case.inputs(), golden.asked, replace)
+    for name in golden.probes:
+        own = golden.sketched_output(name)
+        if own is None:
+            continue
+        _, step = term_and_step(name)
+        if name in outputs:
+            probes[name] = outputs[name]
+        elif own in outputs and step is not None and step < len(outputs[own]):
+            probes[name] = outputs[own][step]
+    return Values(probes, outputs)
+
+
+def expected_probe(mutant: Mutant, case: Case, replace: Arrays | None) -> str | None:
+    """Compute where a mutant first differs from the clean model.
+
+    Args:
+        mutant: The mutant.
+        case: A case that hunts it.
+        replace: The oracle's values, so that only a layer's own difference shows; None where the
+            component has no splice mode.
+
+    Returns:
+        The first canonical probe, output or step at which they differ by more than 1e-9 in
+        float64, else in the mutant's own arithmetic; None if they do nowhere, or if the mutant
+        does not answer.
+    """
+    golden = load_golden(case)
+    for arithmetic in dict.fromkeys(("float64", mutant.dtype)):
+        clean = answer(load(sd1_impl.port(), case, arithmetic), case, golden, replace)
+        try:
+            wrong = answer(load(MutantPort(mutant), case, arithmetic), case, golden, replace)
+        except Exception:  # noqa: BLE001 - a mutant may raise anything
+            return None
+        names = [n for n in {**clean.probes, **_judged(golden, clean.outputs)} if n]
+        for name in sorted(names, key=lambda n: _place(case, golden, n)):
+            before, after = _value(clean, name), _value(wrong, name)
+            if before is None or after is None or _differ(before, after):
+                return name
+    return None
+
+
+def _judged(golden: Golden, outputs: Arrays) -> Arrays:
+    """Return the outputs that stand for themselves: those kept as sketches stand as steps."""
+    return {name: array for name, array in outputs.items() if name not in golden.sketched}
+
+
+def _place(case: Case, golden: Golden, name: str) -> tuple[tuple[int, ...], int]:
+    outputs = list(golden.output_shapes)
+    return spec.place(case.component, name), outputs.index(name) if name in outputs else -1
+
+
+def _value(values: Values, name: str) -> np.ndarray | None:
+    return values.probes.get(name, values.outputs.get(name))
+
+
+def _differ(a: np.ndarray, b: np.ndarray) -> bool:
+    if a.shape != b.shape:
+        return True
+    if a.dtype.kind != "f":
+        return bool(np.any(a != b))
+    with np.errstate(all="ignore"):
+        wide = a.astype(np.float64)
+        difference = float(np.linalg.norm(b.astype(np.float64) - wide))
+        return not difference <= DIFFERENT * float(np.linalg.norm(wide))
+
+
+class Reference:
+    """A mutant, evaluated in float64, in the place of the oracle."""
+
+    def __init__(self, mutant: Mutant) -> None:
+        self.port = MutantPort(mutant)
+        self._loaded: tuple[tuple[Any, ...], Component] | None = None
+
+    def judge(self, runner: Runner, case: Case, execution: Execution) -> list[Record]:
+        """Judge a port by the mutant.
+
+        Args:
+            runner: Holds the port.
+            case: A case in which the port is wrong.
+            execution: How it was run.
+
+        Returns:
+            The records; none where the mutant does not answer, or not with the same names.
+        """
+        golden = runner.golden(case)
+        replace = runner.values(case, golden).probes if execution.mode == SPLICE else None
+        try:
+            reference = answer(self._load(case), case, golden, replace)
+        except Exception:  # noqa: BLE001 - a mutant may raise anything
+            return []
+        own = answer(runner.load(case, execution), case, golden, replace)
+        judged = judged_by(golden.in_mode(execution.mode), reference)
+        outputs = {n: a for n, a in own.outputs.items() if n in judged.output_shapes}
+        if PIXELS in outputs:
+            pixels = (outputs.pop(PIXELS), reference.outputs[PIXELS])
+            judged.output_names = [n for n in judged.output_names if n != PIXELS]
+            if not _same_pixels(*pixels):
+                return []
+        if set(judged.output_shapes) - set(outputs):
+            return []
+        records = judge_probes(judged, own.probes, execution.dtype)
+        return records + judge_outputs(judged, outputs, execution.dtype)
+
+    def _load(self, case: Case) -> Component:
+        key = (case.component, case.variant, case.seed)
+        if self._loaded is None or self._loaded[0] != key:
+            self._loaded = (key, load(self.port, case, "float64"))
+        return self._loaded[1]
+
+    def agreement(self, runner: Runner, items: Iterable[tuple[Case, Execution]]) -> float:
+        """Return the worst ratio of a port against the mutant; infinite for no items."""
+        return max((worst(self.judge(runner, c, e)) for c, e in items), default=math.inf)
+
+
+_ROUNDED_OTHERWISE = 1e-2
+
+
+def _same_pixels(a: np.ndarray, b: np.ndarray) -> bool:
+    """Say whether two pictures are the same but for pixels that lie between two levels."""
+    if a.shape != b.shape:
+        return False
+    difference = np.abs(a.astype(int) - b.astype(int))
+    return bool(difference.max() <= 1 and (difference > 0).mean() <= _ROUNDED_OTHERWISE)
+
+
+def worst(records: Iterable[Record]) -> float:
+    """Return the worst ratio of records; infinite where there are none."""
+    ratios = [badness(record.ratio) for record in records]
+    return max(ratios) if ratios else math.inf

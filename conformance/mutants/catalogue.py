@@ -1,0 +1,55 @@
+"""All mutants, and the rows that are none here."""
+
+from __future__ import annotations
+
+from fnmatch import fnmatchcase
+
+from conformance.errors import UsageError, unknown_name
+from conformance.mutants import (
+    checkpoint,
+    nulls,
+    pipeline,
+    quiet,
+    schedulers,
+    text_encoder,
+    tokenizer,
+    unet_attention,
+    unet_body,
+    vae,
+)
+from conformance.mutants.mutant import Mutant, NotRun
+
+_MODULES = (
+    tokenizer,
+    text_encoder,
+    unet_attention,
+    unet_body,
+    checkpoint,
+    vae,
+    schedulers,
+    pipeline,
+    quiet,
+    nulls,
+)
+
+CATALOGUE: tuple[Mutant, ...] = tuple(m for module in _MODULES for m in module.MUTANTS)
+"""Every mutant, the null ones last."""
+
+NOT_RUN: tuple[NotRun, ...] = tuple(row for module in _MODULES for row in module.NOT_RUN)
+"""Rows that cannot be run here, or not yet, with the reason."""
+
+
+def find_mutants(names: list[str]) -> list[Mutant]:
+    """Return the mutants of these ids or globs, in the order of the catalogue; all for none.
+
+    Raises:
+        UsageError: A name fits no mutant.
+    """
+    reasons = {row.id: row.reason for row in NOT_RUN}
+    for name in names:
+        if name in reasons:
+            message = f"mutant {name} is not run: {reasons[name]}"
+            raise UsageError(message)
+        if not any(fnmatchcase(m.id, name) for m in CATALOGUE):
+            raise unknown_name("mutant", name, [m.id for m in CATALOGUE])
+    return [m for m in CATALOGUE if not names or any(fnmatchcase(m.id, n) for n in names)]

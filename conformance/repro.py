@@ -1,0 +1,167 @@
+"""One layer to take away: weights, inputs and expected output, and a script of ten lines."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.numpy import save_file
+from torch import Tensor, nn
+
+from conformance.adapters.torch_module import INPUT_SUFFIX, first_tensor, to_numpy
+from conformance.case import Case
+from conformance.errors import UsageError, unknown_name
+from conformance.golden import Golden, load_golden
+from conformance.live import values_of
+from conformance.record import Reference
+from conformance.spec import probe_names
+from conformance.tolerance import LIMIT, floor
+
+SCRIPT = '''"""{what}. Write `layer` with your own code, then run this file."""
+import numpy as np
+from safetensors.numpy import load_file
+
+weights, inputs, expected = map(load_file, ("{files}"))
+noise, limit = {noise:.3e}, {limit:g}  # noise: of the reference's own float32 evaluations
+
+def layer(weights, inputs):  # inputs: {signature}
+    raise NotImplementedError("return a dict: {outputs}")
+
+for name, mine in layer(weights, inputs).items():
+    error = np.linalg.norm(mine - expected[name]) / np.linalg.norm(expected[name])
+    print(f"{{name}}: relative error {{error:.3g}}, ratio {{error / noise:.3g}}, limit {{limit:g}}")
+'''
+
+_FILES = ("weights.safetensors", "inputs.safetensors", "expected.safetensors")
+
+
+def write_repro(case: Case, probe: str | None, folder: Path) -> list[Path]:
+    """Write what reproduces one layer of a case, or the whole component.
+
+    Args:
+        case: A case of a network.
+        probe: A canonical probe: a module, or `path.input`, for which the module around it is
+            written, with what enters `path` as the expected value. None for the whole network.
+        folder: Folder to create.
+
+    Returns:
+        The files: `weights.safetensors` (float32, exact), `inputs.safetensors` and
+        `expected.safetensors` (float64, the oracle's), `repro.py`.
+
+    Raises:
+        UsageError: The case is of no network, there is no such probe, or the folder cannot be
+            written.
+    """
+    if not case.is_network:
+        message = f"repro needs a case of a network, and {case.id} is of {case.component}"
+        raise UsageError(message)
+    names = probe_names(case.component, case.variant.size)
+    if probe is not None and probe not in names:
+        raise unknown_name("probe", probe, list(names))
+    golden, reference = load_golden(case), Reference(case.component, case.variant, case.seed)
+    facts: dict[str, Any] = {}
+    if probe is None:
+        inputs, expected = case.inputs(), values_of(reference.truth(case)).outputs
+        weights = dict(reference.weights)
+        noise = max(float(values[0]) for values in golden.output_noise["float32"].values())
+    else:
+        path = _module_path(probe)
+        inputs, value, facts = _captured(reference, case, path, probe)
+        expected = {probe: value}
+        start = f"{path}." if path else ""
+        weights = {
+            n.removeprefix(start): reference.weights[n]
+            for n in reference.weights
+            if n.startswith(start)
+        }
+        noise = _local_noise(golden, probe)
+    what = f"{case.id}, {probe or 'the whole network'}"
+    script = SCRIPT.format(
+        what=f"{what} ({facts['module']})" if facts else what,
+        noise=max(noise, floor("float32")),
+        limit=LIMIT,
+        signature=", ".join(f"{n} {tuple(a.shape)}" for n, a in inputs.items()),
+        outputs=", ".join(f"{n} {tuple(a.shape)}" for n, a in expected.items()),
+        files='", "'.join(_FILES),
+    )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, arrays in zip(_FILES, (weights, inputs, expected), strict=True):
+            whole = {n: np.ascontiguousarray(a) for n, a in arrays.items()}
+            save_file(whole, folder / name, {"repro": json.dumps(facts)})
+        (folder / "repro.py").write_text(script, encoding="utf-8")
+    except OSError as error:
+        message = f"cannot write {folder}: {error.strerror}; give another --out"
+        raise UsageError(message) from error
+    return [folder / name for name in (*_FILES, "repro.py")]
+
+
+def _module_path(probe: str) -> str:
+    """Return the module that computes a probe: itself, or what is around an input."""
+    if not probe.endswith(INPUT_SUFFIX):
+        return probe
+    path = probe.removesuffix(INPUT_SUFFIX).rpartition(".")[0]
+    while path.rpartition(".")[2] in _CONTAINERS:
+        path = path.rpartition(".")[0]
+    return path
+
+
+_CONTAINERS = ("to_out", "resnets", "attentions", "net", "transformer_blocks", "layers")
+
+
+def _captured(
+    reference: Reference, case: Case, path: str, probe: str
+) -> tuple[dict[str, np.ndarray], np.ndarray, dict[str, Any]]:
+    """Evaluate the oracle and keep what one module was given, and the value of a probe."""
+    component: Any = reference.build("float64")
+    module = component.module.get_submodule(path)
+    arrays: dict[str, np.ndarray] = {}
+    facts: dict[str, Any] = {"case": case.id, "module": type(module).__name__, "path": path}
+
+    def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        given = {**{str(i): a for i, a in enumerate(args)}, **kwargs}
+        for name, tensor in _tensors(given):
+            arrays[name] = to_numpy(tensor)
+        plain = {n: v for n, v in given.items() if isinstance(v, (int, float, str, bool))}
+        facts["arguments"] = plain
+
+    seen: dict[str, np.ndarray] = {}
+    with _hook(module, before), torch.no_grad():
+        component.traced(
+            component.tensors(case.inputs()),
+            [probe],
+            lambda name, tensor: seen.__setitem__(name, to_numpy(tensor)),
+        )
+    inputs = arrays or case.inputs()  # of a network whose forward is bypassed
+    return inputs, seen[probe], facts
+
+
+@contextmanager
+def _hook(module: nn.Module, before: Any) -> Iterator[None]:
+    handle = module.register_forward_pre_hook(before, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _tensors(given: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:
+    """Yield the tensors among arguments, those of a tuple one by one: `1.0`, `1.1`."""
+    for name, value in given.items():
+        if isinstance(value, Tensor):
+            yield name, value
+        elif isinstance(value, (tuple, list)):
+            yield from _tensors({f"{name}.{i}": part for i, part in enumerate(value)})
+        elif first_tensor(value) is not None:
+            yield name, value
+
+
+def _local_noise(golden: Golden, probe: str) -> float:
+    """Return a probe's own noise in float32; that of the whole trace where none is recorded."""
+    noise = golden.splice_noise.get("float32", golden.noise["float32"])
+    return float(noise[golden.probes.index(probe)]) if probe in golden.probes else 0.0
