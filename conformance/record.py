@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 import os
 import platform
 import subprocess
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -120,7 +122,7 @@ def record_variant(cases: list[Case], say: Say) -> dict[str, Golden]:
     if not cases:
         return {}
     if cases[0].exact:
-        return {case.id: _exact_golden(case) for case in cases}
+        return {case.id: _claiming(case, _exact_golden(case)) for case in cases}
     reference = Reference(cases[0].component, cases[0].variant)
     truths = {}
     for case in cases:
@@ -141,7 +143,18 @@ def record_variant(cases: list[Case], say: Say) -> dict[str, Golden]:
                 units[arithmetic] = worst_of(runs)
                 _refuse_unfair(case, arithmetic, component, truth, mode, units)
                 say(f"{case.id}: {arithmetic}, {mode}, {len(runs)} evaluations")
-    return {case.id: _golden(case, truths[case.id], noise[case.id]) for case in cases}
+    return {
+        case.id: _claiming(case, _golden(case, truths[case.id], noise[case.id])) for case in cases
+    }
+
+
+def _claiming(case: Case, golden: Golden) -> Golden:
+    """Enter the mutants that a case is to kill; refuse the golden if it does not."""
+    claims = importlib.import_module("conformance.mutants.claims")
+    problems = claims.weak_claims(case, golden)
+    if problems:
+        raise GoldenError(problems[0])
+    return replace(golden, kills=[mutant.id for mutant in claims.claimed(case)])
 
 
 def modes(case: Case) -> tuple[str, ...]:

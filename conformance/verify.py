@@ -11,7 +11,7 @@ from conformance import oracle
 from conformance.adapters.torch_module import to_numpy
 from conformance.case import Case
 from conformance.compare import METRICS, judge_kept, relative_error, whole_errors
-from conformance.golden import Golden
+from conformance.golden import SPLICE, Golden
 from conformance.large import Large
 from conformance.record import Reference
 from conformance.sampling import TABLES
@@ -31,21 +31,37 @@ def disagreement(old: Golden, new: Golden) -> str | None:
         None where they agree: input digests, names and shapes exactly, outputs and sketches within
         the limit times float64 noise, recorded noise within a factor of 2. Otherwise what differs.
     """
+    return next(_disagreements(old, new), None)
+
+
+def _disagreements(old: Golden, new: Golden) -> Iterator[str]:
     if old.inputs != new.inputs:
-        return "inputs differ"
+        yield "inputs differ"
     if old.probes != new.probes or old.shapes != new.shapes:
-        return "probe names or shapes differ"
+        yield "probe names or shapes differ"
     sketches = dict(zip(new.probes, new.sketches, strict=True))
     aged = age(old, {**new.outputs, **new.large}, sketches, new.tables)
     if aged is not None:
-        return aged
-    if set(old.noise) != set(new.noise):
-        return f"arithmetics were {sorted(old.noise)}, are now {sorted(new.noise)}"
-    for arithmetic in old.noise:
-        changed = _noise_change(old, new, arithmetic)
-        if changed is not None:
-            return changed
-    return None
+        yield aged
+    if old.kills != new.kills:
+        yield f"mutants claimed were {old.kills}, are now {new.kills}"
+    if bool(old.splice_noise) != bool(new.splice_noise):
+        yield "one of them has noise of splice mode, the other has none"
+    for was, now in _by_mode(old, new):
+        if set(was.noise) != set(now.noise):
+            yield f"arithmetics were {sorted(was.noise)}, are now {sorted(now.noise)}"
+        for arithmetic in was.noise:
+            changed = _noise_change(was, now, arithmetic)
+            if changed is not None:
+                yield changed
+
+
+def _by_mode(old: Golden, new: Golden) -> list[tuple[Golden, Golden]]:
+    """Pair two goldens in each mode that both have."""
+    pairs = [(old, new)]
+    if old.splice_noise:
+        pairs.append((old.in_mode(SPLICE), new.in_mode(SPLICE)))
+    return pairs
 
 
 def _noise_change(old: Golden, new: Golden, arithmetic: str) -> str | None:

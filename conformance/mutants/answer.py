@@ -138,7 +138,8 @@ class Reference:
         except Exception:  # noqa: BLE001 - a mutant may raise anything
             return []
         own = answer(runner.load(case, execution), case, golden, replace)
-        judged = judged_by(golden.in_mode(execution.mode), reference)
+        with np.errstate(all="ignore"):  # a mutant may overflow
+            judged = judged_by(golden.in_mode(execution.mode), reference)
         outputs = {n: a for n, a in own.outputs.items() if n in judged.output_shapes}
         if PIXELS in outputs:
             pixels = (outputs.pop(PIXELS), reference.outputs[PIXELS])
@@ -147,8 +148,9 @@ class Reference:
                 return []
         if set(judged.output_shapes) - set(outputs):
             return []
-        records = judge_probes(judged, own.probes, execution.dtype)
-        return records + judge_outputs(judged, outputs, execution.dtype)
+        with np.errstate(all="ignore"):
+            records = judge_probes(judged, own.probes, execution.dtype)
+            return records + judge_outputs(judged, outputs, execution.dtype)
 
     def _load(self, case: Case) -> Component:
         key = (case.component, case.variant, case.seed)

@@ -35,7 +35,7 @@ class _Fixed:
         """Run a mutant in trace mode and return its records."""
         runner = Runner(MutantPort(mutant))
         runner.asks_for_age = False
-        runner.golden = lambda _: self.golden  # type: ignore[method-assign]
+        runner.golden = lambda _: self.golden  # type: ignore[method-assign, assignment]
         result = runner.run(case, Execution(dtype=mutant.dtype).for_case(case))
         return result.records
 
