@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cache
 from typing import TYPE_CHECKING
 
 from conformance import spec
@@ -27,11 +28,13 @@ def block_names(case: Case) -> list[str]:
         The named blocks of a network, then `outputs`; of a pipeline, whose terms stand for
         themselves, `outputs` alone.
     """
-    if not case.is_network:
-        return [REST]
-    named = spec.block_names(case.component)
-    names = spec.probe_names(case.component, case.variant.size)
-    return [*(name for name in names if name in named), REST]
+    return list(_blocks(case.component, case.variant.size)) if case.is_network else [REST]
+
+
+@cache
+def _blocks(component: str, size: str) -> tuple[str, ...]:
+    named = spec.block_names(component)
+    return (*(name for name in spec.probe_names(component, size) if name in named), REST)
 
 
 def block_of(case: Case, record: Record) -> str:

@@ -78,6 +78,8 @@ def first_divergence(
         return found
     inputs = max([r.err for r in before if r.kind == "probe"], default=0.0)
     found |= {"gain": _quotient(record.err, inputs), "inherited": inherited(record, local)}
+    if not math.isfinite(record.err):
+        return found  # a wrong shape, or values that are not finite: nothing adds up to that
     if local.fault is None:
         explained = adds_up(result.records, golden, result.execution.dtype)
         found["kind"] = ACCUMULATION if explained else UNEXPLAINED
@@ -137,20 +139,29 @@ def gains(golden: Golden, arithmetic: str) -> np.ndarray:
 def adds_up(records: list[Record], golden: Golden, arithmetic: str) -> bool:
     """Say whether the errors of a trace are those of honest layers, added up.
 
-    No probe's error may exceed the limit times its own noise and its gain times the largest error
-    before it.
+    No error may exceed the limit times the probe's own noise and its gain times the largest error
+    before it; an output reads what all probes left.
     """
-    places = {name: i for i, name in enumerate(golden.probes)}
-    gain = gains(golden, arithmetic)
-    own = np.maximum(golden.splice_noise[arithmetic], tolerance.floor(arithmetic))
+    own = dict(zip(golden.probes, golden.splice_noise[arithmetic].tolist(), strict=True))
+    gain = dict(zip(golden.probes, gains(golden, arithmetic).tolist(), strict=True))
+    for name, units in golden.splice_output_noise[arithmetic].items():
+        if name not in own:
+            traced = golden.output_noise[arithmetic][name]
+            own[name] = float(units.max())
+            passed_on = float(np.sqrt(np.maximum(0, traced**2 - units**2)).max())
+            most = float(golden.noise[arithmetic].max(initial=0))
+            gain[name] = passed_on / most if most > 0 else 0.0
     highest = 0.0
     for record in records:
-        i = places.get(record.name)
-        if i is None or record.kind != "probe":
+        if record.name not in own:
+            if record.verdict == "fail":
+                return False
             continue
-        if not record.err <= tolerance.LIMIT * (own[i] + gain[i] * highest):
+        least = max(own[record.name], tolerance.floor(arithmetic))
+        if not record.err <= tolerance.LIMIT * (least + gain[record.name] * highest):
             return False
-        highest = max(highest, record.err)
+        if record.kind == "probe":
+            highest = max(highest, record.err)
     return True
 
 

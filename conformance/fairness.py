@@ -12,11 +12,12 @@ from collections.abc import Callable, Iterable
 from itertools import groupby
 from pathlib import Path
 
+from conformance import oracle
 from conformance.case import Case
-from conformance.golden import Golden, load_golden
+from conformance.golden import SPLICE, Golden, load_golden
 from conformance.honest import HELD_OUT
 from conformance.noise import Errors, calibrations, measure, worst_of, worst_ratio
-from conformance.record import Reference, arithmetics
+from conformance.record import Reference, arithmetics, modes
 from conformance.tables import table_arithmetic
 from conformance.tolerance import LIMIT
 
@@ -87,7 +88,7 @@ def measure_all(cases: list[Case], say: Say) -> list[str]:
     return [
         f"{name} in {arithmetic}: ratio {ratio:.2f} at {where} is over half the limit"
         for (name, arithmetic), (ratio, where) in table.rows.items()
-        if not ratio <= LIMIT / 2 and not name.endswith(BY_DESIGN)
+        if not ratio <= LIMIT / 2 and not name.removesuffix(" (splice)").endswith(BY_DESIGN)
     ]
 
 
@@ -99,26 +100,38 @@ def _measure_variant(cases: list[Case], table: Table, say: Say) -> None:
             if arithmetic not in arithmetics(case):
                 continue
             component, truth = reference.build(arithmetic), truths[case.id]
-            noise = noise_in(load_golden(case), arithmetic)
-            for evaluation in HELD_OUT:
-                if evaluation.applies(case, arithmetic):
-                    errors = measure(component, case, truth, evaluation)
-                    ratio, where = worst_ratio(errors, noise, arithmetic)
-                    table.add(
-                        f"held out: {evaluation.name}", arithmetic, ratio, f"{case.id} {where}"
-                    )
-            if arithmetic == "float64":
-                continue  # its noise is bounded from below by float32's: see noise_of
-            chosen = calibrations(component, case, arithmetic)
-            runs = [measure(component, case, truth, e) for e in chosen]
-            for i, evaluation in enumerate(chosen):
-                rest = worst_of(run for j, run in enumerate(runs) if j != i)
-                ratio, where = worst_ratio(runs[i], rest, arithmetic)
-                name = f"without itself: {evaluation.name.partition(' (')[0]}"
-                if case.variant.regime == "offset":
-                    name += " in offset"
-                table.add(name, arithmetic, ratio, f"{case.id} {where}")
+            for mode in modes(case):
+                _measure_case(component, case, truth, (arithmetic, mode), table)
             say(f"{case.id}: {arithmetic}")
+
+
+def _measure_case(
+    component: oracle.Component,
+    case: Case,
+    truth: oracle.Truth,
+    judged_in: tuple[str, str],
+    table: Table,
+) -> None:
+    """Measure the evaluations of one case in an arithmetic and a mode."""
+    arithmetic, mode = judged_in
+    splice = mode == SPLICE
+    told = " (splice)" if splice else ""
+    noise = noise_in(load_golden(case).in_mode(mode), arithmetic)
+    for evaluation in (e for e in HELD_OUT if e.applies(case, arithmetic)):
+        errors = measure(component, case, truth, evaluation, splice=splice)
+        ratio, where = worst_ratio(errors, noise, arithmetic)
+        table.add(f"held out: {evaluation.name}{told}", arithmetic, ratio, f"{case.id} {where}")
+    if arithmetic == "float64":
+        return  # its noise is bounded from below by float32's: see noise_of
+    chosen = calibrations(component, case, arithmetic)
+    runs = [measure(component, case, truth, e, splice=splice) for e in chosen]
+    for i, evaluation in enumerate(chosen):
+        rest = worst_of(run for j, run in enumerate(runs) if j != i)
+        ratio, where = worst_ratio(runs[i], rest, arithmetic)
+        name = f"without itself: {evaluation.name.partition(' (')[0]}"
+        if case.variant.regime == "offset":
+            name += " in offset"
+        table.add(name + told, arithmetic, ratio, f"{case.id} {where}")
 
 
 def noise_in(golden: Golden, arithmetic: str) -> Errors:
@@ -146,4 +159,5 @@ def _measure_process(
             line = json.loads(text)
             if line["type"] == "case" and line["ratio"] is not None:
                 where = f"{line['case'].partition('[')[0]} {line['worst_probe']}"
-                table.add(f"held out: {name}", arithmetic, float(line["ratio"]), where)
+                told = " (splice)" if line["mode"] == SPLICE else ""
+                table.add(f"held out: {name}{told}", arithmetic, float(line["ratio"]), where)

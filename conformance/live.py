@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from conformance import oracle
@@ -17,17 +18,21 @@ from conformance.record import Reference
 from conformance.traces import PACK_FORMAT, Values, pack_path, read_pack, write_pack
 
 CACHE_VARIABLE = "SD1_CACHE"
+FOLDER = "sd1-traces"
 CACHE_BYTES = 4 * 2**30
 """The oldest packs are deleted when the cache grows over this."""
 
 
 def cache_folder() -> Path | None:
-    """Return the folder of cached values: `$SD1_CACHE`, which may be empty for none."""
+    """Return the folder of cached values, which holds nothing else.
+
+    It is `sd1-traces` in `$SD1_CACHE` (empty for no cache) or in the user's cache folder.
+    """
     chosen = os.environ.get(CACHE_VARIABLE)
     if chosen is not None:
-        return Path(chosen) if chosen else None
+        return Path(chosen) / FOLDER if chosen else None
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "sd1-conformance"
+    return Path(base) / "sd1-conformance" / FOLDER
 
 
 def values_of(truth: oracle.Truth) -> Values:
@@ -48,21 +53,14 @@ class LiveTraces:
         """Return what the oracle computes."""
         folder = cache_folder()
         path = pack_path(folder / self._digest(case), case) if folder else None
-        if path is not None and path.exists():
-            try:
-                values = read_pack(path, case, golden)
-            except SuiteError:
-                path.unlink(missing_ok=True)  # a cache may be damaged: it is made anew
-            else:
-                path.touch()
-                return values
+        values = _cached(path, case, golden)
+        if values is not None:
+            return values
         values = values_of(self.reference(case).truth(case))
         if path is not None and folder is not None:
-            try:
+            with suppress(OSError, SuiteError):  # what cannot be kept costs time, not a verdict
                 write_pack(path, case, values)
                 _shrink(folder)
-            except (OSError, SuiteError):
-                pass  # a cache that cannot be written costs time, not a verdict
         return values
 
     def reference(self, case: Case) -> Reference:
@@ -80,6 +78,21 @@ class LiveTraces:
         golden = manifest()["goldens"][case.id]["sha256"]
         facts = json.dumps([PACK_FORMAT, golden, oracle.versions(), case.seed], sort_keys=True)
         return hashlib.sha256(facts.encode()).hexdigest()[:16]
+
+
+def _cached(path: Path | None, case: Case, golden: Golden) -> Values | None:
+    """Read a pack of the cache; a damaged one is deleted, to be made anew."""
+    if path is None or not path.exists():
+        return None
+    try:
+        values = read_pack(path, case, golden)
+    except SuiteError:
+        with suppress(OSError):
+            path.unlink()
+        return None
+    with suppress(OSError):
+        path.touch()
+    return values
 
 
 def _shrink(folder: Path) -> None:

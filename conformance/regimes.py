@@ -10,7 +10,7 @@ from conformance.recipe import Kind, TensorRecipe
 UNIT = "unit"
 REGIMES = (UNIT, "lowvar", "dense", "sharp", "outlier", "offset")
 
-_LOWVAR_SHIFT = -5
+_LOWVAR_SHIFT = -7
 _SHARP_SHIFT = 2
 _OUTLIER_SHIFT = 6
 _OFFSET_BIAS = 12.0

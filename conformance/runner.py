@@ -158,7 +158,9 @@ class Runner:
             raise UnsupportedError(reason)
         inputs, digests = _inputs(case, golden)
         if execution.mode == SPLICE:
-            return self._run_spliced(case, execution, recorded, inputs)
+            result = self._run_spliced(case, execution, recorded, inputs)
+            _require_unchanged(case, inputs, digests)
+            return result
         component = self.load(case, execution)
         supplied = self._supply(case, golden, execution, inputs)
         plain, _ = call(component, inputs, (), supplied)
@@ -168,9 +170,7 @@ class Runner:
         asked = golden.asked
         if self.hello.probes and asked:
             watched, probes = call(component, inputs, asked, supplied)
-        if {name: digest(array) for name, array in inputs.items()} != digests:
-            message = f"{case.id}: the port changed its inputs in place"
-            raise PortError(message)
+        _require_unchanged(case, inputs, digests)
         check_contract(golden, plain, probes, execution.dtype)
         records = judge_probes(golden, probes, execution.dtype)
         self._refuse_island(records, golden, execution)
@@ -325,6 +325,12 @@ def _inputs(case: Case, golden: Golden) -> tuple[Arrays, dict[str, str]]:
     if case.seed == SEED:
         check_inputs(golden, digests)
     return inputs, digests
+
+
+def _require_unchanged(case: Case, inputs: Arrays, digests: dict[str, str]) -> None:
+    if {name: digest(array) for name, array in inputs.items()} != digests:
+        message = f"{case.id}: the port changed its inputs in place"
+        raise PortError(message)
 
 
 def _without_mode(case: Case, execution: Execution) -> str:

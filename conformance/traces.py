@@ -23,6 +23,7 @@ from conformance.case import Case
 from conformance.compare import relative_error
 from conformance.errors import GoldenError, UnsupportedError, UsageError
 from conformance.golden import Golden
+from conformance.judge import judge_outputs
 from conformance.large import Large
 from conformance.manifest import manifest
 from conformance.recipe import SEED
@@ -103,9 +104,9 @@ def read_pack(path: Path, case: Case, golden: Golden) -> Values:
     again = "write it again with `golden trace`"
     try:
         with safe_open(path, "np") as file:
-            facts = json.loads((file.metadata() or {}).get("pack", "{}"))
+            facts = dict(json.loads((file.metadata() or {}).get("pack", "{}")))
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no dict
-    except (OSError, SafetensorError, ValueError) as error:
+    except (OSError, SafetensorError, TypeError, ValueError) as error:
         message = f"{path} is not a trace pack ({error}): {again}"
         raise GoldenError(message) from error
     wanted = {
@@ -143,7 +144,9 @@ def _not_of(case: Case, golden: Golden, values: Values) -> str:
         error = relative_error(difference, float(golden.norms[i]))
         if not ratio(error, float(golden.noise["float64"][i]), "float64") <= LIMIT:
             return f"probe {name} is not the golden's"
-    return ""
+    kept = judge_outputs(golden, values.probes | values.outputs, "float64")
+    wrong = next((record.name for record in kept if record.verdict == "fail"), None)
+    return f"output {wrong} is not the golden's" if wrong else ""
 
 
 def judged_by(golden: Golden, values: Values) -> Golden:

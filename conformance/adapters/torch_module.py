@@ -134,12 +134,16 @@ class _Hooks:
             if own and not spread:
                 tensor.copy_(replacement)
                 return output
+        return self._handed_on(output, replacement)
+
+    def _handed_on(self, output: Any, replacement: Tensor) -> Any:
+        """Return a module's output with a value in the place of its first tensor."""
         if isinstance(output, Tensor):
             return replacement
-        if isinstance(output, tuple):
-            return (replacement, *output[1:])
-        if isinstance(output, list):
-            return [replacement, *output[1:]]
+        if isinstance(output, (tuple, list)) and output:
+            parts = [self._handed_on(output[0], replacement), *output[1:]]
+            named = hasattr(output, "_fields")  # a named tuple takes its fields one by one
+            return type(output)(*parts) if named else type(output)(parts)
         message = f"cannot replace the output of a module that returns {type(output).__name__}"
         raise PortError(message)
 

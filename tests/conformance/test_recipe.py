@@ -267,8 +267,8 @@ def test_modifiers(changes, apply) -> None:
 @pytest.mark.parametrize(
     ("regime", "name", "factor"),
     [
-        ("lowvar", "conv_in.weight", 2.0**-5),
-        ("lowvar", "down_blocks.0.attentions.0.proj_out.bias", 2.0**-5),
+        ("lowvar", "conv_in.weight", 2.0**-7),
+        ("lowvar", "down_blocks.0.attentions.0.proj_out.bias", 2.0**-7),
         ("lowvar", "down_blocks.0.attentions.0.proj_out.weight", 1),
         ("lowvar", "down_blocks.0.resnets.0.norm1.weight", 1),
         ("sharp", f"mid_block.{ATTENTION}.to_q.weight", 4),

@@ -61,7 +61,7 @@ def test_lowvar_of_the_text_encoder() -> None:
         "text_model.embeddings.token_embedding.weight",
         "text_model.embeddings.position_embedding.weight",
     }
-    assert changed("text_encoder", "lowvar") == dict.fromkeys(expected, 2.0**-5)
+    assert changed("text_encoder", "lowvar") == dict.fromkeys(expected, 2.0**-7)
 
 
 @pytest.mark.parametrize("half", HALVES)
@@ -70,7 +70,7 @@ def test_lowvar_of_the_autoencoder(half: str) -> None:
     convolutions = [f"{resnet}.conv{i}" for resnet in RESNETS[half] for i in (1, 2)]
     expected = both(f"{half}.conv_in", f"{half}.mid_block.attentions.0.to_out.0", *convolutions)
     expected |= {f"{layer}.bias" for layer in SHORTCUTS[half] + SAMPLERS[half]}
-    assert changed(f"vae_{half}", "lowvar") == dict.fromkeys(expected, 2.0**-5)
+    assert changed(f"vae_{half}", "lowvar") == dict.fromkeys(expected, 2.0**-7)
 
 
 @pytest.mark.parametrize(
