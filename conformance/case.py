@@ -22,7 +22,7 @@ COMPONENTS = (TOKENIZER, *NETWORKS, *SCHEDULERS, *PIPELINES)
 FULLY_PROBED = {
     "tiny": ("unit", "lowvar", "dense", "sharp"),
     "odd": ("unit", "lowvar"),
-    "sd1": ("unit", "lowvar"),
+    "sd1": ("unit", "lowvar", "dense"),
 }
 """Regimes, by size, whose `base` holds every probe: the others share the room for named blocks."""
 DEFAULT_VARIANTS = ("tiny*", "odd*")

@@ -49,6 +49,8 @@ def _mutants(arguments: argparse.Namespace) -> int:
     if arguments.update and arguments.ids:
         message = "--update needs all mutants: name none"
         raise UsageError(message)
+    path = arguments.out / "mutants.json"
+    _write(path, "")  # a folder that cannot be written is told before minutes have passed
     wrong = sum(not m.null for m in chosen)
     seen: set[str] = set()
     quiet = not sys.stderr.isatty()
@@ -64,13 +66,7 @@ def _mutants(arguments: argparse.Namespace) -> int:
                 bar.write(text)
 
         summary, known = gate.run_gate(arguments.ids, jobs, report)
-    path = arguments.out / "mutants.json"
-    try:
-        arguments.out.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(plain(summary), indent=1) + "\n", encoding="utf-8")
-    except OSError as error:
-        message = f"cannot write {path}: {error.strerror}; give another --out"
-        raise UsageError(message) from error
+    _write(path, json.dumps(plain(summary), indent=1) + "\n")
     if arguments.update:
         write_library(known)
         page = importlib.import_module("conformance.mutants.page").page(summary)
@@ -78,6 +74,15 @@ def _mutants(arguments: argparse.Namespace) -> int:
     print("\n".join(_verdict(summary)))
     print(f"  report {path}")
     return int(ExitCode.CONFORMANT if gate.passed(summary) else ExitCode.NONCONFORMANT)
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        message = f"cannot write {path}: {error.strerror}; give another --out"
+        raise UsageError(message) from error
 
 
 def _line(mutant_id: str, row: dict[str, Any], *, again: bool) -> str:

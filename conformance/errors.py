@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from difflib import get_close_matches
 from enum import IntEnum
 
 
@@ -38,6 +39,10 @@ class UnsupportedError(SuiteError):
     """A port declines a case and says why: the case becomes a skip."""
 
 
+FEW = 60
+"""So many names are all listed."""
+
+
 def unknown_name(kind: str, name: str, known: list[str]) -> UsageError:
     """Build the error for a name that does not exist.
 
@@ -47,6 +52,11 @@ def unknown_name(kind: str, name: str, known: list[str]) -> UsageError:
         known: The names that exist.
 
     Returns:
-        A `UsageError` whose message lists the choices.
+        A `UsageError` whose message lists the choices: all of a few, of many those most alike.
     """
-    return UsageError(f"unknown {kind} {name!r}: choose from {', '.join(known)}")
+    if len(known) <= FEW:
+        return UsageError(f"unknown {kind} {name!r}: choose from {', '.join(known)}")
+    near = get_close_matches(name, known, n=5, cutoff=0.4) or known[:5]
+    return UsageError(
+        f"unknown {kind} {name!r}: one of {len(known)}; the nearest are {', '.join(near)}"
+    )

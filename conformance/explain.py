@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import math
+import sys
 from collections.abc import Iterable, Mapping
+from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 from typing import Any
 
 from conformance.case import COMPONENTS, Case, find_case
 from conformance.compare import Record
 from conformance.execution import Execution
-from conformance.fingerprint import Known, kind_of_probe, marks_of, rank
+from conformance.fingerprint import Known, kind_of_probe, library, marks_of, rank
 from conformance.golden import SPLICE
 from conformance.report.text import one_line
 from conformance.runner import Runner
@@ -70,13 +73,20 @@ def explain(lines: list[dict[str, Any]], runner: Runner) -> Explanation:
         items = failing_items(lines, component)
         if not items:
             continue
-        ranked = rank(marks_of(lines, component), component)[:TESTED]
+        ranked = _candidates(lines, component, runner)
         faults = list(_tested(items, ranked, runner)) if _testable(items) else []
         explained = {name for fault in faults for name in fault["names"]}
         faults += _unexplained(items, explained, ranked)
         found.hints[component] = _sentence(faults, ranked)
         found.faults += [{k: v for k, v in f.items() if k != "names"} for f in faults]
     return found
+
+
+def _candidates(lines: list[dict[str, Any]], component: str, runner: Runner) -> list[Known]:
+    """Return the mutants to test: the most alike, or all where no probe says where it begins."""
+    if runner.hello.probes:
+        return rank(marks_of(lines, component), component)[:TESTED]
+    return [known for known in library() if known.component == component]
 
 
 def failing_items(lines: Iterable[Mapping[str, Any]], component: str) -> list[Item]:
@@ -129,20 +139,12 @@ def _tested(items: list[Item], ranked: list[Known], runner: Runner) -> Iterable[
     """
     answer: Any = importlib.import_module("conformance.mutants.answer")
     catalogue: Any = importlib.import_module("conformance.mutants.catalogue")
-    chosen = witnesses(items)
+    chosen = witnesses(items) if runner.hello.probes else witnesses(items)[:1]
+    left = {name for item in chosen for name in item.wrong}
     agreeing: dict[str, dict[str, float]] = {}
     for known in ranked:
         (mutant,) = catalogue.find_mutants([known.id])
-        reference = answer.Reference(mutant)
-        agreeing[known.id] = {}
-        for item in chosen:
-            records = _judged(reference, runner, item)
-            whole = all(record.ratio <= LIMIT for record in records)
-            if item.execution.mode == SPLICE or whole:
-                for name, ratio in _agreed(records, item).items():
-                    worst = agreeing[known.id].get(name, 0.0)
-                    agreeing[known.id][name] = max(ratio, worst)
-    left = {name for item in chosen for name in item.wrong}
+        agreeing[known.id] = _agreed(answer.Reference(mutant), runner, chosen)
     while left:
         held = {i: left & names.keys() for i, names in agreeing.items()}
         best = max(held, key=lambda i: len(held[i]), default=None)
@@ -150,25 +152,31 @@ def _tested(items: list[Item], ranked: list[Known], runner: Runner) -> Iterable[
             return
         ratio = max(agreeing[best][name] for name in held[best])
         kinds = {kind_of_probe(name) for name in held[best]}
-        names = {n for item in items for n in item.wrong if kind_of_probe(n) in kinds}
-        yield _fault(names, best, ratio_if_so=ratio)
-        left -= names
+        tested = {name for item in chosen for name in item.wrong}
+        alike = {n for i in items for n in i.wrong if kind_of_probe(n) in kinds} - tested
+        yield _fault(held[best] | alike, best, ratio_if_so=ratio)
+        left -= held[best]
+
+
+def _agreed(reference: Any, runner: Runner, chosen: list[Item]) -> dict[str, float]:
+    """Return the names at which a port agrees with a mutant wherever it is wrong, with ratios."""
+    worst: dict[str, float] = {}
+    for item in chosen:
+        ratios = {r.name: badness(r.ratio) for r in _judged(reference, runner, item)}
+        if item.execution.mode != SPLICE and not all(r <= LIMIT for r in ratios.values()):
+            ratios = {}  # in a trace all that follows has to agree too
+        for name in item.wrong:
+            worst[name] = max(worst.get(name, 0.0), ratios.get(name, math.inf))
+    return {name: ratio for name, ratio in worst.items() if ratio <= LIMIT}
 
 
 def _judged(reference: Any, runner: Runner, item: Item) -> list[Record]:
     try:
-        records: list[Record] = reference.judge(runner, item.case, item.execution)
-    except Exception:  # noqa: BLE001 - a port may raise anything, and then no hint holds
+        with redirect_stdout(sys.stderr):  # what a port prints is no part of the report
+            records: list[Record] = reference.judge(runner, item.case, item.execution)
+    except (Exception, SystemExit):  # noqa: BLE001 - a port may raise anything: no hint holds
         return []
     return records
-
-
-def _agreed(records: list[Record], item: Item) -> dict[str, float]:
-    return {
-        record.name: badness(record.ratio)
-        for record in records
-        if record.name in item.wrong and record.ratio <= LIMIT
-    }
 
 
 def _unexplained(
@@ -180,7 +188,9 @@ def _unexplained(
             if name not in explained:
                 kinds.setdefault(kind_of_probe(name), set()).add(name)
     for names in kinds.values():
-        yield _fault(names, ranked[0].id if ranked and not explained else None)
+        yield _fault(
+            names, ranked[0].id if ranked and len(ranked) <= TESTED and not explained else None
+        )
 
 
 def _fault(names: set[str], mutant: str | None, ratio_if_so: float | None = None) -> dict[str, Any]:
@@ -205,7 +215,7 @@ def _sentence(faults: list[dict[str, Any]], ranked: list[Known]) -> str:
                 f"confirmed: the port computes mutant {fault['mutant']} "
                 f"({one_line(wrong[fault['mutant']], _WORDS)}), ratio {fault['ratio_if_so']:.2g}"
             )
-    if not ranked:
+    if not ranked or len(ranked) > TESTED:
         return ""
     alike = ", ".join(known.id for known in ranked[:_SHOWN])
     return f"like the mutants {alike}, none confirmed"

@@ -46,20 +46,26 @@ def marks_of(lines: Iterable[Mapping[str, Any]], component: str) -> Marks:
     """Make the fingerprint of a component from the case lines of a run.
 
     Args:
-        lines: Case lines; those of the widest-spread arithmetic count (the first one's).
+        lines: Case lines. Of several sizes, arithmetics and devices one counts: that of the first
+            line that fails.
         component: Its component.
 
     Returns:
         The marks; cases that were skipped leave none.
     """
     own = [line for line in lines if line["component"] == component and line["verdict"] != "skip"]
-    own = [line for line in own if line["dtype"] == own[0]["dtype"]]
+    wrong = [line for line in own if line["verdict"] in {"fail", "error"}]
+    own = [line for line in own if _kind_of_run(line) == _kind_of_run((wrong or own)[0])]
     marks: Marks = {}
     for line in own:
         found = marks.setdefault(_key(line), {})
         for kind, mark in _line_marks(line).items():
             found[kind] = _joined(found.get(kind), mark)
     return marks
+
+
+def _kind_of_run(line: Mapping[str, Any]) -> tuple[str, str, str]:
+    return parse_variant(line["variant"]).size, line["dtype"], line["device"]
 
 
 def _key(line: Mapping[str, Any]) -> str:

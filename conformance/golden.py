@@ -55,6 +55,9 @@ class Golden:
             was observed: noise of the layer itself. Empty where a case has no splice mode.
         splice_output_noise: As `output_noise`, in splice mode.
         kills: Ids of the mutants that the case is claimed to kill.
+        embedding: The UNet's timestep embedding, float64 (batch, width), judged entry by entry too:
+            beside the noise of its fastest sinusoids an error of the slow ones has no weight.
+        embedding_noise: Absolute float32 noise of each of its entries.
     """
 
     case: str
@@ -78,6 +81,8 @@ class Golden:
     splice_noise: dict[str, np.ndarray] = field(default_factory=dict)
     splice_output_noise: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
     kills: list[str] = field(default_factory=list)
+    embedding: np.ndarray | None = None
+    embedding_noise: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         if not self.output_names:
@@ -179,6 +184,7 @@ class Golden:
             **{f"output.{name}": array for name, array in self.outputs.items()},
             **{f"table.{name}": array for name, array in self.tables.items()},
             **{f"coefficients.{name}": array for name, array in self.coefficients.items()},
+            **self._embedding_arrays(),
             **{
                 f"noise.{a}.table.{name}": noise.astype(np.float32)
                 for a, tables in self.table_noise.items()
@@ -220,6 +226,12 @@ class Golden:
             facts["large"] = {name: [k.norm, *k.shape] for name, k in self.large.items()}
         text = json.dumps(facts, separators=(",", ":"), sort_keys=True)
         return save({k: np.ascontiguousarray(v) for k, v in arrays.items()}, {"golden": text})
+
+    def _embedding_arrays(self) -> dict[str, np.ndarray]:
+        if self.embedding is None or self.embedding_noise is None:
+            return {}
+        noise = self.embedding_noise.astype(np.float32)
+        return {"embedding.values": self.embedding, "embedding.noise": noise}
 
     @classmethod
     def from_bytes(cls, data: bytes, where: str) -> Golden:
@@ -289,6 +301,8 @@ class Golden:
             splice_noise=splice_noise,
             splice_output_noise=splice_output_noise,
             kills=facts.get("kills", []),
+            embedding=arrays.get("embedding.values"),
+            embedding_noise=arrays.get("embedding.noise"),
         )
 
 

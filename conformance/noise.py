@@ -150,18 +150,47 @@ def calibrations(component: Component, case: Case, arithmetic: str) -> list[Eval
 
 
 def _worst_half_ulps(component: Component, case: Case) -> list[Evaluation]:
+    draws = _embedding_errors(component, case)
+    order = sorted(range(HALF_ULP_RUNS), key=lambda i: -float(draws[i].norm()))
+    return [half_ulp_evaluation(seed) for seed in order[:2]]
+
+
+def _embedding_errors(component: Component, case: Case) -> list[Tensor]:
+    """Return the error of each draw of the timestep embedding, float64 (timesteps, width)."""
     inputs = case.inputs()
     first = first_timestep(read_config(inputs["config"])) if case.is_pipeline else None
     timestep = torch.tensor(inputs["timestep"] if first is None else first).reshape(-1)
     time_proj = time_proj_of(component.module)
     exact = oracle.float64_time_proj(time_proj)(timestep.double())
-    evaluations = [half_ulp_evaluation(seed) for seed in range(HALF_ULP_RUNS)]
     errors = []
-    for evaluation in evaluations:
-        with evaluation.around(component.module), torch.no_grad():
-            errors.append(float((time_proj(timestep).double() - exact).norm()))
-    order = sorted(range(HALF_ULP_RUNS), key=lambda i: -errors[i])
-    return [evaluations[i] for i in order[:2]]
+    for seed in range(HALF_ULP_RUNS):
+        with half_ulp_evaluation(seed).around(component.module), torch.no_grad():
+            errors.append(time_proj(timestep).double() - exact)
+    return errors
+
+
+_FREQUENCIES_ALIKE = 2
+
+
+def embedding_noise(component: Component, case: Case) -> np.ndarray:
+    """Return the float32 noise of each entry of a UNet case's timestep embedding.
+
+    Args:
+        component: The unmodified reference in float32.
+        case: A case of the UNet.
+
+    Returns:
+        Absolute, (batch, width): the worst of 16 draws with half-ulp moves, and of the two
+        neighbouring frequencies on either side.
+    """
+    draws = torch.stack(_embedding_errors(component, case)).abs().amax(0)
+    halves = draws.reshape(len(draws), 2, -1).numpy()  # cosines, sines
+    window = 2 * _FREQUENCIES_ALIKE + 1
+    padded = np.pad(halves, [(0, 0), (0, 0), (_FREQUENCIES_ALIKE,) * 2], mode="edge")
+    worst = np.lib.stride_tricks.sliding_window_view(padded, window, axis=-1).max(axis=-1)
+    return np.broadcast_to(
+        worst.reshape(len(draws), -1), (batch_size(case.inputs()), draws.shape[1])
+    )
 
 
 def worst_of(runs: Iterable[Errors]) -> Errors:

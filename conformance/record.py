@@ -23,14 +23,23 @@ from conformance.case import Case, all_cases
 from conformance.errors import GoldenError
 from conformance.golden import FORMAT, SOURCE, SPLICE, TRACE, Golden
 from conformance.honest import FLOATS, HELD_OUT
-from conformance.judge import IMAGE
+from conformance.judge import IMAGE, TIME_PROJ
 from conformance.large import EDGE, PICTURE_EDGE, WHOLE_LIMIT, Large
 from conformance.manifest import golden_path, manifest_path
-from conformance.noise import Errors, calibrations, measure, noise_of, worst_of, worst_ratio
+from conformance.noise import (
+    Errors,
+    calibrations,
+    embedding_noise,
+    measure,
+    noise_of,
+    worst_of,
+    worst_ratio,
+)
 from conformance.recipe import SEED, digest
 from conformance.sampling import (
     SCHEDULER_STEPS,
     TABLES,
+    TEXT_TO_IMAGE,
     kept_steps,
     step_name,
 )
@@ -136,8 +145,8 @@ def record_variant(cases: list[Case], say: Say) -> dict[str, Golden]:
             component = reference.build(arithmetic)
             truth = truths[case.id]
             for mode, units in noise[case.id].items():
-                if mode == SPLICE and case.is_pipeline and arithmetic not in FLOATS:
-                    continue  # its networks are spliced in halves on their own
+                if mode == SPLICE and arithmetic not in spliced_arithmetics(case):
+                    continue
                 runs = [
                     measure(component, case, truth, e, splice=mode == SPLICE)
                     for e in calibrations(component, case, arithmetic)
@@ -145,9 +154,17 @@ def record_variant(cases: list[Case], say: Say) -> dict[str, Golden]:
                 units[arithmetic] = worst_of(runs)
                 _refuse_unfair(case, arithmetic, component, truth, mode, units)
                 say(f"{case.id}: {arithmetic}, {mode}, {len(runs)} evaluations")
-    return {
-        case.id: _claiming(case, _golden(case, truths[case.id], noise[case.id])) for case in cases
-    }
+    goldens = {case.id: _golden(case, truths[case.id], noise[case.id]) for case in cases}
+    for case in cases:
+        _add_embedding(goldens[case.id], case, reference, truths[case.id])
+    return {case.id: _claiming(case, goldens[case.id]) for case in cases}
+
+
+def _add_embedding(golden: Golden, case: Case, reference: Reference, truth: oracle.Truth) -> None:
+    """Enter the timestep embedding of a UNet case, entry by entry."""
+    if TIME_PROJ in golden.probes:
+        golden.embedding = to_numpy(truth.probes[TIME_PROJ])
+        golden.embedding_noise = embedding_noise(reference.build("float32"), case)
 
 
 def _claiming(case: Case, golden: Golden) -> Golden:
@@ -159,9 +176,21 @@ def _claiming(case: Case, golden: Golden) -> Golden:
     return replace(golden, kills=[mutant.id for mutant in claims.claimed(case)])
 
 
+def spliced_arithmetics(case: Case) -> tuple[str, ...]:
+    """Return the arithmetics of splice mode: a pipeline's networks have halves on their own."""
+    large = case.full_size and case.component == "unet"
+    return FLOATS if case.is_pipeline or large else ARITHMETICS
+
+
 def modes(case: Case) -> tuple[str, ...]:
-    """Return the modes of a case: what is open loop, or exact, has no splice mode."""
-    return (TRACE, SPLICE) if case.is_network or case.is_pipeline else (TRACE,)
+    """Return the modes of a case: what is open loop, or exact, has no splice mode.
+
+    The 860M model takes minutes for each evaluation: it is spliced where every probe is recorded.
+    """
+    spliced = case.is_network or case.is_pipeline
+    if case.full_size and case.component in {"unet", TEXT_TO_IMAGE}:
+        spliced = case.every_probe
+    return (TRACE, SPLICE) if spliced else (TRACE,)
 
 
 def _refuse_unfair(

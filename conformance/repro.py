@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 from torch import Tensor, nn
 
 from conformance.adapters.torch_module import INPUT_SUFFIX, first_tensor, to_numpy
-from conformance.case import Case
+from conformance.case import Case, find_case
 from conformance.errors import UsageError, unknown_name
 from conformance.golden import Golden, load_golden
 from conformance.live import values_of
@@ -79,7 +80,7 @@ def write_repro(case: Case, probe: str | None, folder: Path) -> list[Path]:
             for n in reference.weights
             if n.startswith(start)
         }
-        noise = _local_noise(golden, probe)
+        noise = _noise(golden, probe, path)
     what = f"{case.id}, {probe or 'the whole network'}"
     script = SCRIPT.format(
         what=f"{what} ({facts['module']})" if facts else what,
@@ -95,8 +96,8 @@ def write_repro(case: Case, probe: str | None, folder: Path) -> list[Path]:
             whole = {n: np.ascontiguousarray(a) for n, a in arrays.items()}
             save_file(whole, folder / name, {"repro": json.dumps(facts)})
         (folder / "repro.py").write_text(script, encoding="utf-8")
-    except OSError as error:
-        message = f"cannot write {folder}: {error.strerror}; give another --out"
+    except (OSError, SafetensorError) as error:
+        message = f"cannot write {folder}: {error}; give another --out"
         raise UsageError(message) from error
     return [folder / name for name in (*_FILES, "repro.py")]
 
@@ -161,7 +162,25 @@ def _tensors(given: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:
             yield name, value
 
 
-def _local_noise(golden: Golden, probe: str) -> float:
-    """Return a probe's own noise in float32; that of the whole trace where none is recorded."""
-    noise = golden.splice_noise.get("float32", golden.noise["float32"])
-    return float(noise[golden.probes.index(probe)]) if probe in golden.probes else 0.0
+def _noise(golden: Golden, probe: str, path: str) -> float:
+    """Return the float32 noise of a module that is given exact inputs.
+
+    That of splice mode for a layer without probes inside; what a larger module adds up to is at
+    most the noise of the trace. A probe that the case does not record has that of the block around.
+    """
+    inside = [n for n in golden.probes if n.startswith(f"{path}.") and n != probe]
+    parts = probe_names(*_component_and_size(golden))
+    inside += [n for n in parts if n.startswith(f"{path}.") and n != probe]
+    if probe in golden.probes and not inside and golden.splice_noise:
+        return float(golden.splice_noise["float32"][golden.probes.index(probe)])
+    around = probe
+    while around and around not in golden.probes:
+        around = around.rpartition(".")[0]
+    if around:
+        return float(golden.noise["float32"][golden.probes.index(around)])
+    return max(float(values[0]) for values in golden.output_noise["float32"].values())
+
+
+def _component_and_size(golden: Golden) -> tuple[str, str]:
+    case = find_case(golden.case)
+    return case.component, case.variant.size

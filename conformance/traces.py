@@ -23,7 +23,7 @@ from conformance.case import Case
 from conformance.compare import relative_error
 from conformance.errors import GoldenError, UnsupportedError, UsageError
 from conformance.golden import Golden
-from conformance.judge import judge_outputs
+from conformance.judge import TIME_PROJ, judge_outputs
 from conformance.large import Large
 from conformance.manifest import manifest
 from conformance.recipe import SEED
@@ -82,8 +82,8 @@ def write_pack(path: Path, case: Case, values: Values) -> None:
         whole = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
         save_file(whole, temporary, {"pack": json.dumps(facts)})
         temporary.replace(path)
-    except OSError as error:
-        message = f"cannot write the trace pack {path}: {error.strerror}; give another folder"
+    except (OSError, SafetensorError) as error:
+        message = f"cannot write the trace pack {path}: {error}; give another folder"
         raise UsageError(message) from error
 
 
@@ -180,6 +180,7 @@ def judged_by(golden: Golden, values: Values) -> Golden:
             if n in values.outputs
         },
         tables={n: values.probes[n] for n in golden.tables if n in values.probes},
+        embedding=None if golden.embedding is None else values.probes.get(TIME_PROJ),
     )
 
 

@@ -34,7 +34,14 @@ def load(port: Port, case: Case, arithmetic: str) -> Component:
     return port.load(case.component, case.variant, case.weights(), arithmetic, "cpu")
 
 
-def answer(component: Component, case: Case, golden: Golden, replace: Arrays | None) -> Values:
+def answer(
+    component: Component,
+    case: Case,
+    golden: Golden,
+    replace: Arrays | None,
+    *,
+    probes_too: bool = True,
+) -> Values:
     """Run a component once and gather what it hands out, steps of outputs one by one.
 
     Args:
@@ -42,11 +49,13 @@ def answer(component: Component, case: Case, golden: Golden, replace: Arrays | N
         case: The case.
         golden: Says what is asked for.
         replace: Values for splice mode, or None.
+        probes_too: Whether to ask for probes, which a port may not hand out.
 
     Returns:
         Probes (and steps) and outputs.
     """
-    outputs, probes = component.run(case.inputs(), golden.asked, replace)
+    asked = golden.asked if probes_too else []
+    outputs, probes = component.run(case.inputs(), asked, replace)
     for name in golden.probes:
         own = golden.sketched_output(name)
         if own is None:
@@ -137,7 +146,8 @@ class Reference:
             reference = answer(self._load(case), case, golden, replace)
         except Exception:  # noqa: BLE001 - a mutant may raise anything
             return []
-        own = answer(runner.load(case, execution), case, golden, replace)
+        component = runner.load(case, execution)
+        own = answer(component, case, golden, replace, probes_too=runner.hello.probes)
         with np.errstate(all="ignore"):  # a mutant may overflow
             judged = judged_by(golden.in_mode(execution.mode), reference)
         outputs = {n: a for n, a in own.outputs.items() if n in judged.output_shapes}

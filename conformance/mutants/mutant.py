@@ -39,7 +39,9 @@ class Patch:
         Raises:
             AttributeError: There is no such attribute: the mutant would change nothing.
         """
-        self._before.append((owner, name, getattr(owner, name), name in vars(owner)))
+        plain = getattr(owner, name)
+        own = vars(owner)
+        self._before.append((owner, name, own.get(name, plain), name in own))
         setattr(owner, name, value)
 
     def wrap(self, owner: Any, name: str, make: Callable[[Any], Any]) -> None:

@@ -34,6 +34,7 @@ class SchedulerScenario(Scenario):
         steps: `num_inference_steps`.
         changes: Settings that differ from SD v1's.
         tables: Whether the golden holds the noise schedule too: those with the same schedule share.
+        noise_shift: The noise that steps add is multiplied by 2**noise_shift.
     """
 
     _: KW_ONLY
@@ -41,6 +42,7 @@ class SchedulerScenario(Scenario):
     steps: int = 7
     changes: dict[str, Any] = field(default_factory=dict, hash=False)
     tables: bool = False
+    noise_shift: int = 0
 
     @property
     def config(self) -> dict[str, Any]:
@@ -84,7 +86,9 @@ class SchedulerScenario(Scenario):
             shapes["noise"] = every
         component = f"scheduler/{self.algorithm}"
         return {
-            name: input_recipe(component, self.name, name, shape, variant)
+            name: input_recipe(
+                component, self.name, name, shape, variant, self.noise_shift * (name == "noise")
+            )
             for name, shape in shapes.items()
         }
 
@@ -100,6 +104,7 @@ class _Row:
     algorithms: tuple[str, ...] = ("ddpm", "ddim", "pndm")
     tables: bool = False
     refused: str = ""
+    noise_shift: int = 0
 
 
 _ROWS = (
@@ -158,6 +163,21 @@ _ROWS = (
         ("ddpm",),
     ),
     _Row(
+        "loud-noise",
+        "the deviation of the noise wrong in its fourth digit",
+        7,
+        {"begin_index": 3},
+        algorithms=("ddpm",),
+        noise_shift=8,
+    ),
+    _Row(
+        "loud-last",
+        "the least variance: the last step's noise is 1e-10 of the sample, here 1e-6",
+        1,
+        algorithms=("ddpm",),
+        noise_shift=13,
+    ),
+    _Row(
         "steps1000",
         "numbers made up where there are none to compute",
         1000,
@@ -195,6 +215,7 @@ def scheduler_scenarios(algorithm: str) -> list[SchedulerScenario]:
             changes=row.changes,
             tables=row.tables,
             refused=row.refused,
+            noise_shift=row.noise_shift,
         )
         for row in _ROWS
         if algorithm in row.algorithms
