@@ -14,7 +14,7 @@ from typing import Any
 from conformance.case import COMPONENTS, Case, find_case
 from conformance.compare import Record
 from conformance.execution import Execution
-from conformance.fingerprint import Known, kind_of_probe, library, marks_of, rank
+from conformance.fingerprint import Known, kind_of_probe, known_of, marks_of, rank
 from conformance.golden import SPLICE
 from conformance.report.text import one_line
 from conformance.runner import Runner
@@ -73,20 +73,15 @@ def explain(lines: list[dict[str, Any]], runner: Runner) -> Explanation:
         items = failing_items(lines, component)
         if not items:
             continue
-        ranked = _candidates(lines, component, runner)
+        ranked = rank(marks_of(lines, component), component)[:TESTED]
+        if not runner.hello.probes and _testable(items):
+            ranked = known_of(component)  # nothing says where it begins: all are tested
         faults = list(_tested(items, ranked, runner)) if _testable(items) else []
         explained = {name for fault in faults for name in fault["names"]}
         faults += _unexplained(items, explained, ranked)
         found.hints[component] = _sentence(faults, ranked)
         found.faults += [{k: v for k, v in f.items() if k != "names"} for f in faults]
     return found
-
-
-def _candidates(lines: list[dict[str, Any]], component: str, runner: Runner) -> list[Known]:
-    """Return the mutants to test: the most alike, or all where no probe says where it begins."""
-    if runner.hello.probes:
-        return rank(marks_of(lines, component), component)[:TESTED]
-    return [known for known in library() if known.component == component]
 
 
 def failing_items(lines: Iterable[Mapping[str, Any]], component: str) -> list[Item]:

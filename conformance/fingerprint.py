@@ -65,7 +65,7 @@ def marks_of(lines: Iterable[Mapping[str, Any]], component: str) -> Marks:
 
 
 def _kind_of_run(line: Mapping[str, Any]) -> tuple[str, str, str]:
-    return parse_variant(line["variant"]).size, line["dtype"], line["device"]
+    return parse_variant(line["variant"]).size, line["dtype"], line.get("device", "")
 
 
 def _key(line: Mapping[str, Any]) -> str:
@@ -184,6 +184,11 @@ def write_library(known: Iterable[Known], path: Path = LIBRARY) -> None:
     library.cache_clear()
 
 
+def known_of(component: str) -> list[Known]:
+    """Return the catalogued mutants of a component."""
+    return [known for known in library() if known.component == component]
+
+
 def rank(marks: Marks, component: str, known: Iterable[Known] | None = None) -> list[Known]:
     """Return the mutants of a component whose fingerprints are alike, the most alike first.
 
@@ -192,6 +197,7 @@ def rank(marks: Marks, component: str, known: Iterable[Known] | None = None) -> 
         component: Its component.
         known: Fingerprints; None for those that are shipped.
     """
-    candidates = [k for k in (library() if known is None else known) if k.component == component]
+    candidates = known_of(component) if known is None else list(known)
+    candidates = [k for k in candidates if k.component == component]
     scored = [(likeness(marks, k.marks), k) for k in candidates]
     return [k for score, k in sorted(scored, key=lambda row: -row[0]) if score >= _UNLIKE]

@@ -12,7 +12,7 @@ import importlib.util
 import json
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -48,6 +48,14 @@ class Values:
 
     probes: Arrays
     outputs: Arrays
+    _sketches: dict[tuple[str, int], np.ndarray] = field(default_factory=dict, repr=False)
+
+    def sketch(self, name: str, buckets: int) -> np.ndarray:
+        """Return the sketch of a probe; it is computed once."""
+        key = (name, buckets)
+        if key not in self._sketches:
+            self._sketches[key] = sketch(self.probes[name], buckets)
+        return self._sketches[key]
 
 
 Traces = Callable[[Case, Golden], Values]
@@ -140,7 +148,7 @@ def _not_of(case: Case, golden: Golden, values: Values) -> str:
         return ""  # of another seed there is no golden
     buckets = golden.sketches.shape[1]
     for i, name in enumerate(golden.probes):
-        difference = distance(sketch(values.probes[name], buckets), golden.sketches[i])
+        difference = distance(values.sketch(name, buckets), golden.sketches[i])
         error = relative_error(difference, float(golden.norms[i]))
         if not ratio(error, float(golden.noise["float64"][i]), "float64") <= LIMIT:
             return f"probe {name} is not the golden's"
@@ -168,7 +176,7 @@ def judged_by(golden: Golden, values: Values) -> Golden:
         golden,
         probes=names,
         shapes=[row.shape for row in rows],
-        sketches=np.stack([sketch(row, buckets) for row in rows]) if rows else golden.sketches,
+        sketches=np.stack([values.sketch(n, buckets) for n in names]) if rows else golden.sketches,
         norms=np.array([float(np.linalg.norm(row.astype(np.float64))) for row in rows]),
         max_abs=np.array([float(np.max(np.abs(row), initial=0)) for row in rows]),
         noise={a: noise[kept] for a, noise in golden.noise.items()},

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field, replace
+from functools import cache
 from multiprocessing import get_context
 from typing import Any
 
@@ -17,7 +18,7 @@ from conformance.errors import SuiteError
 from conformance.execution import Execution
 from conformance.explain import TESTED, failing_items, witnesses
 from conformance.fingerprint import Known, Marks, marks_of, rank
-from conformance.golden import SPLICE, TRACE, load_golden
+from conformance.golden import SPLICE, TRACE, Golden, load_golden
 from conformance.mutants.answer import Reference, expected_probe
 from conformance.mutants.catalogue import CATALOGUE, NOT_RUN, find_mutants
 from conformance.mutants.mutant import Mutant
@@ -25,6 +26,7 @@ from conformance.mutants.port import MutantPort
 from conformance.results import earliest
 from conformance.runner import Runner
 from conformance.tolerance import LIMIT, badness
+from conformance.traces import Values, find_traces
 
 OTHER_SEED = 2
 """Of the weights and inputs on which hints are scored: their fingerprints were taken on others."""
@@ -34,7 +36,7 @@ SIZE, OTHER_SIZE = "tiny", "odd"
 
 _REGIMES = ("lowvar", "dense", "sharp")
 _PANEL = {
-    "unet": ("t0", "t999", "tsamples", "oddsize", "loud"),
+    "unet": ("t999", "tsamples", "oddsize"),
     "text_encoder": ("empty", "tokens75", "several-eos"),
     "vae_encoder": ("nonsquare", "oddsize", "batch3"),
     "vae_decoder": ("nonsquare", "oddsize", "batch3"),
@@ -89,12 +91,12 @@ def panel(mutant: Mutant, size: str) -> list[tuple[Case, Execution]]:
     own = [case for case in own if case.variant.size == size]
     if own[0].is_pipeline:
         odd = {c.scenario.name for c in all_cases() if c.is_pipeline and c.variant.size == "odd"}
-        return [(c, e) for c in own if c.scenario.name in odd for e in executions_of(mutant, c)]
+        return [(c, executions_of(mutant, c)[0]) for c in own if c.scenario.name in odd]
     items = []
     for case in own:
         base = case.scenario.name == "base" and case.variant.regime in {"unit", *_REGIMES}
-        if base:
-            items += [(case, e) for e in executions_of(mutant, case)]
+        if base:  # splice mode, where there is one, says all that a trace would
+            items.append((case, executions_of(mutant, case)[0]))
         elif case.scenario.name in _PANEL[mutant.component] and case.variant.regime == "unit":
             items.append((case, Execution(dtype=mutant.dtype)))
     return items
@@ -115,16 +117,28 @@ def quiet_runner(mutant: Mutant) -> Runner:
     return runner
 
 
-_kept: dict[str, Any] = {}
+class _Kept:
+    """The oracle's values, kept in memory: every mutant of a component asks for the same."""
+
+    def __init__(self) -> None:
+        self.traces = find_traces()
+        self.values: dict[tuple[str, int], Values] = {}
+        self.component = ""
+
+    def __call__(self, case: Case, golden: Golden) -> Values:
+        if case.component != self.component:
+            self.component = case.component
+            self.values.clear()
+        key = (case.id, case.seed)
+        if key not in self.values:
+            self.values[key] = self.traces(case, golden)
+        return self.values[key]
 
 
-def _traces() -> Any:
+@cache
+def _traces() -> _Kept:
     """Return the process's one source of oracle values."""
-    if "traces" not in _kept:
-        from conformance.traces import find_traces
-
-        _kept["traces"] = find_traces()
-    return _kept["traces"]
+    return _Kept()
 
 
 def try_mutant(mutant_id: str) -> Trial:
@@ -154,7 +168,7 @@ def try_mutant(mutant_id: str) -> Trial:
         "confirmed": False,
         "ratio": ratio,
     }
-    if mutant.null:
+    if mutant.null:  # a skip or an error proves nothing
         broken = [line for line in lines if line["verdict"] in {"error", "skip"}]
         return Trial(mutant.id, row, error=broken[0]["message"] if broken else "")
     row["expected_probe"] = _expected(mutant, cases, first, runner)
@@ -205,7 +219,7 @@ def hint_mutant(mutant_id: str, known: list[Known]) -> dict[str, Any]:
     """
     (mutant,) = find_mutants([mutant_id])
     runner = quiet_runner(mutant)
-    hunted = [(c, e) for c in _elsewhere(cases_of(mutant)) for e in executions_of(mutant, c)]
+    hunted = [(c, executions_of(mutant, c)[0]) for c in _elsewhere(cases_of(mutant))]
     others = [
         (replace(case, seed=OTHER_SEED), execution) for case, execution in panel(mutant, OTHER_SIZE)
     ]

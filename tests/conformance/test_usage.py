@@ -13,7 +13,7 @@ BASE = ["--component", "unet", "--variant", "tiny", "--scenario", "base"]
 BAD_CHOICES = {
     "component": (["--component", "vea_decoder"], "unknown component 'vea_decoder': choose from"),
     "variant": (["--variant", "tinny"], "unknown variant 'tinny': choose from"),
-    "scenario": (["--scenario", "bass"], "unknown scenario 'bass': choose from empty, plain"),
+    "scenario": (["--scenario", "bass"], "unknown scenario 'bass': one of"),
     "expression": (["-k", "base and"], "cannot read -k 'base and'"),
     "nothing": (["-k", "nowhere"], "no case is selected"),
     "dtype": (["--dtype", "float23"], "unknown dtype 'float23': choose from float64, float32"),
