@@ -132,14 +132,19 @@ def _tested(items: list[Item], ranked: list[Known], runner: Runner) -> Iterable[
     In splice mode each probe stands for itself, so that several mutants may explain one port. In
     trace mode a mutant has to explain everything.
     """
-    answer: Any = importlib.import_module("conformance.mutants.answer")
-    catalogue: Any = importlib.import_module("conformance.mutants.catalogue")
+    try:
+        answer: Any = importlib.import_module("conformance.mutants.answer")
+        catalogue: Any = importlib.import_module("conformance.mutants.catalogue")
+    except ImportError:
+        return  # torch alone does not make sd1_impl run: hints stay untested
+    mutants = {mutant.id: mutant for mutant in catalogue.CATALOGUE}
     chosen = witnesses(items) if runner.hello.probes else witnesses(items)[:1]
     left = {name for item in chosen for name in item.wrong}
     agreeing: dict[str, dict[str, float]] = {}
     for known in ranked:
-        (mutant,) = catalogue.find_mutants([known.id])
-        agreeing[known.id] = _agreed(answer.Reference(mutant), runner, chosen)
+        if known.id in mutants:
+            reference = answer.Reference(mutants[known.id])
+            agreeing[known.id] = _agreed(reference, runner, chosen)
     while left:
         held = {i: left & names.keys() for i, names in agreeing.items()}
         best = max(held, key=lambda i: len(held[i]), default=None)

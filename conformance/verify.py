@@ -13,7 +13,7 @@ from conformance.case import Case
 from conformance.compare import METRICS, judge_kept, relative_error, whole_errors
 from conformance.golden import SPLICE, Golden
 from conformance.large import Large
-from conformance.record import Reference
+from conformance.live import LiveTraces
 from conformance.sampling import TABLES
 from conformance.sketch import distance, sketch
 from conformance.tables import judge_table
@@ -156,18 +156,18 @@ def age_of(golden: Golden, truth: oracle.Truth) -> str | None:
 
 
 class LiveAge:
-    """Tells an aged golden from a wrong port; keeps the oracle of the last variant."""
+    """Tells an aged golden from a wrong port, by what the installed oracle computes."""
 
-    def __init__(self) -> None:
-        self._reference: Reference | None = None
+    def __init__(self, traces: LiveTraces | None = None) -> None:
+        """Ask this source of values: that of splice mode, so that no network is built twice."""
+        self._traces = traces or LiveTraces()
 
     def __call__(self, case: Case, golden: Golden) -> str | None:
         """Evaluate the installed oracle on a case; say where the golden disagrees, or None."""
         if case.exact:
             texts = case.inputs()["text"].tolist()
             return age(golden, {"input_ids": oracle.token_ids(texts)}, {}, {})
-        key = (case.component, case.variant)
-        if self._reference is None or key != (self._reference.component, self._reference.variant):
-            self._reference = None
-            self._reference = Reference(*key)
-        return age_of(golden, self._reference.truth(case))
+        values = self._traces(case, golden)
+        buckets = golden.sketches.shape[1]
+        sketches = {n: values.sketch(n, buckets) for n in values.probes if n not in TABLES}
+        return age(golden, values.outputs, sketches, values.probes)

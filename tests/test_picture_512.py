@@ -75,6 +75,7 @@ def distance(value: np.ndarray, truth: np.ndarray) -> float:
 
 
 @pytest.mark.full
+@pytest.mark.xdist_group("sd1")  # 15 GiB: not beside another network of this size
 def test_a_picture_of_512_pixels_is_the_oracles(tmp_path: Path):
     """Latents of both steps and the image stay within the limit; pixels are roundings of it."""
     pytest.importorskip("diffusers")

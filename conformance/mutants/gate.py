@@ -20,7 +20,7 @@ from conformance.explain import TESTED, failing_items, witnesses
 from conformance.fingerprint import Known, Marks, marks_of, rank
 from conformance.golden import SPLICE, TRACE, Golden, load_golden
 from conformance.mutants.answer import Reference, expected_probe
-from conformance.mutants.catalogue import CATALOGUE, NOT_RUN, find_mutants
+from conformance.mutants.catalogue import NOT_RUN, find_mutants
 from conformance.mutants.mutant import Mutant
 from conformance.mutants.port import MutantPort
 from conformance.results import earliest
@@ -340,6 +340,3 @@ def localised(mutant: Mutant, row: dict[str, Any]) -> bool:
 def passed(summary: dict[str, Any]) -> bool:
     """Say whether no mutant survived, no null mutant was killed and nothing broke."""
     return not (summary["survivors"] or summary["nulls"]["killed"] or summary["errors"])
-
-
-__all__ = ["CATALOGUE", "passed", "run_gate", "summarise", "try_mutant"]

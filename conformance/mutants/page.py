@@ -86,7 +86,7 @@ def _table(mutants: list[Mutant], rows: dict[str, dict[str, Any]]) -> str:
         where = f"`{first['probe']}`" if first else "-"
         seen = _cell(mutant.seen) or "-"
         facts = f"{mutant.evidence}, {mutant.size}"
-        wrong = _cell(mutant.wrong)
+        wrong = _cell(mutant.wrong[:1].upper() + mutant.wrong[1:])
         lines.append(f"| `{mutant.id}` | {wrong} | {seen} | {facts} | {where} | `{by}` | {ratio} |")
     return "\n".join(lines) + "\n"
 
