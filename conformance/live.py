@@ -9,12 +9,11 @@ from contextlib import suppress
 from pathlib import Path
 
 from conformance import oracle
-from conformance.adapters.torch_module import to_numpy
 from conformance.case import Case
 from conformance.errors import SuiteError
 from conformance.golden import Golden
 from conformance.manifest import manifest
-from conformance.record import Reference
+from conformance.record import Reference, values_of
 from conformance.traces import PACK_FORMAT, Values, pack_path, read_pack, write_pack
 
 CACHE_VARIABLE = "SD1_CACHE"
@@ -33,14 +32,6 @@ def cache_folder() -> Path | None:
         return Path(chosen) / FOLDER if chosen else None
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base) / "sd1-conformance" / FOLDER
-
-
-def values_of(truth: oracle.Truth) -> Values:
-    """Copy what the oracle computed to arrays."""
-    return Values(
-        {name: to_numpy(tensor) for name, tensor in truth.probes.items()},
-        {name: to_numpy(tensor) for name, tensor in truth.outputs.items()},
-    )
 
 
 class LiveTraces:

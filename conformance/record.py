@@ -45,6 +45,7 @@ from conformance.sampling import (
 )
 from conformance.sketch import BUCKETS, STEP_BUCKETS, sketch
 from conformance.tolerance import ARITHMETICS, LIMIT
+from conformance.traces import Values
 from conformance.variants import Variant
 
 Say = Callable[[str], None]
@@ -78,6 +79,14 @@ class Reference:
     def truth(self, case: Case) -> oracle.Truth:
         """Evaluate the oracle on a case."""
         return oracle.evaluate(self.build("float64"), case, case_probes(case))
+
+
+def values_of(truth: oracle.Truth) -> Values:
+    """Copy what the oracle computed to arrays."""
+    return Values(
+        {name: to_numpy(tensor) for name, tensor in truth.probes.items()},
+        {name: to_numpy(tensor) for name, tensor in truth.outputs.items()},
+    )
 
 
 def case_probes(case: Case) -> list[str]:
@@ -157,7 +166,7 @@ def record_variant(cases: list[Case], say: Say) -> dict[str, Golden]:
     goldens = {case.id: _golden(case, truths[case.id], noise[case.id]) for case in cases}
     for case in cases:
         _add_embedding(goldens[case.id], case, reference, truths[case.id])
-    return {case.id: _claiming(case, goldens[case.id]) for case in cases}
+    return {case.id: _claiming(case, goldens[case.id], truths[case.id]) for case in cases}
 
 
 def _add_embedding(golden: Golden, case: Case, reference: Reference, truth: oracle.Truth) -> None:
@@ -167,10 +176,11 @@ def _add_embedding(golden: Golden, case: Case, reference: Reference, truth: orac
         golden.embedding_noise = embedding_noise(reference.build("float32"), case)
 
 
-def _claiming(case: Case, golden: Golden) -> Golden:
+def _claiming(case: Case, golden: Golden, truth: oracle.Truth | None = None) -> Golden:
     """Enter the mutants that a case is to kill; refuse the golden if it does not."""
     claims = importlib.import_module("conformance.mutants.claims")
-    problems = claims.weak_claims(case, golden)
+    traces = None if truth is None else lambda *_: values_of(truth)
+    problems = claims.weak_claims(case, golden, traces)
     if problems:
         raise GoldenError(problems[0])
     return replace(golden, kills=[mutant.id for mutant in claims.claimed(case)])

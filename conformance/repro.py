@@ -18,8 +18,7 @@ from conformance.adapters.torch_module import INPUT_SUFFIX, first_tensor, to_num
 from conformance.case import Case, find_case
 from conformance.errors import UsageError, unknown_name
 from conformance.golden import Golden, load_golden
-from conformance.live import values_of
-from conformance.record import Reference
+from conformance.record import Reference, values_of
 from conformance.spec import probe_names
 from conformance.tolerance import LIMIT, floor
 

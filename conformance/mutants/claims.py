@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from conformance.case import Case
-from conformance.compare import Record
 from conformance.execution import Execution
-from conformance.golden import Golden
+from conformance.golden import SPLICE, TRACE, Golden
 from conformance.mutants.catalogue import CATALOGUE
 from conformance.mutants.mutant import Mutant
 from conformance.mutants.port import MutantPort
 from conformance.runner import Runner
 from conformance.tolerance import LIMIT, badness
+from conformance.traces import Traces
 
 
 def claimed(case: Case) -> list[Mutant]:
@@ -25,38 +23,44 @@ def claimed(case: Case) -> list[Mutant]:
     return [m for m in own if not (m.null or m.refuses or m.gpu)]
 
 
-@dataclass
-class _Fixed:
-    """A runner that judges by a golden that is not written yet."""
+def ratio_of(mutant: Mutant, case: Case, golden: Golden, traces: Traces | None = None) -> float:
+    """Return the worst ratio of a mutant in one case: in trace mode, or in splice mode if larger.
 
-    golden: Golden
+    Args:
+        mutant: The mutant.
+        case: The case.
+        golden: What it is judged by, which need not be written yet.
+        traces: Gives the oracle's values for splice mode; None to ask the oracle.
+    """
+    runner = Runner(MutantPort(mutant), traces)
+    runner.asks_for_age = False
+    runner.golden = lambda _: golden  # type: ignore[method-assign, assignment]
+    ratio = 0.0
+    for mode in (TRACE, SPLICE) if golden.splice_noise else (TRACE,):
+        result = runner.run(case, Execution(dtype=mutant.dtype, mode=mode).for_case(case))
+        ratio = max([ratio, *(badness(record.ratio) for record in result.records)])
+        if ratio >= 2 * LIMIT:
+            break
+    return ratio
 
-    def run(self, mutant: Mutant, case: Case) -> list[Record]:
-        """Run a mutant in trace mode and return its records."""
-        runner = Runner(MutantPort(mutant))
-        runner.asks_for_age = False
-        runner.golden = lambda _: self.golden  # type: ignore[method-assign, assignment]
-        result = runner.run(case, Execution(dtype=mutant.dtype).for_case(case))
-        return result.records
 
-
-def weak_claims(case: Case, golden: Golden) -> list[str]:
+def weak_claims(case: Case, golden: Golden, traces: Traces | None = None) -> list[str]:
     """Say which claimed mutants a golden does not kill by twice the limit.
 
     Args:
         case: The case.
         golden: Its golden, which need not be written yet.
+        traces: Gives the oracle's values for splice mode; None to ask the oracle.
 
     Returns:
         One line per mutant that comes too near.
     """
     problems = []
     for mutant in claimed(case):
-        records = _Fixed(golden).run(mutant, case)
-        worst = max((badness(record.ratio) for record in records), default=0.0)
-        if not worst >= 2 * LIMIT:
+        ratio = ratio_of(mutant, case, golden, traces)
+        if not ratio >= 2 * LIMIT:
             problems.append(
-                f"{case.id}: mutant {mutant.id} has ratio {worst:.2f} in {mutant.dtype}, less than "
+                f"{case.id}: mutant {mutant.id} has ratio {ratio:.2f} in {mutant.dtype}, less than "
                 f"twice the limit ({2 * LIMIT:g}): the golden is refused; its inputs are too weak"
             )
     return problems

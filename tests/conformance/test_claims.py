@@ -43,7 +43,7 @@ def quiet() -> Mutant:
 
     def louder(module):
         norm = module.get_submodule("text_model.final_layer_norm")
-        norm.register_forward_hook(lambda _, __, out: out * (1 + 1e-6))
+        norm.register_forward_hook(lambda _, __, out: out * (1 + 2e-7))
 
     return Mutant(
         id="own-hardly", component="text_encoder", cases=("tiny/base",), wrong="x", module=louder
