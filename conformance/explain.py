@@ -182,15 +182,16 @@ def _judged(reference: Any, runner: Runner, item: Item) -> list[Record]:
 def _unexplained(
     items: list[Item], explained: set[str], ranked: list[Known]
 ) -> Iterable[dict[str, Any]]:
+    """Yield what is left, by kind of probe: a block around an explained probe is explained too."""
     kinds: dict[str, set[str]] = {}
     for item in items:
         for name in item.wrong:
-            if name not in explained:
+            inside = any(other.startswith(f"{name}.") for other in explained)
+            if name not in explained and not inside:
                 kinds.setdefault(kind_of_probe(name), set()).add(name)
+    likely = ranked[0].id if ranked and len(ranked) <= TESTED and not explained else None
     for names in kinds.values():
-        yield _fault(
-            names, ranked[0].id if ranked and len(ranked) <= TESTED and not explained else None
-        )
+        yield _fault(names, likely)
 
 
 def _fault(names: set[str], mutant: str | None, ratio_if_so: float | None = None) -> dict[str, Any]:
