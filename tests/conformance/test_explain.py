@@ -19,7 +19,6 @@ from conformance.execution import Execution
 from conformance.explain import (
     Explanation,
     Item,
-    _unexplained,
     explain,
     failing_items,
     witnesses,
@@ -404,13 +403,3 @@ def test_full_size_is_not_tested(explained, fake) -> None:
     assert port.loads == []
     assert [f["confirmed"] for f in found.faults] == [False]
     assert found.hints["text_encoder"].startswith("like the mutants clip-exact-gelu")
-
-
-def test_a_block_around_an_explained_probe_is_explained():
-    """Cases that record blocks alone fail at the block: that is no second cause."""
-    case, execution = find_case("text_encoder/tiny/base"), Execution(mode="splice")
-    wrong = ("text_model.encoder.layers.0", "text_model.encoder.layers.1", "text_model.embeddings")
-    items = [Item(case, execution, wrong)]
-    explained = {"text_model.encoder.layers.0.mlp.fc2.input"}
-    left = [fault["probes"] for fault in _unexplained(items, explained, [])]
-    assert left == ["text_model.encoder.layers.1", "text_model.embeddings"]
