@@ -16,13 +16,7 @@ from conformance.adapters import sd1_impl
 from conformance.case import Case, find_case
 from conformance.errors import UnsupportedError
 from conformance.execution import Execution
-from conformance.explain import (
-    Explanation,
-    Item,
-    explain,
-    failing_items,
-    witnesses,
-)
+from conformance.explain import Explanation, Item, explain, failing_items, witnesses
 from conformance.fingerprint import Known, marks_of
 from conformance.golden import load_golden
 from conformance.mutants.answer import answer, load
