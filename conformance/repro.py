@@ -1,4 +1,4 @@
-"""One layer to take away: weights, inputs and expected output, and a script of ten lines."""
+"""One layer to take away: weights, inputs and expected output, and a script of a few lines."""
 
 from __future__ import annotations
 
@@ -23,18 +23,27 @@ from conformance.spec import probe_names
 from conformance.tolerance import LIMIT, floor
 
 SCRIPT = '''"""{what}. Write `layer` with your own code, then run this file."""
+from pathlib import Path
 import numpy as np
 from safetensors.numpy import load_file
 
-weights, inputs, expected = map(load_file, ("{files}"))
+here = Path(__file__).parent
+weights, inputs, expected = (load_file(here / name) for name in ("{files}"))
 noise, limit = {noise:.3e}, {limit:g}  # noise: of the reference's own float32 evaluations
 
-def layer(weights, inputs):  # inputs: {signature}
-    raise NotImplementedError("return a dict: {outputs}")
+def layer(weights, inputs):
+    # the reference: {module}
+    # weights, float32: {weights}
+    # inputs, float64 (cast them to your dtype): {inputs}
+    raise NotImplementedError("return a dict of arrays: {outputs}")
 
-for name, mine in layer(weights, inputs).items():
-    error = np.linalg.norm(mine - expected[name]) / np.linalg.norm(expected[name])
-    print(f"{{name}}: relative error {{error:.3g}}, ratio {{error / noise:.3g}}, limit {{limit:g}}")
+mine = layer(weights, inputs)
+for name, wanted in expected.items():
+    assert mine[name].shape == wanted.shape, f"{{name}}: {{mine[name].shape}}, not {{wanted.shape}}"
+    error = np.linalg.norm(mine[name] - wanted) / np.linalg.norm(wanted)
+    ratio = error / noise
+    verdict = "right" if ratio <= limit else "WRONG"
+    print(f"{{name}}: {{verdict}}, error {{error:.3g}}, ratio {{ratio:.3g}}, limit {{limit:g}}")
 '''
 
 _FILES = ("weights.safetensors", "inputs.safetensors", "expected.safetensors")
@@ -83,10 +92,12 @@ def write_repro(case: Case, probe: str | None, folder: Path) -> list[Path]:
     what = f"{case.id}, {probe or 'the whole network'}"
     script = SCRIPT.format(
         what=f"{what} ({facts['module']})" if facts else what,
+        module=_described(reference, facts),
         noise=max(noise, floor("float32")),
         limit=LIMIT,
-        signature=", ".join(f"{n} {tuple(a.shape)}" for n, a in inputs.items()),
-        outputs=", ".join(f"{n} {tuple(a.shape)}" for n, a in expected.items()),
+        weights=_shapes(weights) or "none",
+        inputs=_shapes(inputs),
+        outputs=_shapes(expected),
         files='", "'.join(_FILES),
     )
     try:
@@ -99,6 +110,36 @@ def write_repro(case: Case, probe: str | None, folder: Path) -> list[Path]:
         message = f"cannot write {folder}: {error}; give another --out"
         raise UsageError(message) from error
     return [folder / name for name in (*_FILES, "repro.py")]
+
+
+_MOST_NAMES = 12
+_TOLD = ("heads", "num_heads", "head_dim", "scale")
+"""Numbers of a module that its weights do not show."""
+
+
+def _shapes(arrays: Mapping[str, np.ndarray]) -> str:
+    """List names and shapes of arrays; of many, the first."""
+    shown = [f"{n} {tuple(a.shape)}" for n, a in list(arrays.items())[:_MOST_NAMES]]
+    return ", ".join(shown) + (
+        f" and {len(arrays) - _MOST_NAMES} more" * (len(arrays) > _MOST_NAMES)
+    )
+
+
+def _described(reference: Reference, facts: Mapping[str, Any]) -> str:
+    """Describe a module of the reference in one line: its settings, heads and groups."""
+    if not facts:
+        return "the whole network, as in docs/contract.md"
+    component: Any = reference.build("float64")
+    module: nn.Module = component.module.get_submodule(facts["path"])
+    leaf = next(module.children(), None) is None
+    text = str(module) if leaf else type(module).__name__
+    told = [f"{n} {v}" for n, v in vars(module).items() if n in _TOLD and v is not None]
+    if type(module).__name__ == "CLIPAttention":
+        told.append("causal")
+    norms = [str(m) for m in module.modules() if isinstance(m, (nn.GroupNorm, nn.LayerNorm))]
+    inside = "" if leaf or not norms else f"; norms: {', '.join(dict.fromkeys(norms))}"
+    settings = f" ({', '.join(told)})" if told else ""
+    return " ".join(f"{text}{settings}{inside}".split())
 
 
 def _module_path(probe: str) -> str:

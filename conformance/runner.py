@@ -34,6 +34,7 @@ from conformance.port import Arrays, Component, Port, greet
 from conformance.recipe import SEED, digest
 from conformance.report.text import one_line
 from conformance.sampling import term_and_step
+from conformance.segments import ignores_values, spliced
 from conformance.terms import wrong_terms
 from conformance.traces import Traces, Values, find_traces, judged_by
 
@@ -210,9 +211,14 @@ class Runner:
             message = f"{self.hello.name} has no `replace`: splice mode needs it"
             raise UnsupportedError(message)
         values = self.values(case, recorded)
-        golden = judged_by(recorded.in_mode(SPLICE), values)
         component = self.load(case, execution)
-        outputs, probes = call(component, inputs, golden.asked, values.probes)
+        outputs, probes = call(component, inputs, recorded.asked, values.probes)
+        if not probes or ignores_values(recorded, probes, values.probes):
+            what = "overwrites none of its probes" if probes else "hands out no probe"
+            flag = "replace" if probes else "probes"
+            message = f"{self.hello.name} {what}: say so with Hello({flag}=False); no splice mode"
+            raise UnsupportedError(message)
+        golden = judged_by(spliced(case, recorded, probes), values)
         check_contract(golden, outputs, probes, execution.dtype)
         records = judge_probes(golden, probes, execution.dtype)
         records += judge_outputs(golden, outputs, execution.dtype)

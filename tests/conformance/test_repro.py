@@ -126,7 +126,7 @@ def fill_in(folder: Path, probe: str, layer: str) -> Path:
 def read_ratio(printed: str, probe: str) -> float:
     """Read the one line that a filled script prints."""
     name, error, ratio, limit = re.fullmatch(
-        r"(.*): relative error (.*), ratio (.*), limit (.*)\n", printed
+        r"(.*): (?:right|WRONG), error (.*), ratio (.*), limit (.*)\n", printed
     ).groups()
     assert (name, float(limit)) == (probe, LIMIT)
     assert np.isfinite(float(error))
