@@ -198,7 +198,7 @@ def test_the_script_as_written(repro) -> None:
     assert text.startswith(f'"""{UNET}, {ATTENTION}.to_out.0.input (Attention). Write `layer`')
     done = run_script(folder / "repro.py")
     assert done.returncode == 1
-    message = f"return a dict: {ATTENTION}.to_out.0.input (2, 256, 32)"
+    message = f"return a dict of arrays: {ATTENTION}.to_out.0.input (2, 256, 32)"
     assert done.stderr.splitlines()[-1] == f"NotImplementedError: {message}"
 
 
