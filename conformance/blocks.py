@@ -39,13 +39,9 @@ def _blocks(component: str, size: str) -> tuple[str, ...]:
 
 def block_of(case: Case, record: Record) -> str:
     """Return the item that a record belongs to: the innermost block that it is part of."""
-    path = record.name if record.kind == "probe" else REST
-    blocks = block_names(case)
-    while path not in blocks:
-        path = path.removesuffix(".input") if path.endswith(".input") else path.rpartition(".")[0]
-        if not path:
-            return REST
-    return path
+    if record.kind != "probe" or not case.is_network:
+        return REST
+    return spec.block_around(case.component, record.name) or REST
 
 
 def of_block(result: Result, block: str) -> Result:

@@ -70,6 +70,11 @@ class Case:
         return self.component in NETWORKS
 
     @property
+    def has_splice_mode(self) -> bool:
+        """Whether probes can be overwritten: what is open loop, or exact, has no such mode."""
+        return self.is_network or self.is_pipeline
+
+    @property
     def refused(self) -> str:
         """Say why the reference computes nothing here; empty where it does."""
         return self.scenario.refused

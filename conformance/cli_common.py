@@ -54,9 +54,7 @@ def chosen_cases(names: list[str]) -> list[Case]:
             [find_case(name)]
             if "*" not in name
             else [
-                case
-                for case in all_cases()
-                if fnmatchcase(case.id, name) and (case.is_network or case.is_pipeline)
+                case for case in all_cases() if fnmatchcase(case.id, name) and case.has_splice_mode
             ]
         )
         if not fitting:

@@ -139,7 +139,8 @@ def _tested(items: list[Item], ranked: list[Known], runner: Runner) -> Iterable[
         return  # torch alone does not make sd1_impl run: hints stay untested
     mutants = {mutant.id: mutant for mutant in catalogue.CATALOGUE}
     chosen = witnesses(items) if runner.hello.probes else witnesses(items)[:1]
-    left = {name for item in chosen for name in item.wrong}
+    tested = {name for item in chosen for name in item.wrong}
+    left = set(tested)
     agreeing: dict[str, dict[str, float]] = {}
     for known in ranked:
         if known.id in mutants:
@@ -152,7 +153,6 @@ def _tested(items: list[Item], ranked: list[Known], runner: Runner) -> Iterable[
             return
         ratio = max(agreeing[best][name] for name in held[best])
         kinds = {kind_of_probe(name) for name in held[best]}
-        tested = {name for item in chosen for name in item.wrong}
         alike = {n for i in items for n in i.wrong if kind_of_probe(n) in kinds} - tested
         yield _fault(held[best] | alike, best, ratio_if_so=ratio)
         left -= held[best]

@@ -94,7 +94,7 @@ def _judge_embedding(
     """Judge the timestep embedding entry by entry too; in float64 a float32 one is a warning."""
     in_float32 = [tolerance.ratio(record.err, noise32, "float32")]
     if golden.embedding is not None and golden.embedding_noise is not None:
-        if arithmetic not in _FLOATS:
+        if arithmetic in tolerance.HALVES:
             return
         with np.errstate(all="ignore"):
             errors = np.abs(value.astype(np.float64) - golden.embedding)
@@ -114,9 +114,6 @@ def _judge_embedding(
     if arithmetic == "float64" and record.verdict == "fail" and max(in_float32) <= tolerance.LIMIT:
         record.noise, record.ratio = noise32, max(in_float32)
         record.verdict, record.note = "warn", ISLAND
-
-
-_FLOATS = ("float64", "float32")
 
 
 def _unflattened(value: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:

@@ -197,7 +197,7 @@ def modes(case: Case) -> tuple[str, ...]:
 
     The 860M model takes minutes for each evaluation: it is spliced where every probe is recorded.
     """
-    spliced = case.is_network or case.is_pipeline
+    spliced = case.has_splice_mode
     if case.full_size and case.component in {"unet", TEXT_TO_IMAGE}:
         spliced = case.every_probe
     return (TRACE, SPLICE) if spliced else (TRACE,)

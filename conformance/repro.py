@@ -15,7 +15,7 @@ from safetensors.numpy import save_file
 from torch import Tensor, nn
 
 from conformance.adapters.torch_module import INPUT_SUFFIX, first_tensor, to_numpy
-from conformance.case import Case, find_case
+from conformance.case import Case
 from conformance.errors import UsageError, unknown_name
 from conformance.golden import Golden, load_golden
 from conformance.record import Reference, values_of
@@ -88,7 +88,7 @@ def write_repro(case: Case, probe: str | None, folder: Path) -> list[Path]:
             for n in reference.weights
             if n.startswith(start)
         }
-        noise = _noise(golden, probe, path)
+        noise = _noise(golden, case, probe, path)
     what = f"{case.id}, {probe or 'the whole network'}"
     script = SCRIPT.format(
         what=f"{what} ({facts['module']})" if facts else what,
@@ -202,15 +202,14 @@ def _tensors(given: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:
             yield name, value
 
 
-def _noise(golden: Golden, probe: str, path: str) -> float:
+def _noise(golden: Golden, case: Case, probe: str, path: str) -> float:
     """Return the float32 noise of a module that is given exact inputs.
 
     That of splice mode for a layer without probes inside; what a larger module adds up to is at
     most the noise of the trace. A probe that the case does not record has that of the block around.
     """
-    inside = [n for n in golden.probes if n.startswith(f"{path}.") and n != probe]
-    parts = probe_names(*_component_and_size(golden))
-    inside += [n for n in parts if n.startswith(f"{path}.") and n != probe]
+    parts = probe_names(case.component, case.variant.size)
+    inside = any(name.startswith(f"{path}.") and name != probe for name in parts)
     if probe in golden.probes and not inside and golden.splice_noise:
         return float(golden.splice_noise["float32"][golden.probes.index(probe)])
     around = probe
@@ -219,8 +218,3 @@ def _noise(golden: Golden, probe: str, path: str) -> float:
     if around:
         return float(golden.noise["float32"][golden.probes.index(around)])
     return max(float(values[0]) for values in golden.output_noise["float32"].values())
-
-
-def _component_and_size(golden: Golden) -> tuple[str, str]:
-    case = find_case(golden.case)
-    return case.component, case.variant.size

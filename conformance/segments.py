@@ -42,7 +42,7 @@ def spliced(case: Case, recorded: Golden, handed_out: Collection[str]) -> Golden
     open_ended = False
     longer = np.zeros(len(golden.probes), bool)
     for i, name in enumerate(golden.probes):
-        own = _around(name, blocks)
+        own = spec.block_around(case.component, name)
         longer[i] = open_ended or own in incomplete or (i > 0 and missing[i - 1])
         if missing[i]:
             incomplete.add(own)
@@ -57,14 +57,6 @@ def spliced(case: Case, recorded: Golden, handed_out: Collection[str]) -> Golden
             for a, units in outputs.items()
         }
     return replace(golden, noise=noise, output_noise=outputs)
-
-
-def _around(name: str, blocks: frozenset[str]) -> str:
-    """Return the innermost named block that a probe is part of; the text's layer, the network's."""
-    path = name.removesuffix(".input")
-    while path and path not in blocks:
-        path = path.rpartition(".")[0]
-    return path
 
 
 def ignores_values(golden: Golden, probes: Arrays, values: Arrays) -> bool:

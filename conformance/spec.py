@@ -111,6 +111,15 @@ def block_names(component: str) -> frozenset[str]:
     return frozenset(_load(golden_root(), "probes")[component]["blocks"])
 
 
+def block_around(component: str, name: str) -> str:
+    """Return the innermost named block that a probe is part of; empty where there is none."""
+    blocks = block_names(component)
+    path = name.removesuffix(".input")
+    while path and path not in blocks:
+        path = path.rpartition(".")[0]
+    return path
+
+
 @cache
 def execution_order(component: str) -> dict[str, int]:
     """Return the place of every probe of any size in execution order; none for the tokenizer."""

@@ -14,6 +14,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -26,13 +27,12 @@ from conformance.golden import Golden
 from conformance.judge import TIME_PROJ, judge_outputs
 from conformance.large import Large
 from conformance.manifest import manifest
+from conformance.port import Arrays
 from conformance.recipe import SEED
 from conformance.sketch import distance, sketch
 from conformance.tolerance import LIMIT, ratio
 
 PACK_FORMAT = 1
-
-Arrays = dict[str, np.ndarray]
 
 _OUTPUT = "output:"
 
@@ -67,6 +67,12 @@ def pack_path(folder: Path, case: Case) -> Path:
     return folder / f"{case.id}.safetensors"
 
 
+def _facts(case: Case) -> dict[str, Any]:
+    """Return what a pack says of itself: whose it is."""
+    golden = manifest()["goldens"][case.id]["sha256"]
+    return {"format": PACK_FORMAT, "case": case.id, "golden": golden}
+
+
 def write_pack(path: Path, case: Case, values: Values) -> None:
     """Write the oracle's values of one case, atomically.
 
@@ -78,11 +84,7 @@ def write_pack(path: Path, case: Case, values: Values) -> None:
     Raises:
         UsageError: The file cannot be written.
     """
-    facts = {
-        "format": PACK_FORMAT,
-        "case": case.id,
-        "golden": manifest()["goldens"][case.id]["sha256"],
-    }
+    facts = _facts(case)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -117,12 +119,7 @@ def read_pack(path: Path, case: Case, golden: Golden) -> Values:
     except (OSError, SafetensorError, TypeError, ValueError) as error:
         message = f"{path} is not a trace pack ({error}): {again}"
         raise GoldenError(message) from error
-    wanted = {
-        "format": PACK_FORMAT,
-        "case": case.id,
-        "golden": manifest()["goldens"][case.id]["sha256"],
-    }
-    for key, value in wanted.items():
+    for key, value in _facts(case).items():
         if facts.get(key) != value:
             message = f"trace pack {path}: {key} is {facts.get(key)!r}, not {value!r}: {again}"
             raise GoldenError(message)

@@ -89,7 +89,7 @@ def expected_probe(mutant: Mutant, case: Case, replace: Arrays | None) -> str | 
             wrong = answer(load(MutantPort(mutant), case, arithmetic), case, golden, replace)
         except Exception:  # noqa: BLE001 - a mutant may raise anything
             return None
-        names = [n for n in {**clean.probes, **_judged(golden, clean.outputs)} if n]
+        names = {**clean.probes, **_judged(golden, clean.outputs)}
         for name in sorted(names, key=lambda n: _place(case, golden, n)):
             before, after = _value(clean, name), _value(wrong, name)
             if before is None or after is None or _differ(before, after):

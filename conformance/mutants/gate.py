@@ -73,7 +73,7 @@ def cases_of(mutant: Mutant) -> list[Case]:
 
 def executions_of(mutant: Mutant, case: Case) -> list[Execution]:
     """Return how a case is run on a mutant: in splice mode too, where there is one."""
-    spliced = (case.is_network or case.is_pipeline) and not mutant.refuses
+    spliced = case.has_splice_mode and not mutant.refuses
     modes = (SPLICE, TRACE) if spliced else (TRACE,)
     return [Execution(dtype=mutant.dtype, mode=mode).for_case(case) for mode in modes]
 
@@ -202,7 +202,7 @@ def _expected(
     """Compute the expected probe in the case that named the first divergence, or the first case."""
     named = first["case"].partition("[")[0] if first else cases[0].id
     case = next((c for c in cases if c.id == named), cases[0])
-    spliced = (case.is_network or case.is_pipeline) and not mutant.refuses
+    spliced = case.has_splice_mode and not mutant.refuses
     replaced = runner.values(case, load_golden(case)).probes if spliced else None
     return expected_probe(mutant, case, replaced)
 
