@@ -12,19 +12,20 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from conformance import __version__, cli_golden, cli_mutants
+from conformance import __version__, cli_golden, cli_mutants, cli_smoke
 from conformance.case import Case, find_case
-from conformance.cli_common import add_selection, command, selected, split
+from conformance.cli_common import add_limits, add_selection, command, limits_of, selected, split
 from conformance.errors import ExitCode, SuiteError, unknown_name
 from conformance.execution import Execution, items
 from conformance.golden import SPLICE, TRACE, Golden, load_golden
-from conformance.port import Hello, greet, known_ports, resolve
+from conformance.parallel import Job, run_parallel
+from conformance.port import Hello, close, greet, known_ports, resolve
 from conformance.report.terminal import verdict_lines
 from conformance.report.text import shorten
 from conformance.results import DEFAULT_OUT, Results, exit_code
-from conformance.runner import Result, Runner, run_all
+from conformance.runner import Runner
 from conformance.tolerance import ARITHMETICS, LIMIT
-from conformance.traces import find_traces, have_oracle
+from conformance.traces import have_oracle
 from conformance.vocabulary import Vocabulary
 
 BACKENDS = ("sdpa",)
@@ -71,6 +72,8 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--backend", default="sdpa", help="attention backends, default sdpa")
     run.add_argument("--mode", help="trace, splice; default both, where splice is possible")
     run.add_argument("--traces", type=Path, metavar="DIR", help="trace packs for splice mode")
+    run.add_argument("-n", type=int, default=1, metavar="JOBS", help="processes that share the run")
+    add_limits(run)
     run.add_argument("--out", type=Path, default=DEFAULT_OUT, help="folder of the report")
     run.add_argument("--resume", action="store_true", help="go on with the run in --out")
 
@@ -83,6 +86,7 @@ def _parser() -> argparse.ArgumentParser:
 
     command(commands, "ports", _ports, "print the ports that can be named")
 
+    cli_smoke.add_command(commands)
     cli_golden.add_commands(commands)
     cli_mutants.add_commands(commands)
     return parser
@@ -143,8 +147,15 @@ def scope_of(judged: list[tuple[Case, Execution]]) -> str:
 
 def _run(arguments: argparse.Namespace) -> int:
     cases = selected(arguments)
-    port = resolve(arguments.port)
-    runner = Runner(port, find_traces(arguments.traces) if arguments.traces else None)
+    job = Job(arguments.port, limits_of(arguments), arguments.traces)
+    runner = job.runner()
+    try:
+        return _judge(arguments, cases, job, runner)
+    finally:
+        close(runner.port)
+
+
+def _judge(arguments: argparse.Namespace, cases: list[Case], job: Job, runner: Runner) -> int:
     if arguments.component is None:  # what is not offered, and not asked for by name, is no skip
         cases = [c for c in cases if c.component in runner.hello.components] or cases
     mode = arguments.mode or default_modes(runner.hello, arguments.traces)
@@ -161,11 +172,11 @@ def _run(arguments: argparse.Namespace) -> int:
     done = {line["case"] for line in results.lines}
     if done:
         print(f"{len(done)} of {len(judged)} cases are taken over from the run in {arguments.out}")
+    left = [(case, run) for case, run in judged if run.item_id(case) not in done]
     quiet = not sys.stderr.isatty()
     with tqdm(total=len(judged), initial=len(done), disable=quiet, unit="case") as bar:
 
-        def report(result: Result) -> None:
-            line = result.as_json()
+        def report(line: dict[str, Any]) -> None:
             results.add(line)
             bar.update()
             text = f"{line['verdict']:5s} {_ratio_text(line)} {line['case']}"
@@ -177,7 +188,11 @@ def _run(arguments: argparse.Namespace) -> int:
                 for text in [line["message"], *line["detail"].splitlines()]:
                     bar.write(f"      {text}", file=sys.stdout if quiet else None)
 
-        run_all(runner, cases, runs, report, done)
+        if arguments.n > 1:
+            run_parallel(job, left, arguments.n, report)
+        else:
+            for case, execution in left:
+                report(runner.run(case, execution).as_json())
     summary = results.close(runner)
     print("\n".join(verdict_lines(summary)))
     print(f"  report {arguments.out / 'index.html'}")

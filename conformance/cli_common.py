@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import re
 from collections.abc import Callable
 from fnmatch import fnmatchcase
 from typing import Any
 
+from conformance.adapters.subprocess import FIRST, TIMEOUT, Limits
 from conformance.case import Case, all_cases, find_case, select_cases
 from conformance.errors import UsageError
 
@@ -28,6 +30,48 @@ def add_selection(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--component", help="globs, comma-separated")
     parser.add_argument("--variant", help="globs, comma-separated; default tiny*,odd*")
     parser.add_argument("--scenario", help="globs, comma-separated")
+
+
+def add_limits(parser: argparse.ArgumentParser) -> None:
+    """Offer the limits of a port in a process of its own."""
+    parser.add_argument(
+        "--timeout",
+        type=float,
+        default=None,
+        metavar="S",
+        help=f"exec: ports: seconds a call may take, default {TIMEOUT:g}; to load {FIRST} times that",
+    )
+    parser.add_argument(
+        "--memory",
+        default=None,
+        metavar="SIZE",
+        help="exec: ports: memory that they may hold, such as 8GiB; default 3/4 of the machine's",
+    )
+
+
+def limits_of(arguments: argparse.Namespace) -> Limits:
+    """Return the limits that the options name.
+
+    Raises:
+        UsageError: One of them is no positive number, or no size.
+    """
+    if arguments.timeout is not None and not arguments.timeout > 0:
+        message = f"--timeout {arguments.timeout:g}: give a positive number of seconds"
+        raise UsageError(message)
+    seconds = TIMEOUT if arguments.timeout is None else arguments.timeout
+    return Limits(seconds, None if arguments.memory is None else _bytes_of(arguments.memory))
+
+
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT])(iB|B|)", re.IGNORECASE)
+
+
+def _bytes_of(text: str) -> int:
+    """Read a size: `8GiB`, `512 MiB`, `8G`."""
+    found = _SIZE.fullmatch(text.strip())
+    if found is None:
+        message = f"--memory {text!r} is no size: write 8GiB or 512MiB"
+        raise UsageError(message)
+    return int(float(found[1]) * 1024 ** ("KMGT".index(found[2].upper()) + 1))
 
 
 def split(text: str | None) -> list[str] | None:

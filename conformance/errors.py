@@ -35,6 +35,10 @@ class PortError(SuiteError):
     """A port broke its contract, or could not be loaded: not a wrong number."""
 
 
+class RaisedError(PortError):
+    """A port in a process of its own says that it failed: it raised, on its side of the wire."""
+
+
 class UnsupportedError(SuiteError):
     """A port declines a case and says why: the case becomes a skip."""
 

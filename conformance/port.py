@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import importlib.util
+import json
 import re
 import sys
 from collections.abc import Collection, Mapping
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from conformance import protocol
 from conformance.case import COMPONENTS
 from conformance.errors import PortError, SuiteError, UsageError
 from conformance.report.text import one_line
@@ -44,6 +46,13 @@ class Hello:
         devices: Devices that it can be asked for (free names).
         probes: Whether it can hand out probes.
         replace: Whether it can overwrite a probe before anything reads it.
+        details: Facts for the report, such as versions of libraries.
+        variants: Globs of the variants that it offers.
+        layout: Axes of its images and maps: `NCHW` or `NHWC`.
+        weights: Layouts of weights that it reads from files.
+        shapes: By component and input the shapes that it takes, None for any length; anything
+            where nothing is said.
+        echo: Whether it offers the component `echo`, which gives back its inputs.
     """
 
     name: str
@@ -54,6 +63,35 @@ class Hello:
     probes: bool = True
     replace: bool = True
     details: dict[str, str] = field(default_factory=dict)
+    variants: tuple[str, ...] = ("*",)
+    layout: str = "NCHW"
+    weights: tuple[str, ...] = ("diffusers",)
+    shapes: dict[str, dict[str, list[list[int | None]]]] = field(default_factory=dict)
+    echo: bool = False
+
+    @classmethod
+    def of(cls, offer: Mapping[str, Any], what: str) -> Hello:
+        """Read what a port says of itself in JSON.
+
+        Args:
+            offer: An `offer` of the protocol.
+            what: What it is, for the error.
+
+        Raises:
+            PortError: It does not follow the schema.
+        """
+        try:
+            given = json.loads(json.dumps(dict(offer)))  # tuples become lists
+        except (TypeError, ValueError) as error:
+            message = f"{what} is no JSON: {error}"
+            raise PortError(message) from error
+        protocol.check("offer", given, what)
+        fields: dict[str, Any] = {k: _frozen(v) for k, v in given.items()}
+        return cls(**fields)
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
 
 
 class Component(Protocol):
@@ -81,8 +119,8 @@ class Component(Protocol):
 class Port(Protocol):
     """An implementation under test."""
 
-    def hello(self) -> Hello:
-        """Say name, version and what is offered."""
+    def hello(self) -> Hello | dict[str, Any]:
+        """Say name, version and what is offered; as a dict, an `offer` of docs/protocol.md."""
 
     def load(
         self, component: str, variant: Variant, weights: Weights, arithmetic: str, device: str
@@ -105,12 +143,16 @@ class Port(Protocol):
         """
 
 
-def resolve(spec: str) -> Port:
+EXEC = "exec:"
+
+
+def resolve(spec: str, limits: Any = None) -> Port:
     """Find the port that a PORT argument names.
 
     Args:
-        spec: `sd1_impl`, `diffusers`, an installed entry point, `module:factory` or
-            `file.py:factory`.
+        spec: `sd1_impl`, `diffusers`, an installed entry point, `module:factory`,
+            `file.py:factory` or `exec:COMMAND`.
+        limits: What a process of its own may use, `conformance.adapters.subprocess.Limits`.
 
     Returns:
         The port.
@@ -119,6 +161,10 @@ def resolve(spec: str) -> Port:
         UsageError: Nothing of that name, or it cannot be imported.
         PortError: The factory failed.
     """
+    if spec.startswith(EXEC):
+        adapter = importlib.import_module("conformance.adapters.subprocess")
+        port: Port = adapter.ExecPort(spec.removeprefix(EXEC), limits)
+        return port
     target = _entry_points().get(spec) or BUILTIN.get(spec)
     if target is None:
         if spec.endswith(".py"):
@@ -126,7 +172,10 @@ def resolve(spec: str) -> Port:
             raise UsageError(message)
         if ":" not in spec:
             known = ", ".join([*BUILTIN, *_entry_points()])
-            message = f"unknown port {spec!r}: choose from {known}, module:factory, file.py:factory"
+            message = (
+                f"unknown port {spec!r}: choose from {known}, module:factory, file.py:factory, "
+                "exec:COMMAND"
+            )
             raise UsageError(message)
         target = spec
     with redirect_stdout(sys.stderr):
@@ -152,10 +201,17 @@ def greet(port: Port) -> Hello:
     try:
         with redirect_stdout(sys.stderr):
             hello = port.hello()
+    except SuiteError:
+        raise
     except (Exception, SystemExit) as error:
         raise PortError(_failure("hello() of the port failed", error)) from error
+    if isinstance(hello, dict):
+        hello = Hello.of(hello, "hello() of the port")
     if not isinstance(hello, Hello):
-        message = f"hello() of the port returned {type(hello).__name__}, not conformance.port.Hello"
+        message = (
+            f"hello() of the port returned {type(hello).__name__}, not a dict or "
+            "conformance.port.Hello"
+        )
         raise PortError(message)
     for name in ("components", "arithmetics", "devices"):
         if isinstance(getattr(hello, name), str):
@@ -169,6 +225,13 @@ def greet(port: Port) -> Hello:
         )
         raise PortError(message)
     return hello
+
+
+def close(port: Port) -> None:
+    """End what a port has started, where it says how: a `close()` of its own."""
+    ending = getattr(port, "close", None)
+    if callable(ending):
+        ending()
 
 
 def _failure(what: str, error: BaseException) -> str:

@@ -6,9 +6,10 @@ import importlib
 import importlib.util
 import sys
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from contextlib import redirect_stdout
 from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
 from typing import Any
 
 import numpy as np
@@ -18,8 +19,8 @@ from conformance.case import Case
 from conformance.compare import Record
 from conformance.contract import call, check_contract, where_raised
 from conformance.divergence import Local, describe, first_divergence
-from conformance.errors import PortError, SuiteError, UnsupportedError
-from conformance.execution import Execution, items
+from conformance.errors import PortError, RaisedError, SuiteError, UnsupportedError
+from conformance.execution import Execution
 from conformance.golden import SPLICE, Golden, check_inputs, load_golden
 from conformance.judge import (
     ISLAND,
@@ -30,6 +31,7 @@ from conformance.judge import (
     token_lists,
     watching,
 )
+from conformance.layout import NHWC, ChannelsLast, require_shapes
 from conformance.port import Arrays, Component, Port, greet
 from conformance.recipe import SEED, digest
 from conformance.report.text import one_line
@@ -37,6 +39,7 @@ from conformance.sampling import term_and_step
 from conformance.segments import ignores_values, spliced
 from conformance.terms import wrong_terms
 from conformance.traces import Traces, Values, find_traces, judged_by
+from conformance.variants import NO_VARIANT
 
 MESSAGE = 600
 """Longest message kept, in characters."""
@@ -136,15 +139,17 @@ class Runner:
         try:
             with redirect_stdout(sys.stderr):  # what a port prints is no part of the report
                 result = self._run(case, execution)
-        except UnsupportedError as error:
-            result = Result(case, execution, "skip", message=one_line(error, MESSAGE))
-        except SuiteError as error:
-            result = Result(case, execution, "error", message=one_line(error, MESSAGE))
         except (Exception, SystemExit) as error:  # noqa: BLE001 - a port may raise anything
-            message = (
-                f"the port raised {type(error).__name__}: {one_line(error)} ({where_raised(error)})"
-            )
-            result = Result(case, execution, "error", message=message)
+            declined = type(error).__name__ == UnsupportedError.__name__  # a port's own, too
+            verdict = "skip" if declined else "error"
+            if declined or isinstance(error, SuiteError):
+                message = one_line(error, MESSAGE)
+            else:
+                message = (
+                    f"the port raised {type(error).__name__}: {one_line(error)} "
+                    f"({where_raised(error)})"
+                )
+            result = Result(case, execution, verdict, message=message)
         result.seconds = time.perf_counter() - start
         return result
 
@@ -158,6 +163,7 @@ class Runner:
         if reason is not None:
             raise UnsupportedError(reason)
         inputs, digests = _inputs(case, golden)
+        require_shapes(self.hello, case.component, inputs)
         if execution.mode == SPLICE:
             result = self._run_spliced(case, execution, recorded, inputs)
             _require_unchanged(case, inputs, digests)
@@ -234,7 +240,7 @@ class Runner:
         component = self.load(case, execution)
         try:
             call(component, case.inputs(), (), None)
-        except UnsupportedError as error:
+        except (UnsupportedError, RaisedError) as error:
             return Result(case, execution, "pass", message=f"refused: {one_line(error, MESSAGE)}")
         except SuiteError:
             raise
@@ -255,6 +261,10 @@ class Runner:
             if wanted not in offered:
                 message = f"{self.hello.name} does not offer {kind} {wanted}"
                 raise UnsupportedError(message)
+        variant = case.variant.name
+        if variant != NO_VARIANT and not any(fnmatchcase(variant, v) for v in self.hello.variants):
+            message = f"{self.hello.name} does not offer variant {variant}"
+            raise UnsupportedError(message)
 
     def load(self, case: Case, execution: Execution) -> Component:
         """Load the component of a case, or return the one that was loaded last."""
@@ -270,6 +280,8 @@ class Runner:
                     "it needs run(inputs, probes, replace)"
                 )
                 raise PortError(message)
+            if self.hello.layout == NHWC:
+                component = ChannelsLast(component)
             self._loaded = (key, component)
         return self._loaded[1]
 
@@ -354,24 +366,3 @@ def explain_steps(golden: Golden, inputs: Arrays, outputs: Arrays, records: list
             found = wrong_terms(golden, inputs, outputs, record, step)
             record.note = "; ".join(text for text in (record.note, found) if text)
             return
-
-
-def run_all(
-    runner: Runner,
-    cases: list[Case],
-    executions: list[Execution],
-    report: Callable[[Result], None],
-    done: Collection[str] = (),
-) -> None:
-    """Run every case in every execution, so that each network is built once.
-
-    Args:
-        runner: The runner of the port.
-        cases: Cases, grouped by component and variant.
-        executions: How to run each.
-        report: Told each result as it comes.
-        done: Item ids that are left out.
-    """
-    for case, execution in items(cases, executions):
-        if execution.item_id(case) not in done:
-            report(runner.run(case, execution))

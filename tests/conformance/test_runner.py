@@ -13,9 +13,9 @@ from conformance import runner as runner_module
 from conformance.case import Case, find_case, select_cases
 from conformance.compare import whole_errors
 from conformance.errors import PortError, UnsupportedError
-from conformance.execution import Execution
+from conformance.execution import Execution, items
 from conformance.golden import Golden, load_golden
-from conformance.runner import Runner, run_all
+from conformance.runner import Runner
 from conformance.tolerance import ARITHMETICS, LIMIT
 
 
@@ -259,11 +259,12 @@ def test_aged_golden_is_an_error(fake, case: Case, monkeypatch) -> None:
 
 def test_loaded_once_per_variant(fake) -> None:
     """Cases of a variant and arithmetic share one loaded component, with the recipe's weights."""
-    port, seen = fake(), []
+    port = fake()
     variants = ["tiny", "tiny-lowvar"]
     cases = select_cases(["unet"], variants, ["base", "quiet"])
     runs = [Execution("float32"), Execution("bfloat16")]
-    run_all(Runner(port), cases, runs, seen.append)
+    runner = Runner(port)
+    seen = [runner.run(case, run) for case, run in items(cases, runs)]
     assert [(v, d) for _, v, d, _, _ in port.loads] == [
         ("tiny", "float32"),
         ("tiny", "bfloat16"),
@@ -276,15 +277,6 @@ def test_loaded_once_per_variant(fake) -> None:
     weights = port.loads[2][4]
     assert weights.variant.name == "tiny-lowvar"
     assert weights["conv_in.weight"].shape == (32, 4, 3, 3)
-
-
-def test_done_items_are_left_out(fake, case: Case) -> None:
-    """Items that an earlier run finished are not run again."""
-    port, seen = fake(), []
-    done = {"unet/tiny/base[float32-cpu-sdpa-trace]"}
-    run_all(Runner(port), [case], [Execution()], seen.append, done)
-    assert not seen
-    assert not port.loads
 
 
 def test_case_line(judge, case: Case) -> None:

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from conformance.case import Case, find_case
-from conformance.execution import Execution
+from conformance.execution import Execution, items
 from conformance.golden import load_golden
-from conformance.runner import Runner, run_all
+from conformance.runner import Runner
 
 
 @pytest.fixture
@@ -102,17 +102,11 @@ def test_tokenizer_has_neither_weights_nor_probes(fake, judge, plain: Case) -> N
 
 def test_tokenizer_runs_once_whatever_is_asked(fake, plain: Case, case: Case) -> None:
     """Two arithmetics are two runs of a network and one of the tokenizer."""
-    seen: list[str] = []
     runs = [Execution("float64"), Execution("float32")]
-
-    def note(result):
-        seen.append(result.execution.item_id(result.case))
-
-    run_all(Runner(fake()), [plain, case], runs, note)
+    runner = Runner(fake())
+    seen = [runner.run(c, run).item_id for c, run in items([plain, case], runs)]
     assert seen == [
         "tokenizer/-/plain[int64-cpu]",
         "unet/tiny/base[float64-cpu-sdpa-trace]",
         "unet/tiny/base[float32-cpu-sdpa-trace]",
     ]
-    run_all(Runner(fake()), [plain, case], runs[:1], note, done=seen[:1])
-    assert seen[3:] == ["unet/tiny/base[float64-cpu-sdpa-trace]"]

@@ -1,0 +1,344 @@
+#!/usr/bin/env python3
+"""Serve a Python port to sd1-conformance from any environment: copy this file there, and run it.
+
+    sd1-conformance run "exec:path/to/python serve.py my_port.py:factory"
+
+Needs Python 3.9 and NumPy, nothing else: neither sd1-conformance nor torch nor safetensors.
+`my_port.py:factory`, or `package.module:factory`, names a function without arguments that returns
+the port, an object with two methods:
+
+    hello() -> dict                          name, version, components, and what else is offered
+    load(component, variant, weights, arithmetic, device) -> loaded
+
+`loaded.run(inputs, probes, replace)` returns a tuple of two dicts of arrays: outputs and probes.
+`variant` has `name`, `size`, `regime` and `architecture(component)`, a dict of sizes. `weights`
+maps names to float32 arrays, read from their file when asked for; `weights.part("unet")` is a part
+of a whole checkpoint, and `weights.path` is where the files are. A port declines a case by raising
+an exception whose class is called `UnsupportedError`. What it prints goes to standard error. The
+messages are described in docs/protocol.md.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import json
+import os
+import struct
+import sys
+import traceback
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+PROTOCOL = 1
+ECHO = "echo"
+
+DTYPES = {
+    "F64": "<f8",
+    "F32": "<f4",
+    "F16": "<f2",
+    "I64": "<i8",
+    "I32": "<i4",
+    "I16": "<i2",
+    "I8": "|i1",
+    "U64": "<u8",
+    "U32": "<u4",
+    "U16": "<u2",
+    "U8": "|u1",
+    "BOOL": "|b1",
+}
+"""safetensors' names of dtypes, and NumPy's; BF16, which NumPy has not, is read as float32."""
+
+
+class Refused(Exception):  # noqa: N818 - a request that cannot be carried out is no fault here
+    """A request that cannot be carried out, and why."""
+
+
+Arrays = Mapping[str, np.ndarray]
+Place = tuple[str, str, list[int], int]
+"""Where a tensor is: file, dtype, shape, first byte."""
+
+
+class Tensors(Mapping[str, np.ndarray]):
+    """The tensors of safetensors files, by name; each is read when it is asked for."""
+
+    def __init__(self, places: dict[str, Place], path: str | None = None) -> None:
+        """Take the place of each tensor."""
+        self.places = places
+        self.path = path
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        """Read one tensor."""
+        file, dtype, shape, start = self.places[name]
+        return _read(file, dtype, shape, start)
+
+    def __iter__(self) -> Iterator[str]:
+        """Iterate over the names, in the order of the files."""
+        return iter(self.places)
+
+    def __len__(self) -> int:
+        """Return the number of tensors."""
+        return len(self.places)
+
+    def part(self, folder: str) -> Tensors:
+        """Return the tensors whose names begin with `folder/`, without that."""
+        start = folder + "/"
+        own = {n[len(start) :]: p for n, p in self.places.items() if n.startswith(start)}
+        return Tensors(own, None if self.path is None else str(Path(self.path) / folder))
+
+
+def _read(file: str, dtype: str, shape: list[int], start: int) -> np.ndarray:
+    count = int(np.prod(shape, dtype=np.int64))
+    code = "<u2" if dtype == "BF16" else DTYPES[dtype]
+    with Path(file).open("rb") as opened:
+        opened.seek(start)
+        array = np.fromfile(opened, code, count).reshape(shape)
+    if dtype == "BF16":
+        return (array.astype(np.uint32) << 16).view(np.float32)
+    return array.astype(array.dtype.newbyteorder("="), copy=False)
+
+
+def open_tensors(file: str, prefix: str = "") -> dict[str, Place]:
+    """Read the header of a safetensors file.
+
+    Args:
+        file: Its path.
+        prefix: Put before every name.
+
+    Returns:
+        By name the place of each tensor, as `Tensors` takes it.
+    """
+    with Path(file).open("rb") as opened:
+        (size,) = struct.unpack("<Q", opened.read(8))
+        header = json.loads(opened.read(size))
+    header.pop("__metadata__", None)
+    first = 8 + size
+    return {
+        prefix + name: (file, entry["dtype"], entry["shape"], first + entry["data_offsets"][0])
+        for name, entry in header.items()
+    }
+
+
+def write_tensors(file: str, arrays: Arrays) -> None:
+    """Write arrays as a safetensors file.
+
+    Args:
+        file: Its path.
+        arrays: By name; bfloat16 of ml_dtypes (JAX) is written as BF16.
+
+    Raises:
+        Refused: An array has a dtype that cannot be written.
+    """
+    header: dict[str, Any] = {}
+    pieces: list[bytes] = []
+    end = 0
+    names = {np.dtype(code): name for name, code in DTYPES.items()}
+    for name, given in arrays.items():
+        array = np.asarray(given)
+        if array.dtype.name == "bfloat16":
+            dtype, bits = "BF16", np.ascontiguousarray(array).view(np.uint16).astype("<u2")
+        else:
+            little = array.dtype.newbyteorder("<")
+            if little not in names:
+                raise Refused("%s is an array of %s, not of numbers" % (name, array.dtype))
+            dtype, bits = names[little], np.ascontiguousarray(array, little)
+        data = bits.tobytes()
+        header[name] = {
+            "dtype": dtype,
+            "shape": list(array.shape),
+            "data_offsets": [end, end + len(data)],
+        }
+        end += len(data)
+        pieces.append(data)
+    text = json.dumps(header).encode("utf-8")
+    text += b" " * (-len(text) % 8)
+    with Path(file).open("wb") as opened:
+        opened.write(struct.pack("<Q", len(text)))
+        opened.write(text)
+        opened.writelines(pieces)
+
+
+def open_weights(path: str) -> Tensors:
+    """Return the tensors of a folder of weights: of one component, or of a whole checkpoint."""
+    places: dict[str, Place] = {}
+    for file in sorted(Path(path).rglob("*.safetensors")):
+        folder = file.parent.relative_to(path).as_posix()
+        places.update(open_tensors(str(file), "" if folder == "." else folder + "/"))
+    return Tensors(places, path)
+
+
+class Variant:
+    """The architecture that weights are for."""
+
+    FOLDERS: ClassVar = {"vae_encoder": "vae", "vae_decoder": "vae"}
+
+    def __init__(self, facts: dict[str, str], architectures: dict[str, Any]) -> None:
+        """Take the `variant` and the `architecture` of a load message."""
+        self.name, self.size, self.regime = facts["name"], facts["size"], facts["regime"]
+        self.architectures = architectures
+
+    def architecture(self, component: str) -> dict[str, Any]:
+        """Return the sizes of a component."""
+        folder = "unet" if component.startswith("block/") else component
+        return self.architectures[self.FOLDERS.get(folder, folder)]
+
+
+class Echo:
+    """Gives back what it gets."""
+
+    def run(
+        self,
+        inputs: Arrays,
+        probes: Collection[str] = (),  # noqa: ARG002 - it has none
+        replace: Arrays | None = None,  # noqa: ARG002
+    ) -> tuple[Arrays, Arrays]:
+        """Return the inputs as outputs."""
+        return dict(inputs), {}
+
+
+class Server:
+    """Answers the requests of sd1-conformance."""
+
+    def __init__(self, port: Any) -> None:
+        """Serve a port."""
+        self.port = port
+        self.loaded: Any = None
+        self.scratch = ""
+
+    def answer(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Carry out one request and return the `ok` of its reply."""
+        methods = {
+            "hello": self.hello,
+            "load": self.load,
+            "run": self.run,
+            "unload": self.unload,
+            "bye": self.unload,
+        }
+        op = request.get("op")
+        if op not in methods:
+            raise Refused("unknown request %r" % (op,))
+        return methods[op](request)
+
+    def hello(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Say what the port offers."""
+        if request["protocol"] != PROTOCOL:
+            raise Refused("this is protocol %d, not %r" % (PROTOCOL, request["protocol"]))
+        self.scratch = request["scratch"]
+        offer = self.port.hello()
+        if not isinstance(offer, dict):
+            raise Refused("hello() returned %s, not a dict" % type(offer).__name__)
+        details = {"python": sys.version.split()[0], "numpy": np.__version__}
+        details.update(offer.get("details", {}))
+        return dict(offer, echo=True, details=details)
+
+    def load(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Load a component."""
+        self.loaded = None
+        component = request["component"]
+        if component == ECHO:
+            self.loaded = Echo()
+            return {}
+        if component not in self.port.hello()["components"]:
+            raise Refused("no component %r" % (component,))
+        weights = Tensors({}) if request["weights"] is None else open_weights(request["weights"])
+        variant = Variant(request["variant"], request["architecture"])
+        self.loaded = self.port.load(
+            component, variant, weights, request["arithmetic"], request["device"]
+        )
+        return {}
+
+    def run(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Evaluate the loaded component."""
+        if self.loaded is None:
+            raise Refused("nothing is loaded")
+        asked = request["inputs"]
+        inputs = {} if asked["tensors"] is None else dict(Tensors(open_tensors(asked["tensors"])))
+        for name, texts in asked["strings"].items():
+            inputs[name] = np.array(texts)
+        if asked["config"] is not None:
+            inputs["config"] = np.array(json.dumps(asked["config"]))
+        values = None
+        if request["replace"] is not None:
+            values = dict(Tensors(open_tensors(request["replace"])))
+        outputs, probes = self.loaded.run(inputs, tuple(request["probes"]), values)
+        files = {}
+        for name, arrays in (("outputs", outputs), ("probes", probes)):
+            files[name] = str(Path(self.scratch) / (name + ".safetensors"))
+            write_tensors(files[name], arrays)
+        return files
+
+    def unload(self, request: dict[str, Any]) -> dict[str, Any]:  # noqa: ARG002 - called like the others
+        """Forget the loaded component."""
+        self.loaded = None
+        return {}
+
+
+def reply_to(server: Server, line: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the reply to one line, and the request that it was."""
+    request: dict[str, Any] = {}
+    number = None
+    try:
+        request = json.loads(line)
+        number = request["id"]
+        return {"id": number, "ok": server.answer(request)}, request
+    except (KeyboardInterrupt, GeneratorExit):
+        raise
+    except BaseException as error:  # noqa: BLE001 - whatever a port raises, the server goes on
+        if type(error).__name__ == "UnsupportedError" and request.get("op") in {"load", "run"}:
+            return {"id": number, "unsupported": str(error) or "it does not say why"}, request
+        told = str(error) if isinstance(error, Refused) else _described(error)
+        return {"id": number, "error": told}, request
+
+
+def _described(error: BaseException) -> str:
+    """Say in one line what was raised, and where."""
+    traceback.print_exception(type(error), error, error.__traceback__, file=sys.stderr)
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if frame.filename != __file__] or frames
+    where = " (%s:%s)" % (own[-1].filename, own[-1].lineno) if own else ""
+    return "%s: %s%s" % (type(error).__name__, " ".join(str(error).split()), where)
+
+
+def find_port(spec: str) -> Any:
+    """Import the port that `file.py:factory` or `package.module:factory` names."""
+    source, _, attribute = spec.rpartition(":")
+    if not source:
+        raise SystemExit("serve.py: %r is not file.py:factory or module:factory" % spec)
+    if source.endswith(".py"):
+        path = Path(source).resolve()
+        sys.path.insert(0, str(path.parent))
+        module_spec: Any = importlib.util.spec_from_file_location("sd1_port_" + path.stem, path)
+        module = importlib.util.module_from_spec(module_spec)
+        sys.modules[module_spec.name] = module
+        module_spec.loader.exec_module(module)
+    else:
+        sys.path.insert(0, str(Path.cwd()))
+        module = importlib.import_module(source)
+    return getattr(module, attribute)()
+
+
+def main() -> None:
+    """Serve until `bye` or the end of standard input."""
+    if len(sys.argv) != 2:  # noqa: PLR2004 - the script and the port
+        raise SystemExit("usage: serve.py my_port.py:factory")
+    messages = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # what anybody prints, in any language, goes to standard error
+    sys.stdout = sys.stderr
+    server = Server(find_port(sys.argv[1]))
+    for line in sys.stdin:
+        reply, request = reply_to(server, line)
+        try:
+            text = json.dumps(reply)
+        except (TypeError, ValueError) as error:
+            text = json.dumps({"id": reply["id"], "error": "the reply is no JSON: %s" % error})
+        messages.write(text + "\n")
+        messages.flush()
+        if request.get("op") == "bye":
+            return
+
+
+if __name__ == "__main__":
+    main()
