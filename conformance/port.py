@@ -20,6 +20,7 @@ from conformance import protocol
 from conformance.case import COMPONENTS
 from conformance.errors import PortError, SuiteError, UsageError
 from conformance.report.text import one_line
+from conformance.tolerance import ARITHMETICS
 
 if TYPE_CHECKING:
     from conformance.variants import Variant, Weights
@@ -145,6 +146,10 @@ class Port(Protocol):
 
 EXEC = "exec:"
 
+OTHER_ARITHMETICS = ("tf32", "bf16-matmul")
+POLICY = "policy:"
+"""Arithmetics that a port may offer before there are goldens for them."""
+
 
 def resolve(spec: str, limits: Any = None) -> Port:
     """Find the port that a PORT argument names.
@@ -217,13 +222,18 @@ def greet(port: Port) -> Hello:
         if isinstance(getattr(hello, name), str):
             message = f"hello().{name} of the port is a string: it must be a tuple of names"
             raise PortError(message)
-    unknown = [name for name in hello.components if name not in COMPONENTS]
-    if unknown:
-        message = (
-            f"hello() of the port offers {', '.join(map(repr, unknown))}, which is no component: "
-            f"choose from {', '.join(COMPONENTS)}"
-        )
-        raise PortError(message)
+    policies = [name for name in hello.arithmetics if name.startswith(POLICY)]
+    for kind, offered, known in (
+        ("component", hello.components, COMPONENTS),
+        ("arithmetic", hello.arithmetics, (*ARITHMETICS, *OTHER_ARITHMETICS, *policies)),
+    ):
+        unknown = [name for name in offered if name not in known]
+        if unknown:
+            message = (
+                f"hello() of the port offers {', '.join(map(repr, unknown))}, which is no {kind}: "
+                f"choose from {', '.join(known)}"
+            )
+            raise PortError(message)
     return hello
 
 
