@@ -24,7 +24,7 @@ from conformance.cli_common import split
 from conformance.errors import SuiteError
 from conformance.execution import Execution, items
 from conformance.golden import SPLICE
-from conformance.port import BUILTIN, Hello, Port, resolve
+from conformance.port import BUILTIN, Hello, Port, close, greet, resolve
 from conformance.report.terminal import verdict_lines
 from conformance.report.words import rerun_command
 from conformance.results import DEFAULT_OUT, Results, environment
@@ -72,7 +72,7 @@ def selection(config: pytest.Config) -> tuple[list[Case], list[Execution]]:
     """Return the cases and executions that the options choose."""
     option = config.getoption
     cases = select_cases(variants=split(option("--sd1-variant")))
-    hello = _port(config).hello()
+    hello = greet(_port(config))
     mode = option("--sd1-mode") or default_modes(hello, _packs(config))
     return cases, executions(option("--sd1-dtype"), option("--sd1-device"), "sdpa", mode, hello)
 
@@ -130,7 +130,7 @@ def _blocks(config: pytest.Config) -> list[Any]:
 
 def _cuda_items(config: pytest.Config) -> list[Any]:
     cases, _ = selection(config)
-    if "cuda" not in _port(config).hello().devices:
+    if "cuda" not in greet(_port(config)).devices:
         return [_skipped("no CUDA device is visible to the port")]
     runs = [Execution(dtype=dtype, device="cuda") for dtype in CUDA_DTYPES]
     return [_item(case, run) for case, run in items(cases, runs) if not case.exact]
@@ -157,6 +157,12 @@ _PARAMETERS = {
 def _group(case: Case) -> pytest.MarkDecorator:
     """Keep one component and variant on one worker, so that its networks are built once."""
     return pytest.mark.xdist_group(f"{case.component}/{case.variant.name}")
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """End what the port has started."""
+    if _PORT in config.stash:
+        close(config.stash[_PORT])
 
 
 @pytest.fixture(scope="session")

@@ -21,7 +21,7 @@ from conformance.child import Child, HungError, machine_memory
 from conformance.errors import PortError, RaisedError, UnsupportedError, UsageError
 from conformance.port import Arrays, Hello
 from conformance.sampling import PIPELINES, read_config
-from conformance.spec import CHECKPOINT_FOLDERS
+from conformance.spec import CHECKPOINT_FOLDERS, FOLDER_COMPONENTS
 from conformance.tensors import read_tensors, write_tensors
 
 if TYPE_CHECKING:
@@ -101,7 +101,8 @@ class ExecPort:
         hello = self.hello()
         path, layout = self._written(weights, hello)
         architecture = {
-            folder: variant.architecture(folder) for folder in _folders(component, weights)
+            folder: variant.architecture(FOLDER_COMPONENTS[folder])
+            for folder in _folders(component, weights)
         }
         message = {
             "op": "load",
