@@ -11,6 +11,8 @@ from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 from typing import Any
 
+from tqdm import tqdm
+
 from conformance.case import COMPONENTS, Case, find_case
 from conformance.compare import Record
 from conformance.execution import Execution
@@ -142,9 +144,11 @@ def _tested(items: list[Item], ranked: list[Known], runner: Runner) -> Iterable[
     tested = {name for item in chosen for name in item.wrong}
     left = set(tested)
     agreeing: dict[str, dict[str, float]] = {}
-    for known in ranked:
+    answers: dict[str, Any] = {}
+    what = f"{items[0].case.component}: known bugs"
+    for known in tqdm(ranked, desc=what, leave=False, disable=None):
         if known.id in mutants:
-            reference = answer.Reference(mutants[known.id])
+            reference = answer.Reference(mutants[known.id], answers)
             agreeing[known.id] = _agreed(reference, runner, chosen)
     while left:
         held = {i: left & names.keys() for i, names in agreeing.items()}

@@ -125,8 +125,16 @@ def _differ(a: np.ndarray, b: np.ndarray) -> bool:
 class Reference:
     """A mutant, evaluated in float64, in the place of the oracle."""
 
-    def __init__(self, mutant: Mutant) -> None:
+    def __init__(self, mutant: Mutant, answers: dict[str, Values] | None = None) -> None:
+        """Take the mutant's place.
+
+        Args:
+            mutant: The mutant.
+            answers: What the port answered in trace mode, by item: shared among references, so that
+                a port is asked once.
+        """
         self.port = MutantPort(mutant)
+        self._answers = {} if answers is None else answers
         self._loaded: tuple[tuple[Any, ...], Component] | None = None
 
     def judge(self, runner: Runner, case: Case, execution: Execution) -> list[Record]:
@@ -146,8 +154,12 @@ class Reference:
             reference = answer(self._load(case), case, golden, replace)
         except Exception:  # noqa: BLE001 - a mutant may raise anything
             return []
-        component = runner.load(case, execution)
-        own = answer(component, case, golden, replace, probes_too=runner.hello.probes)
+        item = execution.item_id(case)
+        own = None if replace else self._answers.get(item)
+        if own is None:
+            component = runner.load(case, execution)
+            own = answer(component, case, golden, replace, probes_too=runner.hello.probes)
+            self._answers[item] = own
         with np.errstate(all="ignore"):  # a mutant may overflow
             judged = judged_by(golden.in_mode(execution.mode), reference)
         outputs = {n: a for n, a in own.outputs.items() if n in judged.output_shapes}
