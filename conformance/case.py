@@ -12,11 +12,11 @@ from conformance.errors import UsageError, unknown_name
 from conformance.recipe import SEED
 from conformance.sampling import PIPELINES, SCHEDULERS
 from conformance.scenarios import BASE, Scenario, scenarios
-from conformance.spec import TOKENIZER
+from conformance.spec import BLOCKS, TOKENIZER
 from conformance.variants import NO_VARIANT, Variant, Weights, parse_variant, variant_names
 
 NETWORKS = ("text_encoder", "unet", "vae_encoder", "vae_decoder")
-COMPONENTS = (TOKENIZER, *NETWORKS, *SCHEDULERS, *PIPELINES)
+COMPONENTS = (TOKENIZER, *BLOCKS, *NETWORKS, *SCHEDULERS, *PIPELINES)
 """Parts before what is made of them."""
 
 FULLY_PROBED = {
@@ -66,8 +66,8 @@ class Case:
 
     @property
     def is_network(self) -> bool:
-        """Whether the component is one network."""
-        return self.component in NETWORKS
+        """Whether the component is one network, or one block of the UNet."""
+        return self.component in NETWORKS or self.component in BLOCKS
 
     @property
     def has_splice_mode(self) -> bool:

@@ -31,7 +31,8 @@ def write_component(weights: Weights, folder: Path) -> Path:
     """Write one folder of a checkpoint in the diffusers layout, tensor by tensor.
 
     Args:
-        weights: The weights of a component; of the VAE's halves, either stands for both.
+        weights: The weights of a component; of the VAE's halves, either stands for both. A block
+            gets the UNet's config and a file with its own weights.
         folder: Folder to create; existing files of the same names are replaced.
 
     Returns:
@@ -45,8 +46,11 @@ def write_component(weights: Weights, folder: Path) -> Path:
         message = f"component {weights.component!r} has no weights"
         raise UsageError(message)
     kind = spec.CHECKPOINT_FOLDERS[weights.component]
-    shapes = spec.checkpoint_shapes(kind, variant.size)
-    recipes = {n: tensor_recipe(kind, n, shape, variant.regime) for n, shape in shapes.items()}
+    recipes = weights.recipes
+    if kind == "vae":
+        both = spec.checkpoint_shapes(kind, variant.size)
+        recipes = {n: tensor_recipe(kind, n, shape, variant.regime) for n, shape in both.items()}
+    shapes = {name: recipe.shape for name, recipe in recipes.items()}
     try:
         folder.mkdir(parents=True, exist_ok=True)
         config = published_config(kind, variant.architecture(weights.component))

@@ -141,7 +141,7 @@ def reference(component: str, variant: Variant, weights: Weights, dtype: torch.d
 def network(
     component: str, variant: Variant, weights: Weights, dtype: torch.dtype
 ) -> TorchComponent:
-    """Build the reference of a network; see `reference`."""
+    """Build the reference of a network or block; see `reference`."""
     build, call = NETWORKS[component]
     module = assign_weights(build(variant), weights, dtype)
     if dtype is torch.float64 and hasattr(module, "time_proj"):
@@ -204,13 +204,16 @@ def _plain_image_attention(module: Any) -> Iterator[None]:
     islands = [m for m in module.modules() if getattr(m, "upcast_softmax", False)]
     if next(module.parameters()).dtype is not torch.float64:
         islands = []
-    module.set_attn_processor(AttnProcessor())
+    attentions = [m for m in module.modules() if hasattr(m, "set_processor")]
+    for attention in attentions:
+        attention.set_processor(AttnProcessor())
     for attention in islands:
         attention.upcast_softmax = False
     try:
         yield
     finally:
-        module.set_attn_processor(AttnProcessor2_0())
+        for attention in attentions:
+            attention.set_processor(AttnProcessor2_0())
         for attention in islands:
             attention.upcast_softmax = True
 

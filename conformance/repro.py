@@ -19,7 +19,7 @@ from conformance.case import Case
 from conformance.errors import UsageError, unknown_name
 from conformance.golden import Golden, load_golden
 from conformance.record import Reference, values_of
-from conformance.spec import probe_names
+from conformance.spec import BLOCKS, probe_names
 from conformance.tolerance import LIMIT, floor
 
 SCRIPT = '''"""{what}. Write `layer` with your own code, then run this file."""
@@ -55,7 +55,8 @@ def write_repro(case: Case, probe: str | None, folder: Path) -> list[Path]:
     Args:
         case: A case of a network.
         probe: A canonical probe: a module, or `path.input`, for which the module around it is
-            written, with what enters `path` as the expected value. None for the whole network.
+            written, with what enters `path` as the expected value. None for the whole network or
+            block.
         folder: Folder to create.
 
     Returns:
@@ -78,6 +79,8 @@ def write_repro(case: Case, probe: str | None, folder: Path) -> list[Path]:
         inputs, expected = case.inputs(), values_of(reference.truth(case)).outputs
         weights = dict(reference.weights)
         noise = max(float(values[0]) for values in golden.output_noise["float32"].values())
+        if case.component in BLOCKS:
+            facts = _facts(case, reference, "")
     else:
         path = _module_path(probe)
         inputs, value, facts = _captured(reference, case, path, probe)
@@ -89,7 +92,7 @@ def write_repro(case: Case, probe: str | None, folder: Path) -> list[Path]:
             if n.startswith(start)
         }
         noise = _noise(golden, case, probe, path)
-    what = f"{case.id}, {probe or 'the whole network'}"
+    what = f"{case.id}, {probe or ('the whole block' if facts else 'the whole network')}"
     script = SCRIPT.format(
         what=f"{what} ({facts['module']})" if facts else what,
         module=_described(reference, facts),
@@ -155,6 +158,13 @@ def _module_path(probe: str) -> str:
 _CONTAINERS = ("to_out", "resnets", "attentions", "net", "transformer_blocks", "layers")
 
 
+def _facts(case: Case, reference: Reference, path: str) -> dict[str, Any]:
+    """Say which module of the reference is written; of a block alone the path is empty."""
+    component: Any = reference.build("float64")
+    module = component.module.get_submodule(path)
+    return {"case": case.id, "module": type(module).__name__, "path": path}
+
+
 def _captured(
     reference: Reference, case: Case, path: str, probe: str
 ) -> tuple[dict[str, np.ndarray], np.ndarray, dict[str, Any]]:
@@ -162,7 +172,7 @@ def _captured(
     component: Any = reference.build("float64")
     module = component.module.get_submodule(path)
     arrays: dict[str, np.ndarray] = {}
-    facts: dict[str, Any] = {"case": case.id, "module": type(module).__name__, "path": path}
+    facts = _facts(case, reference, path)
 
     def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         given = {**{str(i): a for i, a in enumerate(args)}, **kwargs}
@@ -209,7 +219,8 @@ def _noise(golden: Golden, case: Case, probe: str, path: str) -> float:
     most the noise of the trace. A probe that the case does not record has that of the block around.
     """
     parts = probe_names(case.component, case.variant.size)
-    inside = any(name.startswith(f"{path}.") and name != probe for name in parts)
+    start = f"{path}." if path else ""
+    inside = any(name.startswith(start) and name != probe for name in parts)
     if probe in golden.probes and not inside and golden.splice_noise:
         return float(golden.splice_noise["float32"][golden.probes.index(probe)])
     around = probe

@@ -122,6 +122,7 @@ class Runner:
         self.asks_for_age = True
         self._traces = traces
         self._local: dict[str, Local] = {}
+        self._deaf: dict[str, bool] = {}
         self._loaded: tuple[tuple[Any, ...], Component] | None = None
         self._live_age: Callable[[Case, Golden], str | None] | None = None
 
@@ -219,7 +220,7 @@ class Runner:
         values = self.values(case, recorded)
         component = self.load(case, execution)
         outputs, probes = call(component, inputs, recorded.asked, values.probes)
-        if not probes or ignores_values(recorded, probes, values.probes):
+        if not probes or self._is_deaf(component, case, inputs, recorded, values, outputs):
             what = "overwrites none of its probes" if probes else "hands out no probe"
             flag = "replace" if probes else "probes"
             message = f"{self.hello.name} {what}: say so with Hello({flag}=False); no splice mode"
@@ -234,6 +235,22 @@ class Runner:
         self._conclude(result, recorded)
         self._local[_without_mode(case, execution)] = Local.of(records)
         return result
+
+    def _is_deaf(
+        self,
+        component: Component,
+        case: Case,
+        inputs: Arrays,
+        recorded: Golden,
+        values: Values,
+        outputs: Arrays,
+    ) -> bool:
+        """Say whether a component of the port ignores values; each is asked once."""
+        if case.component not in self._deaf:
+            self._deaf[case.component] = ignores_values(
+                component, inputs, recorded.asked, values.probes, outputs
+            )
+        return self._deaf[case.component]
 
     def _expect_refusal(self, case: Case, execution: Execution) -> Result:
         """Run a case for which the reference has no answer: a port passes if it declines."""

@@ -6,7 +6,7 @@ import json
 import os
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from conformance.errors import GoldenError
 from conformance.sampling import PIPELINES, SCHEDULERS
@@ -14,15 +14,48 @@ from conformance.sampling import place as sampling_place
 
 TOKENIZER = "tokenizer"
 
+
+class Block(NamedTuple):
+    """One block of the UNet alone, with which a port may begin.
+
+    Attributes:
+        path: Its module in the UNet; names of its weights and probes are relative to it.
+        arguments: What the module is called with, in order: `map`, `time`, `sinusoids`, `text`.
+        hunts: The bugs that its case is there to expose, in one line.
+    """
+
+    path: str
+    arguments: tuple[str, ...]
+    hunts: str
+
+
+_BLOCKS = (
+    Block(
+        "time_embedding",
+        ("sinusoids",),
+        "SiLU missing, or after the second layer; a bias forgotten, a matrix transposed",
+    ),
+    Block(
+        "down_blocks.0.resnets.0",
+        ("map", "time"),
+        "wrong eps, groups, padding; SiLU, time or shortcut missing or misplaced; a bias forgotten",
+    ),
+)
+BLOCKS = {f"block/{block.path}": block for block in _BLOCKS}
+"""By component."""
+
 CHECKPOINT_FOLDERS = {
     "text_encoder": "text_encoder",
     "unet": "unet",
     "vae_encoder": "vae",
     "vae_decoder": "vae",
+    **dict.fromkeys(BLOCKS, "unet"),
 }
 """The folder of a checkpoint that holds a network's weights: both halves of the VAE share one."""
 
-FOLDER_COMPONENTS = {folder: component for component, folder in CHECKPOINT_FOLDERS.items()}
+FOLDER_COMPONENTS = {
+    folder: component for component, folder in CHECKPOINT_FOLDERS.items() if component not in BLOCKS
+}
 """A network whose weights are in a folder: either half of the VAE stands for both."""
 
 _PARTS = {
@@ -54,7 +87,7 @@ def _load(root: Path, name: str) -> Any:
 
 
 def architectures(component: str) -> dict[str, dict[str, Any]]:
-    """Return the sizes of a network and their architecture, by size name."""
+    """Return the sizes of a network, for a block the UNet's, and their architecture, by size."""
     return _load(golden_root(), "variants")[CHECKPOINT_FOLDERS[component]]
 
 
@@ -77,23 +110,37 @@ def parameter_shapes(component: str, size: str) -> dict[str, tuple[int, ...]]:
     """Return canonical parameter names and shapes of one network, in the checkpoint's order.
 
     Args:
-        component: `text_encoder`, `unet`, `vae_encoder` or `vae_decoder`.
+        component: A network, or a block.
         size: A size of `architectures(component)`.
 
     Returns:
-        Name to shape.
+        Name to shape; the names of a block are relative to it.
     """
-    parts = _PARTS.get(component, ("",))
+    start = name_start(component)
+    parts = _PARTS.get(component, (start,))
     shapes = checkpoint_shapes(CHECKPOINT_FOLDERS[component], size)
-    return {name: shape for name, shape in shapes.items() if name.startswith(parts)}
+    return {n.removeprefix(start): shape for n, shape in shapes.items() if n.startswith(parts)}
+
+
+def name_start(component: str) -> str:
+    """Return what a block's names lack of the UNet's; empty for what is no block."""
+    return f"{BLOCKS[component].path}." if component in BLOCKS else ""
+
+
+def _probes(component: str, which: str) -> list[str]:
+    """Return probes of any size: `all` in execution order, or the named `blocks`."""
+    start = name_start(component)
+    facts = _load(golden_root(), "probes").get("unet" if start else component, {})
+    names = [n.removeprefix(start) for n in facts.get(which, ()) if n.startswith(start)]
+    return [name for name in names if name != "input"]  # what enters a block is given, no probe
 
 
 @cache
 def probe_names(component: str, size: str) -> tuple[str, ...]:
-    """Return the canonical probe names of a network in execution order.
+    """Return the canonical probe names of a network or block in execution order.
 
     Args:
-        component: A network.
+        component: A network, or a block, whose names are relative to it.
         size: A size; a layer that this size lacks (a shortcut between equal widths) has no probe.
 
     Returns:
@@ -101,14 +148,14 @@ def probe_names(component: str, size: str) -> tuple[str, ...]:
     """
     owners = parameter_shapes(component, size)
     prefixes = {name[:i] for name in owners for i, letter in enumerate(name) if letter == "."}
-    names = _load(golden_root(), "probes")[component]["all"]
+    names = _probes(component, "all")
     return tuple(n for n in names if n.removesuffix(".input") in prefixes or n == "time_proj")
 
 
 @cache
 def block_names(component: str) -> frozenset[str]:
     """Return the probes that are named blocks rather than single layers."""
-    return frozenset(_load(golden_root(), "probes")[component]["blocks"])
+    return frozenset(_probes(component, "blocks"))
 
 
 def block_around(component: str, name: str) -> str:
@@ -123,8 +170,7 @@ def block_around(component: str, name: str) -> str:
 @cache
 def execution_order(component: str) -> dict[str, int]:
     """Return the place of every probe of any size in execution order; none for the tokenizer."""
-    names = _load(golden_root(), "probes").get(component, {"all": ()})["all"]
-    return {name: i for i, name in enumerate(names)}
+    return {name: i for i, name in enumerate(_probes(component, "all"))}
 
 
 def place(component: str, name: str) -> tuple[int, ...]:

@@ -18,6 +18,8 @@ from conformance.recipe import SEED, TensorRecipe
 from conformance.regimes import REGIMES, UNIT, tensor_recipe
 from conformance.sampling import PIPELINES, SCHEDULERS
 
+BLOCK_VARIANTS = ("tiny",)
+
 NO_VARIANT = "-"
 """Stands for the variant where none applies: a tokenizer or scheduler has no weights."""
 
@@ -37,7 +39,10 @@ class Variant:
     regime: str
 
     def architecture(self, component: str) -> dict[str, Any]:
-        """Return the component's widths, heads and groups, as in `golden/spec/variants.json`."""
+        """Return the component's widths, heads and groups, as in `golden/spec/variants.json`.
+
+        Those of a block are the whole UNet's.
+        """
         return spec.architectures(component)[self.size]
 
     def weights(self, component: str, seed: int = SEED) -> Weights:
@@ -46,9 +51,9 @@ class Variant:
             return Weights(component, self, {}, seed)
         if component in PIPELINES:
             return Weights(component, self, self._whole_checkpoint(), seed)
-        folder = spec.CHECKPOINT_FOLDERS[component]
+        folder, start = spec.CHECKPOINT_FOLDERS[component], spec.name_start(component)
         recipes = {
-            name: tensor_recipe(folder, name, shape, self.regime)
+            name: tensor_recipe(folder, f"{start}{name}", shape, self.regime)
             for name, shape in spec.parameter_shapes(component, self.size).items()
         }
         return Weights(component, self, recipes, seed)
@@ -108,6 +113,7 @@ class Weights(Mapping[str, np.ndarray]):
         """Write the weights as one component of a diffusers folder, those of a pipeline as all.
 
         The halves of the VAE share a folder: either writes both, so that a loader finds all keys.
+        A block writes the config of the UNet and its own weights, named relative to it.
 
         Args:
             folder: Folder to create; its files are replaced.
@@ -135,11 +141,13 @@ def variant_names(component: str = "unet") -> list[str]:
     """Return every variant that exists: each size in each regime, inpainting sizes in `unit`.
 
     Args:
-        component: A network or a pipeline; the tokenizer and the schedulers have none but `-`.
+        component: Any; the tokenizer and the schedulers have none but `-`, a block is small only.
             The UNet has them all.
     """
     if component == spec.TOKENIZER or component in SCHEDULERS:
         return [NO_VARIANT]
+    if component in spec.BLOCKS:
+        return list(BLOCK_VARIANTS)
     if component in PIPELINES:
         return [size for size in sizes() if not size.endswith("-inpaint")]
     names = []

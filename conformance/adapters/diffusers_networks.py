@@ -1,8 +1,9 @@
-"""The networks and the tokenizer of diffusers and transformers, behind the port contract."""
+"""The networks, their blocks and the tokenizer of the reference, behind the port contract."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,11 +13,14 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from conformance.adapters.torch_module import first_tensor
 from conformance.export import published_config
 from conformance.port import Arrays
+from conformance.spec import BLOCKS
 from conformance.vocabulary import CONTEXT, END, Vocabulary
 
 if TYPE_CHECKING:
+    from conformance.adapters.torch_module import Build, Call
     from conformance.variants import Variant
 
 transformers.utils.logging.set_verbosity_error()  # that torchvision is missing concerns nobody
@@ -117,13 +121,24 @@ def call_vae_decoder(module: nn.Module, tensors: Tensors) -> Tensors:
     return {"image": module.decode(tensors["latents"] / module.config.scaling_factor).sample}
 
 
-NETWORKS = {
+def build_block(path: str, variant: Variant) -> nn.Module:
+    """Build one block of diffusers' UNet of a variant on the meta device."""
+    return build_unet(variant).get_submodule(path)
+
+
+def call_block(module: nn.Module, tensors: Tensors) -> Tensors:
+    """Call a block with its arguments in order; what it returns may be wrapped in a class."""
+    return {"out": first_tensor(module(*(tensors[str(i)] for i in range(len(tensors)))))}
+
+
+NETWORKS: dict[str, tuple[Build, Call]] = {
     "text_encoder": (build_text_encoder, call_text_encoder),
     "unet": (build_unet, call_unet),
     "vae_encoder": (build_vae_encoder, call_vae_encoder),
     "vae_decoder": (build_vae_decoder, call_vae_decoder),
+    **{name: (partial(build_block, block.path), call_block) for name, block in BLOCKS.items()},
 }
-"""By component: builds the network of a variant on the meta device; calls it."""
+"""By component: builds the network or block of a variant on the meta device; calls it."""
 
 
 class Tokenizer:

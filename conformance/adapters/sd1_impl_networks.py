@@ -1,8 +1,9 @@
-"""The networks and the tokenizer of `sd1_impl`, behind the port contract."""
+"""The networks, their blocks and the tokenizer of `sd1_impl`, behind the port contract."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from conformance.port import Arrays
+from conformance.spec import BLOCKS
 from sd1_impl.config import TextEncoderConfig, UNetConfig, VAEConfig
 from sd1_impl.text_encoder import CLIPTextEncoder
 from sd1_impl.tokenizer import CLIPTokenizer
@@ -17,6 +19,7 @@ from sd1_impl.unet import UNet
 from sd1_impl.vae import AutoencoderKL
 
 if TYPE_CHECKING:
+    from conformance.adapters.torch_module import Build, Call
     from conformance.variants import Variant
 
 Tensors = dict[str, Tensor]
@@ -78,6 +81,14 @@ def _call_vae_decoder(module: Any, tensors: Tensors) -> Tensors:
     return {"image": module.decode(tensors["latents"])}
 
 
+def _build_block(path: str, variant: Variant) -> nn.Module:
+    return build_unet(variant).get_submodule(path)
+
+
+def _call_block(module: nn.Module, tensors: Tensors) -> Tensors:
+    return {"out": module(*(tensors[str(i)] for i in range(len(tensors))))}
+
+
 class Tokenizer:
     """sd1_impl's tokenizer behind the port contract."""
 
@@ -94,10 +105,11 @@ class Tokenizer:
         return {"input_ids": self.tokenizer(inputs["text"].tolist()).numpy()}, {}
 
 
-NETWORKS = {
+NETWORKS: dict[str, tuple[Build, Call]] = {
     "text_encoder": (build_text_encoder, _call_text_encoder),
     "unet": (build_unet, _call_unet),
     "vae_encoder": (_build_vae_encoder, _call_vae_encoder),
     "vae_decoder": (_build_vae_decoder, _call_vae_decoder),
+    **{name: (partial(_build_block, block.path), _call_block) for name, block in BLOCKS.items()},
 }
-"""By component: builds the network of a variant on the meta device; calls it."""
+"""By component: builds the network or block of a variant on the meta device; calls it."""

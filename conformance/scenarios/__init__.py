@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from conformance.errors import unknown_name
 from conformance.sampling import PIPELINES, SCHEDULERS
+from conformance.scenarios.blocks import BLOCK_SCENARIOS
 from conformance.scenarios.pictures import PICTURE_SCENARIOS
 from conformance.scenarios.scenario import BASE, Scenario
 from conformance.scenarios.schedulers import scheduler_scenarios
@@ -18,6 +19,7 @@ from conformance.variants import Variant
 __all__ = ["BASE", "Scenario", "scenarios"]
 
 _KNOWN: dict[str, Sequence[Scenario]] = {
+    **BLOCK_SCENARIOS,
     "text_encoder": PROMPT_SCENARIOS,
     "unet": UNET_SCENARIOS,
     "vae_encoder": IMAGE_SCENARIOS,

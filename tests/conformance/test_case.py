@@ -9,7 +9,7 @@ import pytest
 from conformance.case import COMPONENTS, NETWORKS, all_cases, find_case, select_cases
 from conformance.errors import ExitCode, UsageError
 from conformance.manifest import golden_path, manifest
-from conformance.spec import golden_root
+from conformance.spec import BLOCKS, golden_root
 from conformance.variants import variant_names
 
 TIME_CASES = ("t0", "t1", "t500", "t999", "t1000", "t976.8889", "t0.55", "tfloat", "tsamples")
@@ -41,10 +41,11 @@ def test_recorded_tiny_cases() -> None:
 
 
 def test_fully_probed_cases() -> None:
-    """`base` of these variants of each network has every probe; all else has named blocks."""
+    """`base` of these variants of each network, and of each block, has every probe."""
     variants = ["tiny", "tiny-lowvar", "tiny-dense", "tiny-sharp"]
     variants += ["odd", "odd-lowvar", "sd1", "sd1-lowvar", "sd1-dense"]
     expected = {f"{network}/{variant}/base" for network in NETWORKS for variant in variants}
+    expected |= {f"{block}/tiny/base" for block in BLOCKS}
     assert {c.id for c in all_cases() if c.every_probe and c.is_network} == expected
 
 
@@ -74,7 +75,7 @@ def test_refused_cases() -> None:
     assert not refused.keys() & manifest()["goldens"].keys()
 
 
-@pytest.mark.parametrize("component", COMPONENTS)
+@pytest.mark.parametrize("component", [name for name in COMPONENTS if name not in BLOCKS])
 def test_inputs_differ_between_scenarios(component: str) -> None:
     """No two scenarios of a component and variant hand over the same inputs."""
     cases = [c.inputs() for c in select_cases([component], ["tiny"])]
@@ -129,7 +130,7 @@ def test_default_selection() -> None:
         (
             {"variants": ["tiny"], "scenario_names": ["base"]},
             [
-                *(f"{name}/tiny/base" for name in (*NETWORKS, "pipeline/txt2img")),
+                *(f"{name}/tiny/base" for name in (*BLOCKS, *NETWORKS, "pipeline/txt2img")),
                 *(f"scheduler/{name}/-/base" for name in ("ddpm", "ddim", "pndm")),
             ],
         ),
@@ -146,6 +147,7 @@ def test_default_selection() -> None:
           "pipeline/txt2img/tiny/ddpm50"]),
         ({"components": ["tok*"], "variants": ["-"], "scenario_names": ["tokens-7[56]"]},
          ["tokenizer/-/tokens-75", "tokenizer/-/tokens-76"]),
+        ({"components": ["block/*"]}, [f"{name}/tiny/base" for name in BLOCKS]),
         ({"variants": ["odd", "tiny"], "scenario_names": ["t1"]}, ["unet/tiny/t1", "unet/odd/t1"]),
         (
             {"variants": ["tiny"], "scenario_names": ["t9*9"]},
@@ -168,6 +170,7 @@ def test_default_selection() -> None:
         "tokenizer-too",
         "sampling",
         "tokenizer-alone",
+        "blocks",
         "two",
         "inner-glob",
         "component",
@@ -236,7 +239,7 @@ def test_deep_expression() -> None:
     [
         (
             {"components": ["vea_decoder"]},
-            "unknown component 'vea_decoder': choose from tokenizer, text_encoder, unet, vae_enc",
+            "unknown component 'vea_decoder': choose from tokenizer, block/time_emb",
         ),
         ({"components": ["unet", "UNET"]}, "unknown component 'UNET'"),
         ({"variants": ["tinny"]}, "unknown variant 'tinny': choose from .*odd.*tiny, tiny-dense"),

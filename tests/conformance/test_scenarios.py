@@ -112,7 +112,7 @@ def test_names_and_purposes(component: str) -> None:
 
 def test_unknown_component() -> None:
     """A component that does not exist is refused with those that do."""
-    with pytest.raises(UsageError, match="unknown component 'vae': choose from tokenizer, text_"):
+    with pytest.raises(UsageError, match="unknown component 'vae': choose from tokenizer, block/"):
         scenarios("vae", parse_variant("tiny"))
 
 
