@@ -9,7 +9,7 @@ from collections.abc import Callable
 from fnmatch import fnmatchcase
 from typing import Any
 
-from conformance.adapters.subprocess import FIRST, TIMEOUT, Limits
+from conformance.adapters.process import FIRST, TIMEOUT, Limits
 from conformance.case import Case, all_cases, find_case, select_cases
 from conformance.errors import UsageError
 
@@ -39,7 +39,7 @@ def add_limits(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=None,
         metavar="S",
-        help=f"exec: ports: seconds a call may take, default {TIMEOUT:g}; to load {FIRST} times that",
+        help=f"exec: ports: seconds for a call, default {TIMEOUT:g}; {FIRST} times that to load",
     )
     parser.add_argument(
         "--memory",

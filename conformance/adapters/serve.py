@@ -206,6 +206,7 @@ class Server:
         """Serve a port."""
         self.port = port
         self.loaded: Any = None
+        self.components: Collection[str] = ()
         self.scratch = ""
 
     def answer(self, request: dict[str, Any]) -> dict[str, Any]:
@@ -228,10 +229,14 @@ class Server:
             raise Refused("this is protocol %d, not %r" % (PROTOCOL, request["protocol"]))
         self.scratch = request["scratch"]
         offer = self.port.hello()
+        fields = getattr(offer, "__dataclass_fields__", None)  # a Hello of sd1-conformance
+        if fields is not None:
+            offer = {name: getattr(offer, name) for name in fields}
         if not isinstance(offer, dict):
             raise Refused("hello() returned %s, not a dict" % type(offer).__name__)
         details = {"python": sys.version.split()[0], "numpy": np.__version__}
         details.update(offer.get("details", {}))
+        self.components = offer.get("components", ())
         return dict(offer, echo=True, details=details)
 
     def load(self, request: dict[str, Any]) -> dict[str, Any]:
@@ -241,7 +246,7 @@ class Server:
         if component == ECHO:
             self.loaded = Echo()
             return {}
-        if component not in self.port.hello()["components"]:
+        if component not in self.components:
             raise Refused("no component %r" % (component,))
         weights = Tensors({}) if request["weights"] is None else open_weights(request["weights"])
         variant = Variant(request["variant"], request["architecture"])
@@ -324,6 +329,8 @@ def main() -> None:
     """Serve until `bye` or the end of standard input."""
     if len(sys.argv) != 2:  # noqa: PLR2004 - the script and the port
         raise SystemExit("usage: serve.py my_port.py:factory")
+    own = Path(__file__).resolve().parent  # nothing beside this file is to be imported by chance
+    sys.path[:] = [folder for folder in sys.path if Path(folder).resolve() != own]
     messages = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # what anybody prints, in any language, goes to standard error
     sys.stdout = sys.stderr

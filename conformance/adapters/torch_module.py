@@ -2,24 +2,41 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+import re
+from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
+from conformance import spec
+from conformance.adapters.axes import MisfitError, Source, fitted
+from conformance.adapters.callables import outputs_of
+from conformance.adapters.hooks import INPUT_SUFFIX, Callback, first_tensor, observe, to_numpy
+from conformance.adapters.rename import Place, Rename, Rules, Table, some, table_of
 from conformance.errors import PortError, UnsupportedError
 from conformance.port import Arrays, Component, Hello
-from conformance.spec import TOKENIZER
+from conformance.variants import parse_variant
 
 if TYPE_CHECKING:
     from conformance.variants import Variant, Weights
+
+__all__ = [
+    "DTYPES",
+    "INPUT_SUFFIX",
+    "Callback",
+    "Load",
+    "Rename",
+    "TorchComponent",
+    "TorchPort",
+    "assign_weights",
+    "first_tensor",
+    "observe",
+    "to_numpy",
+]
 
 DTYPES = {
     "float64": torch.float64,
@@ -27,125 +44,6 @@ DTYPES = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
-
-INPUT_SUFFIX = ".input"
-
-Callback = Callable[[str, Tensor], Tensor | None]
-
-
-def to_numpy(tensor: Tensor) -> np.ndarray:
-    """Copy a tensor to an array; bfloat16 is widened to float32, exactly."""
-    tensor = tensor.detach()
-    if tensor.dtype is torch.bfloat16:
-        tensor = tensor.float()
-    return tensor.to("cpu", copy=True).contiguous().numpy()
-
-
-def first_tensor(value: Any) -> Tensor | None:
-    """Return the tensor that a module hands on: itself, or the first of a tuple or output class."""
-    while not isinstance(value, Tensor):
-        if isinstance(value, Mapping):
-            value = next(iter(value.values()), None)
-        elif isinstance(value, (tuple, list)) and value:
-            value = value[0]
-        else:
-            return None
-    return value
-
-
-@contextmanager
-def observe(
-    module: nn.Module, names: Collection[str], callback: Callback
-) -> Iterator[Counter[str]]:
-    """Call back for every probe that fires inside the block.
-
-    Args:
-        module: The network.
-        names: Canonical probe names: a module path, or a path with `.input` for what enters it.
-            Names that the module does not have are left out.
-        callback: Gets name and tensor (not a copy); a returned tensor takes its place.
-
-    Yields:
-        How often each probe fired.
-    """
-    hooks = _Hooks(callback, _storages(module))
-    modules = dict(module.named_modules())
-    try:
-        for name in names:
-            path = name.removesuffix(INPUT_SUFFIX)
-            if path in modules:
-                hooks.attach(modules[path], name)
-        yield hooks.fired
-    finally:
-        for handle in hooks.handles:
-            handle.remove()
-
-
-def _storages(module: nn.Module) -> frozenset[int]:
-    """Return where the weights lie: a module may hand out a view of them, which is not written."""
-    tensors = [*module.parameters(), *module.buffers()]
-    return frozenset(t.untyped_storage().data_ptr() for t in tensors if t.device.type != "meta")
-
-
-class _Hooks:
-    """The hooks of one observation."""
-
-    def __init__(self, callback: Callback, weights: frozenset[int]) -> None:
-        self.callback = callback
-        self.weights = weights
-        self.fired: Counter[str] = Counter()
-        self.handles: list[RemovableHandle] = []
-
-    def attach(self, module: nn.Module, name: str) -> None:
-        """Watch what leaves a module, or what enters it where the name ends in `.input`."""
-        if name.endswith(INPUT_SUFFIX):
-            handle = module.register_forward_pre_hook(partial(self._before, name))
-        else:
-            handle = module.register_forward_hook(partial(self._after, name))
-        self.handles.append(handle)
-
-    def _before(self, name: str, _module: nn.Module, args: tuple[Any, ...]) -> Any:
-        if not args or not isinstance(args[0], Tensor):
-            return None
-        self.fired[name] += 1
-        replacement = self.callback(name, args[0])
-        if replacement is None:
-            return None
-        return (self._put(args[0], args[0], replacement), *args[1:])
-
-    def _after(self, name: str, _module: nn.Module, _args: Any, output: Any) -> Any:
-        tensor = first_tensor(output)
-        if tensor is None:
-            return None
-        self.fired[name] += 1
-        replacement = self.callback(name, tensor)
-        return None if replacement is None else self._put(output, tensor, replacement)
-
-    def _put(self, output: Any, tensor: Tensor, replacement: Tensor) -> Any:
-        """Write a value into the module's own tensor, so that storage, strides and aliases stay.
-
-        Where that would lose bits, or cannot be done, the value is handed on in its place.
-        """
-        if tensor.dtype == replacement.dtype and tensor.shape == replacement.shape:
-            own = tensor.untyped_storage().data_ptr() not in self.weights
-            spread = any(
-                s == 0 and n > 1 for s, n in zip(tensor.stride(), tensor.shape, strict=True)
-            )
-            if own and not spread:
-                tensor.copy_(replacement)
-                return output
-        return self._handed_on(output, replacement)
-
-    def _handed_on(self, output: Any, replacement: Tensor) -> Any:
-        """Return a module's output with a value in the place of its first tensor."""
-        if isinstance(output, Tensor):
-            return replacement
-        if isinstance(output, (tuple, list)) and output:
-            parts = [self._handed_on(output[0], replacement), *output[1:]]
-            named = hasattr(output, "_fields")  # a named tuple takes its fields one by one
-            return type(output)(*parts) if named else type(output)(parts)
-        message = f"cannot replace the output of a module that returns {type(output).__name__}"
-        raise PortError(message)
 
 
 @dataclass
@@ -158,6 +56,8 @@ class TorchComponent:
         dtype: Floating inputs are cast to it.
         device: Where inputs go.
         keep: Inputs that keep their own dtype (`timestep`); float64 runs widen them.
+        places: Where it has the canonical modules; None where it names them so.
+        component: What it is, for messages.
     """
 
     module: nn.Module
@@ -165,6 +65,8 @@ class TorchComponent:
     dtype: torch.dtype
     device: str = "cpu"
     keep: Collection[str] = ("timestep",)
+    places: Mapping[str, Place] | None = None
+    component: str = "network"
 
     def tensors(self, inputs: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
         """Copy inputs to the device, floating ones in the component's dtype."""
@@ -191,7 +93,7 @@ class TorchComponent:
         Returns:
             Output tensors by name.
         """
-        with observe(self.module, names, callback):
+        with observe(self.module, names, callback, self.places):
             return self.call(self.module, tensors)
 
     @torch.no_grad()
@@ -209,19 +111,40 @@ class TorchComponent:
             if name in observed:
                 message = f"probe {name} fired more than once in one run"
                 raise PortError(message)
-            observed[name] = to_numpy(tensor)
+            place = (self.places or {}).get(name.removesuffix(INPUT_SUFFIX))
+            turn = place.turn if place else None
+            own = to_numpy(tensor)
+            observed[name] = turn.to_canonical(own) if turn else own
             value = replace.get(name)
             if value is None:
                 return None
+            value = turn.to_own(value, own.shape) if turn else fitted(value, own.shape)
             return torch.tensor(value).to(self.device, self.dtype)
 
         wanted = dict.fromkeys([*probes, *replace])
         outputs = self.traced(self.tensors(inputs), wanted, callback)
-        if not isinstance(outputs, Mapping):
-            message = f"the network's call returned {type(outputs).__name__}, not a dict of tensors"
+        if not (
+            isinstance(outputs, Mapping) and all(isinstance(t, Tensor) for t in outputs.values())
+        ):
+            message = (
+                f"the call of {self.component} returned {_kind(outputs)}, not a dict of tensors: "
+                f"write {outputs_of(self.component)}"
+            )
             raise PortError(message)
         arrays = {name: to_numpy(tensor) for name, tensor in outputs.items()}
         return arrays, {name: observed[name] for name in observed if name in set(probes)}
+
+
+def _kind(value: Any) -> str:
+    """Name a type, and those that a dict holds."""
+    if not isinstance(value, Mapping):
+        return type(value).__name__
+    return f"a dict of {', '.join({type(v).__name__: 0 for v in value.values()}) or 'nothing'}"
+
+
+def shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of all that a module is given by its weights."""
+    return {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
 
 
 def assign_weights(
@@ -229,36 +152,47 @@ def assign_weights(
     weights: Mapping[str, np.ndarray],
     dtype: torch.dtype,
     device: str = "cpu",
+    sources: Mapping[str, Source] | None = None,
 ) -> nn.Module:
-    """Give a module built on the meta device its weights, strictly, one tensor at a time.
+    """Give a module its weights, strictly, one tensor at a time.
 
     Args:
-        module: Network on the meta device (it may hold real buffers).
+        module: Network on the meta device (it may hold real tensors, which are replaced).
         weights: Canonical name to float32 array.
         dtype: Dtype of the parameters.
         device: Where they go.
+        sources: Where each parameter has its values from; None where names are canonical.
 
     Returns:
         The module in eval mode, without gradients.
 
     Raises:
-        PortError: Missing, unexpected or misshaped names.
+        PortError: Missing, unexpected or misshaped names; a tensor that is still without values.
     """
-    wanted = module.state_dict()
-    missing = [name for name in wanted if name not in weights]
-    unexpected = [name for name in weights if name not in wanted]
-    if missing or unexpected:
-        message = f"weights do not fit: missing {missing[:3]}, unexpected {unexpected[:3]}"
-        raise PortError(message)
-    state = {}
-    for name, tensor in wanted.items():
-        state[name] = torch.from_numpy(weights[name]).to(device, dtype)
-        if state[name].shape != tensor.shape:
-            message = (
-                f"weight {name} has shape {tuple(state[name].shape)}, not {tuple(tensor.shape)}"
-            )
-            raise PortError(message)
+    wanted = shapes(module)
+    if sources is None:
+        sources = Table().sources(wanted, weights)
+    state, misfits = {}, []
+    for name, tensor in module.state_dict().items():
+        if not sources[name].names:
+            state[name] = tensor
+            continue
+        try:
+            array = sources[name].draw(weights, wanted[name])
+        except MisfitError as error:
+            misfits.append(f"{name} {error}")
+            continue
+        state[name] = torch.from_numpy(array).to(device, dtype)
+    if misfits:
+        raise PortError(some(misfits, len(wanted), "weights do not fit"))
     module.load_state_dict(state, strict=True, assign=True)
+    tensors = [*module.named_parameters(), *module.named_buffers()]
+    empty = [name for name, tensor in tensors if tensor.device.type == "meta"]
+    if empty:
+        message = some(
+            empty, len(tensors), "tensors are on the meta device and no weight is theirs"
+        )
+        raise PortError(f"{message}: build them with their values, outside torch.device('meta')")
     return module.to(device).eval().requires_grad_(requires_grad=False)
 
 
@@ -269,16 +203,18 @@ Load = Callable[["Variant", "Weights", str, str], Component]
 
 @dataclass(frozen=True)
 class TorchPort:
-    """A port made of modules whose attribute names are the canonical ones.
+    """A port made of modules; docs/adapters.md shows how.
 
     Attributes:
         name: The port's name.
         version: The port's version.
-        builders: By network: a function that builds it for a variant on the meta device, and one
-            that calls it.
+        builders: By network: a function that builds it for a variant, best on the meta device, and
+            one that calls it.
         tokenizer: Makes the tokenizer, where the port has one.
         others: By component, what loads it, given variant, weights, arithmetic and device:
             schedulers and pipelines (`torch_sampling` helps with both).
+        rename: By network, where its names are not the canonical ones: rows, or the name of a
+            preset (`diffusers`, `compvis`), or both.
     """
 
     name: str
@@ -286,20 +222,96 @@ class TorchPort:
     builders: Mapping[str, tuple[Build, Call]]
     tokenizer: Callable[[], Component] | None = None
     others: Mapping[str, Load] = field(default_factory=dict)
+    rename: Mapping[str, Rules] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Refuse what no network can be built from.
+
+        Raises:
+            PortError: A builder that is no pair of functions, a table of no network, or no table.
+        """
+        for component, pair in self.builders.items():
+            if component not in spec.CHECKPOINT_FOLDERS:
+                message = (
+                    f"{self.name}: {component!r} is no network: choose from "
+                    f"{', '.join(spec.CHECKPOINT_FOLDERS)}; all else goes into `others`"
+                )
+                raise PortError(message)
+            if not (isinstance(pair, (tuple, list)) and list(map(callable, pair)) == [True, True]):
+                message = (
+                    f"{self.name}: {component} is {pair!r}, not a pair of functions: "
+                    "(build, call), build(variant) -> module, call(module, tensors) -> dict"
+                )
+                raise PortError(message)
+        for component, rows in self.rename.items():
+            if component not in self.builders:
+                message = f"{self.name}: rename has {component!r}, which is none of its networks"
+                raise PortError(message)
+            table_of(rows, component)
 
     def hello(self) -> Hello:
         """Say what is offered; CUDA is offered where torch sees it."""
         cuda = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
         devices = ("cpu", *(["cuda", *cuda] if cuda else []))
-        own = [TOKENIZER] if self.tokenizer else []
+        own = [spec.TOKENIZER] if self.tokenizer else []
         components = (*own, *self.builders, *self.others)
-        return Hello(self.name, self.version, components, tuple(DTYPES), devices)
+        return Hello(
+            self.name, self.version, components, tuple(DTYPES), devices, details=self._details()
+        )
+
+    def _details(self) -> dict[str, str]:
+        """Say which probes a renamed network lacks; what cannot be built says so when loaded."""
+        details = {}
+        for component in self.rename:
+            with suppress(Exception):
+                missing = self.unmapped(component)
+                kinds = dict.fromkeys(re.sub(r"\.\d+", ".*", name) for name in missing)
+                total = len(spec.probe_names(component, "tiny"))
+                details[f"unmapped probes of {component}"] = (
+                    f"{len(missing)} of {total}: {', '.join(kinds)}" if missing else "none"
+                )
+        return details
+
+    def unmapped(self, component: str, variant: str = "tiny") -> list[str]:
+        """Return the probes that no module of a network stands for.
+
+        Args:
+            component: One of its networks.
+            variant: The variant that is built, without weights, to see.
+        """
+        chosen = parse_variant(variant)
+        module = self._built(component, chosen)
+        names = spec.probe_names(component, chosen.size)
+        places = self._places(component, module, names, chosen.weights(component))[1]
+        known = places if places is not None else dict(module.named_modules())
+        return [name for name in names if name.removesuffix(INPUT_SUFFIX) not in known]
+
+    def _built(self, component: str, variant: Variant) -> nn.Module:
+        module = self.builders[component][0](variant)
+        if not isinstance(module, nn.Module):
+            message = (
+                f"build of {component} returned {type(module).__name__}, not a torch.nn.Module"
+            )
+            raise PortError(message)
+        return module
+
+    def _places(
+        self, component: str, module: nn.Module, probes: Collection[str], weights: Collection[str]
+    ) -> tuple[dict[str, Source], dict[str, Place] | None]:
+        """Return where parameters have their values from and where canonical modules are."""
+        rows = self.rename.get(component)
+        if rows is None:
+            return Table().sources(shapes(module), weights), None
+        table = table_of(rows, component)
+        modules = [path for path, _ in module.named_modules() if path]
+        sources = table.sources(shapes(module), weights, modules)
+        return sources, table.places(modules, sources, probes)
 
     def load(
         self, component: str, variant: Variant, weights: Weights, arithmetic: str, device: str
     ) -> Component:
         """Build the network and give it its weights; see `conformance.port.Port`."""
-        if component == TOKENIZER and self.tokenizer:
+        if component == spec.TOKENIZER and self.tokenizer:
             return self.tokenizer()
         if arithmetic not in DTYPES:
             message = f"{self.name} has no arithmetic {arithmetic}"
@@ -310,7 +322,9 @@ class TorchPort:
             )
         if component in self.others:
             return self.others[component](variant, weights, arithmetic, device)
-        build, call = self.builders[component]
-        dtype = DTYPES[arithmetic]
-        module = assign_weights(build(variant), weights, dtype, device)
-        return TorchComponent(module, call, dtype, device)
+        call, dtype = self.builders[component][1], DTYPES[arithmetic]
+        module = self._built(component, variant)
+        probes = spec.probe_names(component, variant.size)
+        sources, places = self._places(component, module, probes, weights)
+        assign_weights(module, weights, dtype, device, sources)
+        return TorchComponent(module, call, dtype, device, places=places, component=component)

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from conformance.adapters.subprocess import ExecPort, Limits
+from conformance.adapters.process import ExecPort, Limits
 from conformance.case import find_case
 from conformance.child import resident_bytes
 from conformance.errors import PortError, UsageError

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from conformance import protocol, protocol_page
+from conformance.adapters import process as adapter
 from conformance.adapters import serve
-from conformance.adapters import subprocess as adapter
-from conformance.adapters.subprocess import ExecPort
+from conformance.adapters.process import ExecPort
 from conformance.case import find_case
 from conformance.child import Child
 from conformance.errors import PortError, RaisedError, UnsupportedError
@@ -184,6 +184,28 @@ def test_offers(change: dict, message: str, fake) -> None:
     with pytest.raises(PortError, match="hello") as raised:
         greet(fake(offers=right | change))
     assert message in str(raised.value)
+
+
+SERVED = """
+from conformance.port import resolve
+
+
+def factory():
+    return resolve("sd1_impl")
+"""
+
+
+def test_ports_of_the_suite_are_served(tmp_path: Path) -> None:
+    """serve.py in its place serves torch ports too: what lies beside it is not imported."""
+    pytest.importorskip("torch")
+    (tmp_path / "served_port.py").write_text(SERVED, "utf-8")
+    port = ExecPort(f"{sys.executable} {SERVE} {tmp_path}/served_port.py:factory")
+    try:
+        case = find_case("text_encoder/tiny/base")
+        result = Runner(port).run(case, Execution(dtype="bfloat16"))
+        assert (result.verdict, len(result.records) > 20) == ("pass", True), result.message
+    finally:
+        port.close()
 
 
 def test_serve_is_one_old_file() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from conformance import smoke as smoke_module
-from conformance.adapters.subprocess import ExecPort
+from conformance.adapters.process import ExecPort
 from conformance.errors import ExitCode
 from conformance.smoke import Check, conclusion, smoke
 

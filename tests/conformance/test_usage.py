@@ -43,7 +43,8 @@ BAD_PORTS = {
     "file": ("no/such/file.py:make", "port file no/such/file.py does not exist"),
     "folder": (f"{ROOT}:make", f"port '{ROOT}:make' is not module:factory or file.py:factory"),
     "object": ("os:sep", "port 'os:sep' is a str: it needs hello() and load(...)"),
-    "command": ("exec:true", "port 'exec:true' cannot be imported"),
+    "command": ("exec:no-such-program", "exec: 'no-such-program' is no program"),
+    "no-command": ("exec:", "exec: names no command"),
     "no-module": pytest.param(":make", "port ':make'"),
     "relative": pytest.param(".a:make", "port '.a:make'"),
 }
