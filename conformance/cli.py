@@ -27,6 +27,7 @@ from conformance.runner import Runner
 from conformance.tolerance import ARITHMETICS, LIMIT
 from conformance.traces import have_oracle
 from conformance.vocabulary import Vocabulary
+from conformance.xfails import Xfails
 
 BACKENDS = ("sdpa",)
 MODES = (SPLICE, TRACE)
@@ -74,6 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--traces", type=Path, metavar="DIR", help="trace packs for splice mode")
     run.add_argument("-n", type=int, default=1, metavar="JOBS", help="processes that share the run")
     add_limits(run)
+    run.add_argument("--xfails", type=Path, metavar="FILE", help="expected failures")
     run.add_argument("--out", type=Path, default=DEFAULT_OUT, help="folder of the report")
     run.add_argument("--resume", action="store_true", help="go on with the run in --out")
 
@@ -147,6 +149,7 @@ def scope_of(judged: list[tuple[Case, Execution]]) -> str:
 
 def _run(arguments: argparse.Namespace) -> int:
     cases = selected(arguments)
+    arguments.xfails = Xfails.read(arguments.xfails) if arguments.xfails else None
     job = Job(arguments.port, limits_of(arguments), arguments.traces)
     runner = job.runner()
     try:
@@ -168,6 +171,8 @@ def _judge(arguments: argparse.Namespace, cases: list[Case], job: Job, runner: R
         arguments.port,
         scope_of(judged),
         resume=ids if arguments.resume else None,
+        xfails=arguments.xfails,
+        options=("--traces", str(arguments.traces)) if arguments.traces else (),
     )
     done = {line["case"] for line in results.lines}
     if done:
@@ -177,14 +182,14 @@ def _judge(arguments: argparse.Namespace, cases: list[Case], job: Job, runner: R
     with tqdm(total=len(judged), initial=len(done), disable=quiet, unit="case") as bar:
 
         def report(line: dict[str, Any]) -> None:
-            results.add(line)
+            line = results.add(line)
             bar.update()
             text = f"{line['verdict']:5s} {_ratio_text(line)} {line['case']}"
             if quiet:
                 print(f"[{len(results.lines)}/{len(judged)}] {text}", flush=True)
             elif line["verdict"] != "pass":
                 bar.write(text)
-            if line["verdict"] in {"fail", "error", "skip"}:
+            if line["verdict"] in {"fail", "error", "skip", "xfail"}:
                 for text in [line["message"], *line["detail"].splitlines()]:
                     bar.write(f"      {text}", file=sys.stdout if quiet else None)
 

@@ -169,7 +169,7 @@ def describe(divergence: dict[str, Any]) -> str:
     """Return a first divergence in one line."""
     after = f" (the last good one is {divergence['after']})" if divergence["after"] else ""
     hint = f": {divergence['hint']}" if divergence["hint"] else ""
-    return (
-        f"first wrong at {divergence['probe']}{after}, ratio {divergence['ratio']:.3g}, limit "
-        f"{divergence['limit']:g}{hint}"
-    )
+    measured = f", ratio {divergence['ratio']:.3g}, limit {divergence['limit']:g}"
+    if divergence["hint"].startswith("shape "):  # there is no ratio
+        measured = ""
+    return f"first wrong at {divergence['probe']}{after}{measured}{hint}"

@@ -18,7 +18,7 @@ from conformance.compare import Record
 from conformance.execution import Execution
 from conformance.fingerprint import Known, kind_of_probe, known_of, marks_of, rank
 from conformance.golden import SPLICE
-from conformance.report.text import one_line
+from conformance.report.text import one_line, pattern_of
 from conformance.runner import Runner
 from conformance.spec import TOKENIZER
 from conformance.tolerance import LIMIT, badness
@@ -199,7 +199,10 @@ def _unexplained(
 
 
 def _fault(names: set[str], mutant: str | None, ratio_if_so: float | None = None) -> dict[str, Any]:
-    kinds = sorted({kind_of_probe(name) if len(names) > 1 else name for name in names})
+    alike: dict[str, set[str]] = {}
+    for name in names:
+        alike.setdefault(kind_of_probe(name), set()).add(name)
+    kinds = sorted(pattern_of(group) for group in alike.values())
     text = ", ".join(kinds[:_SHOWN])
     return {
         "names": names,

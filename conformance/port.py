@@ -157,7 +157,7 @@ def resolve(spec: str, limits: Any = None) -> Port:
     Args:
         spec: `sd1_impl`, `diffusers`, an installed entry point, `module:factory`,
             `file.py:factory` or `exec:COMMAND`.
-        limits: What a process of its own may use, `conformance.adapters.subprocess.Limits`.
+        limits: What a process of its own may use, `conformance.adapters.process.Limits`.
 
     Returns:
         The port.
@@ -167,7 +167,7 @@ def resolve(spec: str, limits: Any = None) -> Port:
         PortError: The factory failed.
     """
     if spec.startswith(EXEC):
-        adapter = importlib.import_module("conformance.adapters.subprocess")
+        adapter = importlib.import_module("conformance.adapters.process")
         port: Port = adapter.ExecPort(spec.removeprefix(EXEC), limits)
         return port
     target = _entry_points().get(spec) or BUILTIN.get(spec)

@@ -30,6 +30,7 @@ from conformance.report.words import rerun_command
 from conformance.results import DEFAULT_OUT, Results, environment
 from conformance.runner import Result, Runner
 from conformance.traces import NO_SPLICE, find_traces
+from conformance.xfails import Xfails
 
 Item = tuple[Case, Execution] | tuple[Case, Execution, str]
 
@@ -38,6 +39,7 @@ CUDA_DTYPES = ("float32", "bfloat16", "float16")
 
 _SCOPE = pytest.StashKey[str]()
 _PORT = pytest.StashKey[Port]()
+_XFAILS = pytest.StashKey[Xfails | None]()
 _REPORTER = "sd1-conformance-reporter"
 
 
@@ -50,11 +52,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--sd1-variant", default=None, help="globs; default tiny*,odd*")
     group.addoption("--sd1-mode", default=None, help="trace, splice; default both, if possible")
     group.addoption("--sd1-traces", default=None, help="folder of trace packs for splice mode")
+    group.addoption("--sd1-xfails", default=None, help="file of expected failures")
     group.addoption("--sd1-out", default=str(DEFAULT_OUT), help="folder of the report")
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """The process that sees every report writes the results; workers share the cores."""
+    path = config.getoption("--sd1-xfails")
+    try:
+        config.stash[_XFAILS] = Xfails.read(Path(path)) if path else None
+    except SuiteError as error:
+        raise pytest.UsageError(str(error)) from error
     if not hasattr(config, "workerinput"):
         config.pluginmanager.register(_Reporter(config), _REPORTER)
         return
@@ -202,25 +210,38 @@ def sd1_judge(
             result = of_block(sd1_spliced(case, execution), block[0])
         else:
             result = sd1_runner.run(case, execution)
+        line = result.as_json()
+        if known := request.config.stash[_XFAILS]:
+            line = known.excuse(line)
         payload = {
-            "line": result.as_json(),
+            "line": line,
             "hello": asdict(sd1_runner.hello),
             "environment": environment(),
             "scope": request.config.stash[_SCOPE],
         }
         request.node.user_properties.append(("sd1", json.dumps(payload)))
-        _conclude(result, request.config.getoption("--sd1-port"))
+        option = request.config.getoption
+        _conclude(line, option("--sd1-port"), _rerun_options(option))
 
     return judge
 
 
-def _conclude(result: Result, port: str) -> None:
-    if result.verdict == "skip":
-        pytest.skip(result.message)
-    if result.verdict in {"fail", "error"}:
-        again = rerun_command(port, result.item_id)
-        text = [f"{result.verdict}: {result.message}", result.detail, f"run it alone: {again}"]
+def _conclude(line: dict[str, Any], port: str, options: tuple[str, ...] = ()) -> None:
+    verdict, message = line["verdict"], line["message"]
+    if verdict == "skip":
+        pytest.skip(message)
+    if verdict == "xfail":
+        pytest.xfail(message)
+    if verdict in {"fail", "error"}:
+        again = rerun_command(port, line["case"], options)
+        text = [f"{verdict}: {message}", line["detail"], f"run it alone: {again}"]
         pytest.fail("\n".join(filter(None, text)), pytrace=False)
+
+
+def _rerun_options(option: Callable[[str], Any]) -> tuple[str, ...]:
+    """Return what a command that runs an item again has to repeat."""
+    packs = option("--sd1-traces")
+    return ("--traces", packs) if packs else ()
 
 
 class _Reporter:
@@ -248,13 +269,18 @@ class _Reporter:
                 self.config.getoption("--sd1-port"),
                 facts["scope"],
                 machine=facts["environment"],
+                xfails=self.config.stash[_XFAILS],
+                options=_rerun_options(self.config.getoption),
             )
         self.results.add(facts["line"])
 
-    def pytest_sessionfinish(self) -> None:
-        """Close the report."""
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        """Close the report; a list of expected failures that does not fit fails the session."""
         if self.results is not None:
             self.summary = self.results.close()
+            misfits = self.summary["xfails"] and self.summary["xfails"]["problems"]
+            if misfits and session.exitstatus == pytest.ExitCode.OK:
+                session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         """Print the verdict."""

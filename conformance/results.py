@@ -8,25 +8,26 @@ import json
 import math
 import os
 import platform
+import re
 import sys
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
 from conformance import __version__, spec
-from conformance.case import COMPONENTS, NETWORKS, all_cases
+from conformance.case import COMPONENTS, all_cases
 from conformance.errors import ExitCode, UsageError
 from conformance.explain import Explanation, explain
-from conformance.golden import SPLICE, TRACE
+from conformance.golden import SPLICE
+from conformance.levels import depth, level, next_level
 from conformance.manifest import manifest_digest
-from conformance.port import Hello
+from conformance.port import EXEC, Hello
 from conformance.report.html import write_html
 from conformance.report.junit import write_junit
 from conformance.runner import Runner
-from conformance.sampling import PIPELINES, SCHEDULERS, TABLES
-from conformance.spec import TOKENIZER
 from conformance.tolerance import LIMIT, badness
+from conformance.xfails import Xfails, unexcused
 
 DEFAULT_OUT = Path("conformance-report")
 VERDICTS = ("pass", "warn", "fail", "error", "skip", "xfail", "xpass")
@@ -45,6 +46,8 @@ class Results:
         *,
         resume: Collection[str] | None = None,
         machine: dict[str, str] | None = None,
+        xfails: Xfails | None = None,
+        options: Sequence[str] = (),
     ) -> None:
         """Create the folder and write the header.
 
@@ -54,8 +57,11 @@ class Results:
             port_spec: The port as the user typed it.
             scope: What is being run, in words.
             resume: Item ids of this run: those lines of an earlier, broken-off run of the same
-                kind are kept.
+                kind are kept, and judged anew by `xfails`.
             machine: The environment in which the port runs, where that is another process.
+            xfails: The failures that are expected of the port.
+            options: What a command that runs one of these cases again must repeat and no id says,
+                such as `--traces DIR`.
 
         Raises:
             UsageError: The folder cannot be written.
@@ -63,13 +69,15 @@ class Results:
         self.out = out
         self.hello = hello
         self.environment = machine or environment()
+        self.environment |= {f"port: {name}": text for name, text in hello.details.items()}
         self.port = {"name": hello.name, "version": hello.version, "spec": port_spec}
-        source = Path(port_spec.rpartition(":")[0])
-        if source.suffix == ".py" and source.is_file():  # an edited port is another port
-            self.port["sha256"] = hashlib.sha256(source.read_bytes()).hexdigest()
+        if digest := source_digest(port_spec):  # an edited port is another port
+            self.port["sha256"] = digest
         self.scope = scope
+        self.xfails = xfails
+        self.options = list(options)
         self.started = dt.datetime.now(tz=dt.UTC)
-        header = {
+        self._header = {
             "type": "header",
             "suite": __version__,
             "port": self.port,
@@ -77,15 +85,20 @@ class Results:
             "limit": LIMIT,
             "goldens": manifest_digest(),
             "environment": self.environment,
+            "options": self.options,
             "started": self.started.isoformat(timespec="seconds"),
         }
-        earlier = [] if resume is None else self._earlier(header)
-        self.lines = [line for line in earlier if line["case"] in (resume or ())]
+        earlier = [] if resume is None else self._earlier()
+        self.lines = [self._excused(line) for line in earlier if line["case"] in (resume or ())]
         self._file = self._open()
-        for record in [header, *self.lines]:
+        for record in [self._header, *self.lines]:
             self._write(record)
 
-    def _earlier(self, header: dict[str, Any]) -> list[dict[str, Any]]:
+    def _excused(self, line: dict[str, Any]) -> dict[str, Any]:
+        """Judge a line by the failures expected in this run, whatever an earlier run did."""
+        return unexcused(line) if self.xfails is None else self.xfails.excuse(line)
+
+    def _earlier(self) -> list[dict[str, Any]]:
         """Read the whole case lines of the run to resume; a line cut in the middle is dropped."""
         path = self.out / FILES[0]
         if not path.exists():
@@ -94,7 +107,7 @@ class Results:
         if not records:
             return []
         for key in ("suite", "port", "scope", "goldens"):
-            if records[0].get(key) != header[key]:
+            if records[0].get(key) != self._header[key]:
                 message = (
                     f"cannot resume {self.out}: its run has another {key} than this one; "
                     "drop --resume to start anew"
@@ -133,13 +146,38 @@ class Results:
             raise UsageError(message) from error
 
     def _write(self, record: dict[str, Any]) -> None:
-        self._file.write(json.dumps(plain(record), separators=(",", ":")) + "\n")
+        self._file.write(_row(record))
         self._file.flush()
 
-    def add(self, line: dict[str, Any]) -> None:
-        """Write one case line."""
+    def add(self, line: dict[str, Any]) -> dict[str, Any]:
+        """Write one case line and return it as written: a failure may be an expected one."""
+        line = self._excused(line)
         self.lines.append(line)
         self._write(line)
+        return line
+
+    def _write_anew(self) -> None:
+        """Write header and lines once more, all or none of them."""
+        self._file.close()
+        path = self.out / FILES[0]
+        draft = path.with_suffix(".tmp")
+        draft.write_text("".join(map(_row, [self._header, *self.lines])), encoding="utf-8")
+        draft.replace(path)
+        self._file = path.open("a", encoding="utf-8")
+
+    def _conclude_xfails(self) -> dict[str, Any] | None:
+        """Check the list of expected failures, and return what summary.json says of it."""
+        if self.xfails is None:
+            return None
+        problems = self.xfails.conclude(self.lines)
+        if any(line["verdict"] == "xpass" for line in self.lines):
+            self._write_anew()
+        return {
+            "file": str(self.xfails.path),
+            "entries": len(self.xfails.entries),
+            "used": self.xfails.used(self.lines),
+            "problems": problems,
+        }
 
     def close(self, runner: Runner | None = None) -> dict[str, Any]:
         """Write footer, summary.json, junit.xml and index.html.
@@ -150,10 +188,13 @@ class Results:
         Returns:
             The summary.
         """
-        found = explain(self.lines, runner) if runner is not None else Explanation()
+        expected = self._conclude_xfails()
+        unexpected = [line for line in self.lines if line["verdict"] != "xfail"]
+        found = explain(unexpected, runner) if runner is not None else Explanation()
         seconds = (dt.datetime.now(tz=dt.UTC) - self.started).total_seconds()
-        summary = summarise(self.lines, self.port, self.hello, self.scope)
+        summary = summarise(self.lines, self.port, self.hello, self.scope, expected)
         summary |= {"environment": self.environment, "seconds": round(seconds, 3)}
+        summary["options"] = self.options
         summary["faults"] = found.faults
         first = summary["first_divergence"]
         if first is not None:
@@ -174,6 +215,7 @@ def summarise(
     port: dict[str, str],
     hello: Hello,
     scope: str,
+    xfails: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Draw the verdict of a run.
 
@@ -182,85 +224,48 @@ def summarise(
         port: Name, version and spec of the port.
         hello: What the port offers.
         scope: What was run.
+        xfails: What is to be said of the list of expected failures, if there is one.
 
     Returns:
-        The contents of summary.json but for environment and seconds.
+        The contents of summary.json but for environment, seconds and options.
     """
     counted = Counter(line["verdict"] for line in lines)
     counts = {verdict: counted[verdict] for verdict in VERDICTS}
-    if counts["fail"] or counts["xpass"]:
+    if counts["fail"] or counts["xpass"] or (xfails and xfails["problems"]):
         verdict = "nonconformant"
     elif counts["error"] or not counts["pass"] + counts["warn"] + counts["xfail"]:
         verdict = "incomplete"
     else:
         verdict = "conformant"
     ratios = [float(line["ratio"]) for line in lines if line["ratio"] is not None]
-    missing = [name for name in COMPONENTS if name not in hello.components]
+    whole = [name for name in COMPONENTS if not name.startswith("block/")]
+    missing = [name for name in whole if name not in hello.components]
     return {
         "suite": __version__,
         "port": port,
         "verdict": verdict,
         "scope": scope + (f"; not offered: {', '.join(missing)}" if missing else ""),
         "level": level(lines),
+        "next_level": next_level(lines, hello.components),
         "depth": depth(lines),
+        "offers": list(hello.components),
         "stamps": [],
         "counts": counts,
         "limit": LIMIT,
         "worst_ratio": max(ratios, key=badness) if ratios else None,
         "first_divergence": earliest(lines),
         "faults": [],
+        "xfails": xfails,
     }
-
-
-def level(lines: list[dict[str, Any]]) -> int | None:
-    """Return the level reached: the highest that was judged and, like all below it, has no failure.
-
-    The contract, level 0, is broken by an `error`, by a tensor of the wrong shape, by a wrong
-    token id or timestep, and by a wrong table.
-    """
-    judged = [line for line in lines if line["verdict"] != "skip"]
-    if not judged or any(_breaks_contract(line) for line in judged):
-        return None
-    reached = 0
-    for rung, components in enumerate(LADDER, start=1):
-        own = [line for line in judged if line["component"] in components]
-        if any(line["verdict"] == "fail" for line in own):
-            break
-        reached = rung if own else reached
-    return reached
-
-
-LADDER = ((TOKENIZER, *NETWORKS), SCHEDULERS, PIPELINES)
-"""What levels 1, 2 and 3 are judged by."""
-
-
-def _breaks_contract(line: dict[str, Any]) -> bool:
-    if line["verdict"] != "fail":
-        return bool(line["verdict"] == "error")
-    exact = {*TABLES, "input_ids", "timesteps"}
-    return line["component"] == TOKENIZER or any(
-        p["note"].startswith("shape ") or (p["name"] in exact and p["verdict"] == "fail")
-        for p in line["probes"]
-    )
-
-
-def depth(lines: list[dict[str, Any]]) -> str | None:
-    """Return how deep the port could be looked into: `outputs`, `trace`, `splice`, or None."""
-    kinds = {(probe["kind"], line["mode"]) for line in lines for probe in line["probes"]}
-    if not kinds:
-        return None
-    if ("probe", SPLICE) in kinds:
-        return SPLICE
-    return TRACE if any(kind == "probe" for kind, _ in kinds) else "outputs"
 
 
 def earliest(lines: list[dict[str, Any]]) -> dict[str, Any] | None:
     """Return the first divergence earliest in execution order; of equals, the clearest.
 
-    Of a component, what splice mode found comes first. Settings of SD v1 come before others: a
-    port that ignores those is told so last.
+    An expected failure is none. Of a component, what splice mode found comes first. Settings of SD
+    v1 come before others: a port that ignores those is told so last.
     """
-    found = [line for line in lines if line["first_divergence"]]
+    found = [line for line in lines if line["first_divergence"] and line["verdict"] == "fail"]
     beyond_sd1 = {case.id for case in all_cases() if case.scenario.asks} if found else set()
 
     def position(line: dict[str, Any]) -> tuple[int, bool, bool, tuple[int, ...], int, float]:
@@ -307,6 +312,21 @@ def environment() -> dict[str, str]:
         if name in sys.modules:
             facts[name] = getattr(sys.modules[name], "__version__", "?")
     return facts
+
+
+def _row(record: dict[str, Any]) -> str:
+    return json.dumps(plain(record), separators=(",", ":")) + "\n"
+
+
+def source_digest(port_spec: str) -> str:
+    """Return the SHA-256 of the files that a PORT argument names; empty where it names none."""
+    words = port_spec.removeprefix(EXEC).split() if port_spec.startswith(EXEC) else [port_spec]
+    paths = [Path(re.sub(r":\w+$", "", word)) for word in words]
+    files = [path for path in paths if path.is_file()]
+    whole = hashlib.sha256()
+    for path in files:
+        whole.update(path.read_bytes())
+    return whole.hexdigest() if files else ""
 
 
 def plain(value: Any) -> Any:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from conformance import protocol
-from conformance.adapters.subprocess import ExecPort
+from conformance.adapters.process import ExecPort
 from conformance.case import Case, all_cases
 from conformance.errors import ExitCode, PortError, RaisedError, SuiteError, UnsupportedError
 from conformance.execution import Execution

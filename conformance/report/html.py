@@ -16,8 +16,10 @@ from conformance.report.run import Run, read_run
 from conformance.report.text import number_text, severity, shorten
 from conformance.report.words import (
     case_name,
+    depth_text,
     headline,
     level_text,
+    measured,
     rerun_command,
     sentence,
 )
@@ -71,6 +73,8 @@ def _render(run: Run) -> str:
         headline=headline(summary),
         sentence=sentence(summary),
         level=level_text(summary),
+        seen=depth_text(summary),
+        measured=measured,
         depth=worst and depth_plot(worst, run.worst_probes, summary.limit, worst.divergence),
         overview=case_plot(run.cases, summary.limit) if run.cases else None,
         notable=notable,
@@ -78,7 +82,7 @@ def _render(run: Run) -> str:
         detailed=detailed,
         detail_links={case.case: f"case-{i}" for i, case in enumerate(detailed, start=1)},
         undetailed=sum(case.verdict in ("fail", "error") for case in notable) - len(detailed),
-        rerun=lambda case_id: rerun_command(summary.port_spec, case_id),
+        rerun=lambda case_id: rerun_command(summary.port_spec, case_id, summary.options),
         case_name=case_name,
         open_up_to=_OPEN_UP_TO,
         text_length=text_length,

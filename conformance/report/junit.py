@@ -7,10 +7,10 @@ from collections import Counter
 from pathlib import Path
 from xml.etree.ElementTree import Element, ElementTree, SubElement, indent
 
-from conformance.report.records import Case, Divergence
+from conformance.report.records import Case, Divergence, Summary
 from conformance.report.run import Run, read_run
 from conformance.report.text import number_text, one_line
-from conformance.report.words import case_name, headline, rerun_command, sentence
+from conformance.report.words import case_name, headline, measured, rerun_command, sentence
 
 _OUTCOMES = {
     "fail": "failure",
@@ -29,9 +29,9 @@ def write_junit(out: Path) -> Path:
         out: The folder with `results.jsonl` and `summary.json`.
 
     Returns:
-        The path of the file written. Where the verdict is bad and no case says why (a run cut
-        short, a list of expected failures that does not match), one more test case named
-        `verdict` says so: a bad run never looks green.
+        The path of the file written. A list of expected failures that does not match is one more
+        failing test case, named `xfails`. Where the verdict is bad and no case says why (a run cut
+        short), one named `verdict` says so: a bad run never looks green.
 
     Raises:
         UsageError: `out` holds no results.jsonl.
@@ -39,7 +39,8 @@ def write_junit(out: Path) -> Path:
     run = read_run(out)
     suite = Element("testsuite", name="sd1-conformance")
     _add_properties(suite, run)
-    outcomes = Counter(_add_case(suite, case, run.summary.port_spec) for case in run.cases)
+    outcomes = Counter(_add_case(suite, case, run.summary) for case in run.cases)
+    outcomes[_add_problems(suite, run.summary)] += 1
     outcomes[_add_verdict(suite, run, outcomes)] += 1
     totals = {
         "tests": str(len(suite.findall("testcase"))),
@@ -74,7 +75,7 @@ def _add_properties(suite: Element, run: Run) -> None:
         SubElement(properties, "property", name=name, value=value)
 
 
-def _add_case(suite: Element, case: Case, port: str) -> str:
+def _add_case(suite: Element, case: Case, summary: Summary) -> str:
     """Add one test case and return its outcome: an element's name, empty for a pass."""
     classname = f"{case.component}.{case.variant}"
     seconds = _seconds(case.seconds)
@@ -84,13 +85,25 @@ def _add_case(suite: Element, case: Case, port: str) -> str:
         message = one_line(_message(case), 600)
         element = SubElement(test, outcome, type=case.verdict, message=message)
         if outcome != "skipped":
-            rerun = rerun_command(port, case.case)
+            rerun = rerun_command(summary.port_spec, case.case, summary.options)
             element.text = "\n".join(
                 filter(None, [message, case.message, case.hunts, case.detail, rerun])
             )
     elif case.verdict == "warn":
         SubElement(test, "system-out").text = f"warn: {_message(case)}"
     return outcome
+
+
+def _add_problems(suite: Element, summary: Summary) -> str:
+    """Add a test case for what is wrong with the expected failures, and return its outcome."""
+    if summary.expected is None or not summary.expected.problems:
+        return ""
+    test = SubElement(suite, "testcase", classname="run", name="xfails", time="0.000")
+    text = "; ".join(summary.expected.problems)
+    message = one_line(f"{summary.expected.file}: {text}", 600)
+    element = SubElement(test, "failure", type="xfails", message=message)
+    element.text = "\n".join(summary.expected.problems)
+    return "failure"
 
 
 def _add_verdict(suite: Element, run: Run, outcomes: Counter[str]) -> str:
@@ -120,11 +133,8 @@ def _message(case: Case) -> str:
 def divergence_text(first: Divergence) -> str:
     """Write a first divergence as one line."""
     after = f"after {first.after}" if first.after else "no good probe before it"
-    text = (
-        f"first divergence at {first.probe} ({after}): "
-        f"ratio {number_text(first.ratio)}, limit {number_text(first.limit)}, {first.kind}"
-    )
-    return f"{text}. {first.hint}" if first.hint else text
+    text = f"first divergence at {first.probe} ({after}): {measured(first)}, {first.kind}"
+    return f"{text}. {first.hint}" if first.hint and first.hint != measured(first) else text
 
 
 def _seconds(value: float | None) -> str:

@@ -30,6 +30,12 @@ class Probe:
     approximate: bool
     rms: float | None
     max_abs: float | None
+    note: str = ""
+
+    @property
+    def wrong_shape(self) -> str:
+        """Return the shapes found and expected, where there is nothing else to measure."""
+        return self.note.removeprefix("shape ") if self.note.startswith("shape ") else ""
 
 
 @dataclass(frozen=True)
@@ -76,11 +82,30 @@ class Case:
 
 
 @dataclass(frozen=True)
+class Next:
+    """The next level, and what keeps a port from it."""
+
+    level: int
+    because: str
+
+
+@dataclass(frozen=True)
+class Expected:
+    """A list of expected failures: how many of its entries were used, what is wrong with it."""
+
+    file: str
+    entries: int
+    used: int
+    problems: list[str]
+
+
+@dataclass(frozen=True)
 class Summary:
     """What summary.json says, or what the cases say where it is missing.
 
     `port_spec` is the port as `run` takes it (`file.py:factory`), where the run recorded it as
-    `port.spec`; otherwise the port's name, which is right for installed ports.
+    `port.spec`; otherwise the port's name, which is right for installed ports. `options` are what
+    a command that runs a case again has to repeat.
     """
 
     port: str
@@ -97,6 +122,11 @@ class Summary:
     environment: dict[str, str]
     seconds: float | None
     suite: str
+    depth: str = ""
+    next_level: Next | None = None
+    offers: tuple[str, ...] = ()
+    expected: Expected | None = None
+    options: tuple[str, ...] = ()
     finished: bool = True
 
 
@@ -104,8 +134,6 @@ def parse_summary(record: dict[str, Any]) -> Summary:
     """Read the fields of summary.json, whatever is missing or malformed in it."""
     port = mapping(record.get("port"))
     counts = mapping(record.get("counts"))
-    level = number(record.get("level"))
-    stamps = record.get("stamps")
     verdict = record.get("verdict")
     name = printable(port.get("name")) or "unnamed port"
     return Summary(
@@ -114,8 +142,8 @@ def parse_summary(record: dict[str, Any]) -> Summary:
         port_spec=printable(port.get("spec"), _MESSAGE) or name,
         verdict=verdict if verdict in ("conformant", "nonconformant") else "incomplete",
         scope=printable(record.get("scope"), _MESSAGE),
-        level=int(level) if level is not None and level in range(10) else None,
-        stamps=[printable(stamp) for stamp in stamps] if isinstance(stamps, list) else [],
+        level=_level(record.get("level")),
+        stamps=_texts(record.get("stamps")),
         counts={verdict: count(counts.get(verdict)) for verdict in VERDICTS},
         limit=number(record.get("limit")),
         worst_ratio=number(record.get("worst_ratio")),
@@ -126,6 +154,38 @@ def parse_summary(record: dict[str, Any]) -> Summary:
         },
         seconds=number(record.get("seconds")),
         suite=printable(record.get("suite")),
+        depth=printable(record.get("depth")),
+        next_level=_next(record.get("next_level")),
+        offers=tuple(_texts(record.get("offers"))),
+        expected=_expected(record.get("xfails")),
+        options=tuple(_texts(record.get("options"))),
+    )
+
+
+def _texts(value: object) -> list[str]:
+    return [printable(item) for item in value] if isinstance(value, list) else []
+
+
+def _level(value: object) -> int | None:
+    level = number(value)
+    return int(level) if level is not None and level in range(10) else None
+
+
+def _next(value: object) -> Next | None:
+    record = mapping(value)
+    level = _level(record.get("level"))
+    return None if level is None else Next(level, printable(record.get("because"), _MESSAGE))
+
+
+def _expected(value: object) -> Expected | None:
+    record = mapping(value)
+    if not record:
+        return None
+    return Expected(
+        printable(record.get("file"), _MESSAGE),
+        count(record.get("entries")),
+        count(record.get("used")),
+        _texts(record.get("problems")),
     )
 
 
@@ -196,6 +256,7 @@ def _probe(order: int, record: dict[str, Any]) -> Probe:
         approximate=record.get("approximate") is True,
         rms=number(record.get("rms")),
         max_abs=number(record.get("max_abs")),
+        note=printable(record.get("note")),
     )
 
 

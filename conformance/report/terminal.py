@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
-from conformance.report.records import parse_summary
+from conformance.report.records import Summary, parse_summary
 from conformance.report.text import number_text, one_line
-from conformance.report.words import counts_text, headline, level_text, rerun_command, sentence
+from conformance.report.words import (
+    counts_text,
+    depth_text,
+    expected_text,
+    headline,
+    level_text,
+    measured,
+    rerun_command,
+    sentence,
+)
 
 _LONGEST = 400
 
@@ -18,17 +28,22 @@ def verdict_lines(summary: dict[str, Any]) -> list[str]:
         summary: The contents of `summary.json`.
 
     Returns:
-        At most 15 lines without line ends or control characters: the verdict, counts, worst ratio
-        against the limit, scope, level and, where there is one, the first divergence.
+        At most 20 lines without line ends or control characters: the verdict, counts, worst ratio
+        against the limit, scope, level, depth and, where there are any, how the expected failures
+        fit, stamps and the first divergence.
     """
     parsed = parse_summary(summary)
     lines = [
         one_line(f"{headline(parsed).upper()}: {sentence(parsed)}", _LONGEST),
         _fact("cases", counts_text(parsed)),
-        _fact("worst", f"ratio {number_text(parsed.worst_ratio)}, {_limit(parsed.limit)}"),
+        _fact("worst", _worst(parsed)),
         _fact("scope", parsed.scope or "not stated"),
         _fact("level", level_text(parsed)),
     ]
+    if parsed.depth:
+        lines.append(_fact("depth", depth_text(parsed)))
+    if parsed.expected:
+        lines.append(_fact("xfails", expected_text(parsed.expected)))
     if parsed.stamps:
         lines.append(_fact("stamps", ", ".join(parsed.stamps)))
     if first := parsed.divergence:
@@ -36,14 +51,23 @@ def verdict_lines(summary: dict[str, Any]) -> list[str]:
             one_line(f"First divergence in {first.case}", _LONGEST),
             _fact("probe", first.probe),
             _fact("after", first.after or "nothing: it is the first probe"),
-            _fact("ratio", f"{number_text(first.ratio)}, {_limit(first.limit)}"),
+            _fact(*measured(first).split(" ", 1)),
             _fact("kind", first.kind or "unexplained"),
         ]
-        if first.hint:
+        if first.hint and first.hint != measured(first):
             lines.append(_fact("hint", first.hint))
         lines += _causes(summary)
-        lines.append(_fact("rerun", rerun_command(parsed.port_spec, first.case)))
+        lines.append(_fact("rerun", rerun_command(parsed.port_spec, first.case, parsed.options)))
     return lines
+
+
+def _worst(summary: Summary) -> str:
+    """Say how far off the worst probe of all cases is."""
+    worst = summary.worst_ratio
+    if worst is not None and math.isnan(worst):
+        return "not a number: a wrong shape, or values that are not finite"
+    known = ", expected failures included" if summary.counts["xfail"] else ""
+    return f"ratio {number_text(worst)}, limit {number_text(summary.limit)}{known}"
 
 
 _MOST_CAUSES = 3
@@ -63,7 +87,3 @@ def _causes(summary: dict[str, Any]) -> list[str]:
 
 def _fact(name: str, value: str) -> str:
     return f"  {name:<6} {one_line(value, _LONGEST)}"
-
-
-def _limit(limit: float | None) -> str:
-    return f"limit {number_text(limit)}"

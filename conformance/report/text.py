@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Collection
 from typing import Any
 
 ELLIPSIS = "…"
@@ -69,6 +70,12 @@ def count(value: object) -> int:
     """Read a count: a whole number from 0; anything else is 0."""
     found = number(value)
     return int(found) if found is not None and math.isfinite(found) and found > 0 else 0
+
+
+def pattern_of(names: Collection[str]) -> str:
+    """Write names that differ in numbers alone as one, with a `*` for each number that differs."""
+    parts = zip(*(re.split(r"(\d+)", name) for name in names), strict=True)
+    return "".join(part[0] if len(set(part)) == 1 else "*" for part in parts)
 
 
 def mapping(value: object) -> dict[str, Any]:

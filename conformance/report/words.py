@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import math
 import re
 import shlex
+from collections.abc import Iterable
 
-from conformance.report.records import Summary
-from conformance.report.text import MISSING
+from conformance.golden import SPLICE, TRACE
+from conformance.levels import LADDER, NAMES
+from conformance.report.records import Divergence, Expected, Summary
+from conformance.report.text import MISSING, number_text
 
-LEVELS = ("contract", "components", "samplers", "trajectories")
 MEASURED = ("pass", "warn", "fail", "xfail", "xpass")
-_EXECUTION = re.compile(r"\[([^-\]]*(?:-matmul)?)-([^-\]]+)(?:-([^-\]]+)-[^-\]]+)?\]$")
-_OPTIONS = ("--dtype", "--device", "--backend")
-_DEFAULTS = ("float32", "cpu", "sdpa")
+DEPTHS = {
+    "outputs": "outputs alone, it hands out no probe",
+    TRACE: "trace: every probe, with the errors that it inherits",
+    SPLICE: "splice: every layer by itself",
+}
+_EXECUTION = re.compile(r"\[([^\[\]]+)\](?:::|$)")
+_OPTIONS = ("--dtype", "--device", "--backend", "--mode")
+_DEFAULTS = ("float32", "cpu", "sdpa", "")
 _PLAIN_ID = re.compile(r"[\w/.@:+-]+")
+_SHAPES = re.compile(r"shape \([^()]*\), expected \([^()]*\)")
+_NAMED = 3
 
 
 def headline(summary: Summary) -> str:
@@ -60,11 +70,59 @@ def _what_is_wrong(summary: Summary, port: str, cases: str) -> str:
 
 
 def level_text(summary: Summary) -> str:
-    """Name the level reached."""
+    """Name the level reached, what of it the port offers, and what keeps it from the next."""
     if summary.level is None:
-        return "below 0 (contract)" if summary.counts["fail"] else MISSING
-    name = LEVELS[summary.level] if summary.level < len(LEVELS) else ""
-    return f"{summary.level} {name}".strip()
+        broken = summary.counts["fail"] or summary.counts["xfail"]
+        text = "below 0 (contract)" if broken else MISSING
+    else:
+        text = level_name(summary.level) + _offered(summary)
+    beyond = summary.next_level
+    if beyond is None:
+        return text
+    return f"{text}; for {level_name(beyond.level)}: {beyond.because}"
+
+
+def level_name(level: int) -> str:
+    """Return a level's number and its name, if this suite knows one."""
+    return " ".join([str(level), *NAMES[level : level + 1]])
+
+
+def _offered(summary: Summary) -> str:
+    """Say how much of the levels up to the one reached a port offers, where it is not all."""
+    reached = LADDER[: summary.level or 0]
+    whole = [component for rung in reached for component in rung.whole]
+    missing = [component for component in whole if component not in summary.offers]
+    if not missing or not summary.offers:
+        return ""
+    if len(missing) == len(whole):
+        return f" (offers none of {len(whole)} whole, only parts)"
+    more = [f"{len(missing) - _NAMED} more"] if len(missing) > _NAMED else []
+    names = ", ".join([*missing[:_NAMED], *more])
+    return f" (offers {len(whole) - len(missing)} of {len(whole)}; not offered: {names})"
+
+
+def depth_text(summary: Summary) -> str:
+    """Say how deep the port could be looked into."""
+    return DEPTHS.get(summary.depth, summary.depth)
+
+
+def expected_text(expected: Expected) -> str:
+    """Say how well a list of expected failures fits."""
+    entries = f"{expected.entries} entr{'y' if expected.entries == 1 else 'ies'}"
+    text = f"{expected.used} of {entries} used"
+    if not expected.problems:
+        return text
+    more = len(expected.problems) - 1
+    rest = f"; and {more} problem{'' if more == 1 else 's'} more in summary.json" if more else ""
+    return f"{text}; problem: {expected.problems[0]}{rest}"
+
+
+def measured(first: Divergence) -> str:
+    """Say how far off a divergence is: ratio and limit, or the shapes where one is wrong."""
+    shapes = _SHAPES.search(first.hint)
+    if shapes and (first.ratio is None or math.isnan(first.ratio)):
+        return shapes.group()
+    return f"ratio {number_text(first.ratio)}, limit {number_text(first.limit)}"
 
 
 def counts_text(summary: Summary) -> str:
@@ -79,13 +137,14 @@ def case_name(case_id: str) -> str:
     return case_id.partition("[")[0]
 
 
-def rerun_command(port: str, case_id: str) -> str:
+def rerun_command(port: str, case_id: str, options: Iterable[str] = ()) -> str:
     """Build the command that runs one case again.
 
     Args:
         port: The port as `run` takes it.
         case_id: The case, with or without its execution; what differs in it from the defaults of
-            `run` becomes an option.
+            `run` becomes an option, and its mode always does.
+        options: Options of the run that no id says, such as `--traces DIR`.
 
     Returns:
         A shell command of one line.
@@ -97,9 +156,16 @@ def rerun_command(port: str, case_id: str) -> str:
     variant = segments[-2] if len(segments) > 2 else "-"  # noqa: PLR2004 - component/variant/scenario
     if variant not in ("", "-") and not variant.startswith(("tiny", "odd")):
         words += ["--variant", shlex.quote(variant)]
-    execution = _EXECUTION.search(case_id.partition("]::")[0].removesuffix("]") + "]")
-    if execution:
-        for option, value, default in zip(_OPTIONS, execution.groups(), _DEFAULTS, strict=True):
-            if value not in (None, "", "-", "int64", default):  # a tokenizer has no arithmetic
-                words += [option, shlex.quote(value)]
-    return " ".join(words)
+    for option, value, default in zip(_OPTIONS, _execution(case_id), _DEFAULTS, strict=True):
+        if value not in ("", "int64", default):  # a tokenizer has no arithmetic
+            words += [option, shlex.quote(value)]
+    return " ".join([*words, *(shlex.quote(word) for word in options)])
+
+
+def _execution(case_id: str) -> tuple[str, str, str, str]:
+    """Read arithmetic, device, backend and mode off an item's id; empty where it does not say."""
+    found = _EXECUTION.search(case_id)
+    parts = found.group(1).split("-") if found else []
+    backend, mode = parts[-2:] if parts[-1:] in ([TRACE], [SPLICE]) else ("", "")
+    *arithmetic, device = parts[: -2 if mode else None] or [""]
+    return "-".join(arithmetic), device if arithmetic else "", backend, mode

@@ -395,4 +395,6 @@ RERUN = {
 def test_the_command_that_reruns_a_block(item, options):
     """A block is run again with its case: nothing of its name reaches the options."""
     name = item.partition("[")[0]
-    assert rerun_command("sd1_impl", item) == f'sd1-conformance run sd1_impl -k "{name}"{options}'
+    mode = item.partition("]")[0].rpartition("-")[2]
+    command = f'sd1-conformance run sd1_impl -k "{name}"{options} --mode {mode}'
+    assert rerun_command("sd1_impl", item) == command

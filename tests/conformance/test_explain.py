@@ -36,7 +36,7 @@ TEXTS = [(find_case(f"tokenizer/-/{name}"), TRACED) for name in ("plain", "empty
 BOTH = [(case, execution) for case in (TEXT, LOWVAR) for execution in (SPLICED, TRACED)]
 LAYER = "text_model.encoder.layers.{}".format
 FINAL = "text_model.final_layer_norm"
-GELU, CORE = f"{LAYER('*')}.mlp.fc*.input", f"{LAYER('*')}.self_attn.out_proj.input"
+GELU, CORE = f"{LAYER('*')}.mlp.fc2.input", f"{LAYER('*')}.self_attn.out_proj.input"
 
 CATALOGUE = (
     *("clip-exact-gelu", "clip-ln-eps", "clip-no-causal-mask", "own-clip-place-76"),

@@ -103,7 +103,7 @@ def test_wrong_ids_fail_with_both_token_lists():
     result = Result(case, EXACT, "fail", message="first wrong at input_ids", detail="> a\n> b")
 
     with pytest.raises(pytest.fail.Exception) as caught:
-        _conclude(result, "wrong.py:Wrong")
+        _conclude(result.as_json(), "wrong.py:Wrong")
 
     assert str(caught.value).splitlines() == [
         "fail: first wrong at input_ids",

@@ -15,7 +15,6 @@ from conformance.report.html import write_html
 from conformance.report.junit import write_junit
 from conformance.report.run import read_run
 from conformance.report.terminal import verdict_lines
-from conformance.report.words import rerun_command
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -221,7 +220,7 @@ def test_failing_run(tmp_path: Path) -> None:
     summary = write_run(tmp_path, [case("base"), case("quiet", "fail"), case("t999", "fail")])
     page = read_page(write_html(tmp_path))
     assert "2 of 3 cases measured differ by more than rounding explains" in page.text
-    assert 'sd1-conformance run sd1_impl -k "unet/tiny/quiet"' in page.text
+    assert 'sd1-conformance run sd1_impl -k "unet/tiny/quiet" --mode trace' in page.text
     assert "fits unet-gn-eps, confirmed" in page.text
     assert page.text.index("unet/tiny/t999[") < page.text.rindex("unet/tiny/base[")
     assert page.tags.count("details") == 3
@@ -367,23 +366,25 @@ def test_rerun_command(tmp_path: Path) -> None:
     write_run(tmp_path, [line], port={"name": "mine", "version": "1", "spec": "my port.py:make"})
     expected = (
         "sd1-conformance run 'my port.py:make' -k \"unet/sd1/base\""
-        " --variant sd1 --dtype bfloat16 --device cuda:0"
+        " --variant sd1 --dtype bfloat16 --device cuda:0 --mode trace"
     )
     assert expected in read_page(write_html(tmp_path)).text
 
 
-@pytest.mark.parametrize(
-    ("item", "options"),
-    [
-        ("scheduler/ddim/-/base[float64-cpu]", '-k "scheduler/ddim/-/base" --dtype float64'),
-        ("tokenizer/-/plain[int64-cpu]", '-k "tokenizer/-/plain"'),
-        (
-            "pipeline/txt2img/sd1/ddim2[float16-cuda-sdpa-trace]",
-            '-k "pipeline/txt2img/sd1/ddim2" --variant sd1 --dtype float16 --device cuda',
-        ),
-    ],
-    ids=["scheduler", "tokenizer", "pipeline"],
-)
-def test_rerun_command_of_ids_without_a_mode(item: str, options: str) -> None:
-    """A scheduler's id has arithmetic and device, a tokenizer's says nothing that is an option."""
-    assert rerun_command("mine", item) == f"sd1-conformance run mine {options}"
+def test_a_wrong_shape_is_shown_as_such(tmp_path: Path) -> None:
+    """Where there is nothing to measure, every report names the shapes instead of a ratio."""
+    line = case("base", "fail", ratio="nan")
+    shapes = "shape (1, 4), expected (2, 4)"
+    line["probes"][2] |= {"ratio": "nan", "note": shapes}
+    line["first_divergence"] |= {"ratio": "nan", "hint": shapes}
+    summary = write_run(tmp_path, [line], worst_ratio="nan")
+    page = read_page(write_html(tmp_path))
+    assert f"How far off{shapes}" in page.text
+    assert "wrong shape" in page.text
+    assert "Hint" not in page.text
+    (failure,) = read_suite(write_junit(tmp_path)).findall("testcase/failure")
+    assert f"layer1): {shapes}, fault" in failure.get("message", "")
+    lines = verdict_lines(summary)
+    assert "  shape  (1, 4), expected (2, 4)" in lines
+    assert lines[2] == "  worst  not a number: a wrong shape, or values that are not finite"
+    assert not any(text.startswith(("  ratio", "  hint")) for text in lines)

@@ -12,15 +12,15 @@ from conformance.case import COMPONENTS, find_case
 from conformance.errors import ExitCode
 from conformance.execution import Execution
 from conformance.port import Hello
+from conformance.report.junit import write_junit
+from conformance.report.terminal import verdict_lines
 from conformance.results import (
     FILES,
     VERDICTS,
     Results,
-    depth,
     earliest,
     environment,
     exit_code,
-    level,
     plain,
     summarise,
 )
@@ -121,77 +121,6 @@ def test_exit_code(verdict: str, code: int) -> None:
 def test_usage_exit_code() -> None:
     """Bad usage is 2."""
     assert ExitCode.USAGE == 2
-
-
-WRONG_NUMBER = {"name": "conv_in", "verdict": "fail", "note": "worst element"}
-WRONG_SHAPE = {"name": "conv_in", "verdict": "fail", "note": "shape (1,), expected (2,)"}
-WRONG_TABLE = {"name": "betas", "verdict": "fail", "note": "entry 3"}
-DDIM, PICTURE = "scheduler/ddim", "pipeline/txt2img"
-
-
-@pytest.mark.parametrize(
-    ("lines", "expected"),
-    [
-        ([line("pass"), line("warn")], 1),
-        ([line("pass"), line("skip")], 1),
-        ([line("pass"), line("fail", probes=[WRONG_NUMBER])], 0),
-        ([line("fail", probes=[WRONG_NUMBER, WRONG_SHAPE])], None),
-        ([line("pass"), line("fail", component="tokenizer", probes=[WRONG_NUMBER])], None),
-        ([line("pass"), line("pass", component="tokenizer")], 1),
-        ([line("skip", component="tokenizer"), line("fail")], 0),
-        ([line("pass"), line("error")], None),
-        ([line("skip")], None),
-        ([], None),
-        ([line("pass"), line("pass", component=DDIM)], 2),
-        ([line("fail", probes=[WRONG_NUMBER]), line("pass", component=DDIM)], 0),
-        ([line("pass"), line("fail", component=DDIM, probes=[WRONG_NUMBER])], 1),
-        ([line("pass"), line("fail", component=DDIM, probes=[WRONG_TABLE])], None),
-        ([line("pass", component=DDIM)], 2),
-        ([line(), line("pass", component=DDIM), line("pass", component=PICTURE)], 3),
-        ([line("pass"), line("pass", component=PICTURE)], 3),
-        (
-            [line(), line(component=DDIM), line("fail", component=PICTURE, probes=[WRONG_NUMBER])],
-            2,
-        ),
-    ],
-    ids=[
-        "pass",
-        "with-skip",
-        "wrong-number",
-        "wrong-shape",
-        "wrong-ids",
-        "right-ids",
-        "no-tokenizer",
-        "error",
-        "skip",
-        "nothing",
-        "samplers",
-        "samplers-without-components",
-        "wrong-sampler",
-        "wrong-table",
-        "samplers-alone",
-        "trajectories",
-        "no-sampler",
-        "wrong-trajectory",
-    ],
-)
-def test_level(lines: list[dict[str, Any]], expected: int | None) -> None:
-    """A level is reached where it was judged and nothing up to it is wrong.
-
-    Level 0 is every name, shape, dtype, token id, timestep and table.
-    """
-    assert level(lines) == expected
-
-
-@pytest.mark.parametrize(
-    ("kinds", "expected"),
-    [(["probe", "output"], "trace"), (["output"], "outputs"), ([], None)],
-    ids=["probes", "outputs", "nothing"],
-)
-def test_depth(kinds: list[str], expected: str | None) -> None:
-    """The depth says whether probes were judged, or outputs alone."""
-    lines = [line("skip"), line(probes=[{"kind": kind} for kind in kinds])]
-    assert depth(lines) == expected
 
 
 @pytest.mark.parametrize(
@@ -338,6 +267,7 @@ def test_files_of_a_run(tmp_path: Path) -> None:
     assert stored["environment"]["python"]
     design = {"suite", "port", "verdict", "scope", "level", "stamps", "counts", "limit"}
     design |= {"worst_ratio", "first_divergence", "faults", "environment", "seconds"}
+    design |= {"next_level", "depth", "offers", "xfails", "options"}
     assert design <= set(stored)
 
 
@@ -356,3 +286,12 @@ def test_environment() -> None:
     facts = environment()
     assert {"python", "platform", "machine", "cpus", "numpy"} <= set(facts)
     assert all(isinstance(value, str) for value in facts.values())
+
+
+def test_options_are_repeated_by_the_rerun_command(tmp_path: Path) -> None:
+    """What no id says is handed on to every command that runs a case again, unfinished runs too."""
+    results = Results(tmp_path, HELLO, "fake.py:make", "unet", options=("--traces", "my packs"))
+    results.add(line("fail"))
+    again = "-k \"unet/tiny/base\" --mode trace --traces 'my packs'"
+    assert again in (write_junit(tmp_path)).read_text("utf-8")
+    assert any(text.endswith(again) for text in verdict_lines(results.close()))

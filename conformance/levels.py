@@ -1,0 +1,180 @@
+"""The ladder of levels: how far a port gets, what keeps it from going on, and how deep it shows."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from conformance.case import NETWORKS
+from conformance.golden import SPLICE, TRACE
+from conformance.report.text import one_line
+from conformance.sampling import PIPELINES, SCHEDULERS, TABLES
+from conformance.spec import TOKENIZER
+
+Line = Mapping[str, Any]
+"""A case line of results.jsonl."""
+
+FAILING = ("fail", "xfail")
+"""A known failure is one all the same: a level says what a port computes."""
+
+CONTRACT = "contract"
+
+_EXACT = {*TABLES, "input_ids", "timesteps"}
+_SHOWN = 3
+_REASON = 160
+
+
+@dataclass(frozen=True)
+class Rung:
+    """What a level above the contract is judged by.
+
+    Attributes:
+        level: Its number.
+        name: Its name.
+        one: What a port must offer one of, in words.
+        several: The same of several.
+        whole: What a complete port offers.
+        prefix: How the names of the other components of this level begin.
+    """
+
+    level: int
+    name: str
+    one: str
+    several: str
+    whole: tuple[str, ...]
+    prefix: str
+
+    def has(self, component: str) -> bool:
+        """Say whether the level is judged by a component."""
+        return component in self.whole or component.startswith(self.prefix)
+
+
+LADDER = (
+    Rung(
+        1,
+        "components",
+        "tokenizer, network or block",
+        "its components",
+        (TOKENIZER, *NETWORKS),
+        "block/",
+    ),
+    Rung(2, "samplers", "scheduler", "its schedulers", SCHEDULERS, "scheduler/"),
+    Rung(3, "trajectories", "pipeline", "its pipelines", PIPELINES, "pipeline/"),
+)
+NAMES = (CONTRACT, *(rung.name for rung in LADDER))
+"""Names of the levels from 0."""
+
+
+def level(lines: Iterable[Line]) -> int | None:
+    """Return the level reached: the highest that was judged and, like all below it, has no failure.
+
+    The contract, level 0, is broken by an `error`, by a tensor of the wrong shape, by a wrong
+    token id or timestep, and by a wrong table.
+    """
+    judged = _judged(lines)
+    if not judged or any(_broken(line) for line in judged):
+        return None
+    reached = 0
+    for rung in LADDER:
+        own = [line for line in judged if rung.has(line["component"])]
+        if any(line["verdict"] in FAILING for line in own):
+            break
+        reached = rung.level if own else reached
+    return reached
+
+
+def next_level(lines: Sequence[Line], offered: Collection[str]) -> dict[str, Any] | None:
+    """Say what keeps a port from the next level.
+
+    Args:
+        lines: Case lines.
+        offered: Components that the port offers.
+
+    Returns:
+        `level`, that of the lowest failure, else the next one; `because`, the reason in words. None
+        where the highest level is reached.
+    """
+    judged = _judged(lines)
+    broken = [(line, reason) for line in judged if (reason := _broken(line))]
+    if broken or not judged:
+        reason = "no case was judged"
+        if broken:
+            share = _share([line for line, _ in broken], judged)
+            (line, why), *_ = broken
+            reason = f"it is broken in {share}, first {_case_id(line)}: {why}"
+        return {"level": 0, "because": reason}
+    above = LADDER[level(judged) or 0 :]
+    for rung in above:
+        if wrong := _wrong(rung, judged):
+            return {"level": rung.level, "because": wrong}
+    for rung in above:
+        return {"level": rung.level, "because": _not_judged(rung, lines, offered)}
+    return None
+
+
+def depth(lines: Iterable[Line]) -> str | None:
+    """Return how deep the port could be looked into: `outputs`, `trace`, `splice`, or None."""
+    kinds = {(probe["kind"], line["mode"]) for line in lines for probe in line["probes"]}
+    if not kinds:
+        return None
+    if ("probe", SPLICE) in kinds:
+        return SPLICE
+    return TRACE if any(kind == "probe" for kind, _ in kinds) else "outputs"
+
+
+def _judged(lines: Iterable[Line]) -> list[Line]:
+    return [line for line in lines if line["verdict"] != "skip"]
+
+
+def _broken(line: Line) -> str:
+    """Say how a case breaks the contract; empty where it does not."""
+    if line["verdict"] == "error":
+        return one_line(line["message"], _REASON) or "error"
+    if line["verdict"] not in FAILING:
+        return ""
+    for probe in line["probes"]:
+        if probe["note"].startswith("shape "):
+            return f"{probe['name']} has {probe['note']}"
+        if probe["name"] in _EXACT and probe["verdict"] == "fail":
+            return f"{probe['name']} is wrong"
+    return "the token ids are wrong" if line["component"] == TOKENIZER else ""
+
+
+def _wrong(rung: Rung, judged: Sequence[Line]) -> str:
+    """Say which components of a level fail, and where first; empty where none does."""
+    wrong = [line for line in judged if rung.has(line["component"]) and line["verdict"] in FAILING]
+    components = list(dict.fromkeys(line["component"] for line in wrong))
+    texts = [
+        f"{name} fails in {_share(_of(name, wrong), _of(name, judged))}"
+        for name in components[:_SHOWN]
+    ]
+    if len(components) > _SHOWN:
+        texts.append("others too")
+    if wrong and all(line["verdict"] == "xfail" for line in wrong):
+        texts.append("as expected")
+    return ", ".join([*texts, f"first {_case_id(wrong[0])}"]) if wrong else ""
+
+
+def _not_judged(rung: Rung, lines: Sequence[Line], offered: Collection[str]) -> str:
+    """Say why nothing of a level was judged."""
+    if not any(rung.has(component) for component in offered):
+        return f"it offers no {rung.one}"
+    own = [line for line in lines if rung.has(line["component"])]
+    if own:
+        return f"{rung.several} were skipped: {one_line(own[0]['message'], _REASON)}"
+    return f"{rung.several} were not run"
+
+
+def _of(component: str, lines: Iterable[Line]) -> list[Line]:
+    return [line for line in lines if line["component"] == component]
+
+
+def _share(some: Iterable[Line], lines: Iterable[Line]) -> str:
+    """Count cases, whatever their executions and blocks."""
+    total = len({_case_id(line) for line in lines})
+    return f"{len({_case_id(line) for line in some})} of {total} case{'' if total == 1 else 's'}"
+
+
+def _case_id(line: Line) -> str:
+    return str(line["case"].partition("[")[0])

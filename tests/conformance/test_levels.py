@@ -1,0 +1,166 @@
+"""Levels: how far a port gets, what keeps it from the next, and how deep it could be seen."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from conformance.case import COMPONENTS
+from conformance.levels import LADDER, NAMES, depth, level, next_level
+
+DDIM, PICTURE = "scheduler/ddim", "pipeline/txt2img"
+BLOCK = "block/time_embedding"
+WRONG_NUMBER = {"name": "conv_in", "verdict": "fail", "note": "worst element"}
+WRONG_SHAPE = {"name": "conv_in", "verdict": "fail", "note": "shape (1,), expected (2,)"}
+WRONG_TABLE = {"name": "betas", "verdict": "fail", "note": "entry 3"}
+
+
+def line(
+    verdict: str = "pass",
+    component: str = "unet",
+    *probes: dict[str, Any],
+    name: str = "base",
+    mode: str = "trace",
+    message: str = "",
+) -> dict[str, Any]:
+    """Build a case line."""
+    return {
+        "case": f"{component}/tiny/{name}[float32-cpu-sdpa-{mode}]",
+        "component": component,
+        "mode": mode,
+        "verdict": verdict,
+        "message": message,
+        "probes": list(probes),
+    }
+
+
+def wrong(component: str = "unet", *probes: dict[str, Any], **facts: Any) -> dict[str, Any]:
+    """Build a line that fails."""
+    return line("fail", component, *(probes or [WRONG_NUMBER]), **facts)
+
+
+LEVELS = {
+    "pass": ([line(), line("warn")], 1),
+    "with-skip": ([line(), line("skip")], 1),
+    "wrong-number": ([line(), wrong()], 0),
+    "known-failure": ([line(), line("xfail", "unet", WRONG_NUMBER)], 0),
+    "unexpected-pass": ([line("xpass")], 1),
+    "wrong-shape": ([wrong("unet", WRONG_NUMBER, WRONG_SHAPE)], None),
+    "known-wrong-shape": ([line("xfail", "unet", WRONG_SHAPE)], None),
+    "wrong-ids": ([line(), wrong("tokenizer")], None),
+    "right-ids": ([line(), line(component="tokenizer")], 1),
+    "no-tokenizer": ([line("skip", "tokenizer"), wrong()], 0),
+    "error": ([line(), line("error")], None),
+    "skip": ([line("skip")], None),
+    "nothing": ([], None),
+    "block": ([line(component=BLOCK)], 1),
+    "wrong-block": ([line(), wrong(BLOCK)], 0),
+    "samplers": ([line(), line(component=DDIM)], 2),
+    "samplers-without-components": ([wrong(), line(component=DDIM)], 0),
+    "wrong-sampler": ([line(), wrong(DDIM)], 1),
+    "wrong-table": ([line(), wrong(DDIM, WRONG_TABLE)], None),
+    "samplers-alone": ([line(component=DDIM)], 2),
+    "trajectories": ([line(), line(component=DDIM), line(component=PICTURE)], 3),
+    "no-sampler": ([line(), line(component=PICTURE)], 3),
+    "wrong-trajectory": ([line(), line(component=DDIM), wrong(PICTURE)], 2),
+}
+
+
+@pytest.mark.parametrize(("lines", "expected"), LEVELS.values(), ids=LEVELS)
+def test_level(lines: list[dict[str, Any]], expected: int | None) -> None:
+    """A level is reached where it was judged and nothing up to it is wrong, known or not.
+
+    Level 0 is every name, shape, dtype, token id, timestep and table.
+    """
+    assert level(lines) == expected
+
+
+THREE = ("unet", DDIM, PICTURE)
+NEXT = {
+    "no-scheduler": ([line()], ("unet",), 2, "it offers no scheduler"),
+    "not-run": ([line(), line(component=DDIM)], THREE, 3, "its pipelines were not run"),
+    "skipped": (
+        [line(), line("skip", DDIM, message="no DDIM today")],
+        THREE,
+        2,
+        "its schedulers were skipped: no DDIM today",
+    ),
+    "component": ([line(), wrong(name="t0")], THREE, 1,
+                  "unet fails in 1 of 2 cases, first unet/tiny/t0"),
+    "cases-are-counted-once": (
+        [line(mode="splice"), wrong(), wrong(name="t0"), wrong(name="t0", mode="splice")],
+        THREE,
+        1,
+        "unet fails in 2 of 2 cases, first unet/tiny/base",
+    ),
+    "two": ([wrong(), wrong("vae_decoder"), line("pass", "vae_decoder", name="quiet")], THREE, 1,
+            "unet fails in 1 of 1 case, vae_decoder fails in 1 of 2 cases, first unet/tiny/base"),
+    "many": ([wrong(component) for component in LADDER[0].whole[1:]], THREE, 1,
+             ", ".join(f"{component} fails in 1 of 1 case" for component in LADDER[0].whole[1:4])
+             + ", others too, first text_encoder/tiny/base"),
+    "known": ([line("xfail", "unet", WRONG_NUMBER)], THREE, 1,
+              "unet fails in 1 of 1 case, as expected, first unet/tiny/base"),
+    "partly-known": ([line("xfail", "unet", WRONG_NUMBER), wrong(name="t0")], THREE, 1,
+                     "unet fails in 2 of 2 cases, first unet/tiny/base"),
+    "sampler": ([line(), wrong(DDIM)], THREE, 2,
+                "scheduler/ddim fails in 1 of 1 case, first scheduler/ddim/tiny/base"),
+    "sampler-alone": ([wrong(DDIM)], (DDIM,), 2,
+                      "scheduler/ddim fails in 1 of 1 case, first scheduler/ddim/tiny/base"),
+    "failure-before-absence": (
+        [line(), wrong(PICTURE)],
+        ("unet", PICTURE),
+        3,
+        "pipeline/txt2img fails in 1 of 1 case, first pipeline/txt2img/tiny/base",
+    ),
+    "neither": ([line(component="training")], ("training",), 1,
+                "it offers no tokenizer, network or block"),
+    "shape": (
+        [line(), wrong("unet", WRONG_SHAPE, name="t0")],
+        THREE,
+        0,
+        f"it is broken in 1 of 2 cases, first unet/tiny/t0: conv_in has {WRONG_SHAPE['note']}",
+    ),
+    "table": ([wrong(DDIM, WRONG_TABLE)], THREE, 0,
+              "it is broken in 1 of 1 case, first scheduler/ddim/tiny/base: betas is wrong"),
+    "ids": ([wrong("tokenizer")], THREE, 0,
+            "it is broken in 1 of 1 case, first tokenizer/tiny/base: the token ids are wrong"),
+    "error": ([line("error", message="the port raised ValueError")], THREE, 0,
+              "it is broken in 1 of 1 case, first unet/tiny/base: the port raised ValueError"),
+    "nothing": ([line("skip")], THREE, 0, "no case was judged"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("lines", "offered", "rung", "because"), NEXT.values(), ids=NEXT)
+def test_next_level(lines: list[Any], offered: tuple[str, ...], rung: int, because: str) -> None:
+    """What keeps a port from the next level is said in one sentence: failures before absence."""
+    assert next_level(lines, offered) == {"level": rung, "because": because}
+
+
+def test_nothing_is_above_the_last_level() -> None:
+    """A port that reaches level 3 lacks nothing."""
+    assert next_level([line(component=name) for name in THREE], THREE) is None
+
+
+def test_every_component_has_one_level() -> None:
+    """The ladder holds whatever can be judged today, blocks to come included, each once."""
+    for component in (*COMPONENTS, BLOCK, "scheduler/euler", "pipeline/inpaint"):
+        assert sum(rung.has(component) for rung in LADDER) == 1, component
+    assert NAMES == ("contract", "components", "samplers", "trajectories")
+    assert [rung.level for rung in LADDER] == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("kinds", "mode", "expected"),
+    [
+        (["probe", "output"], "trace", "trace"),
+        (["probe", "output"], "splice", "splice"),
+        (["output"], "trace", "outputs"),
+        ([], "trace", None),
+    ],
+    ids=["probes", "spliced", "outputs", "nothing"],
+)
+def test_depth(kinds: list[str], mode: str, expected: str | None) -> None:
+    """The depth says whether probes were judged, and alone, or outputs only."""
+    lines = [line("skip"), line("pass", "unet", *({"kind": kind} for kind in kinds), mode=mode)]
+    assert depth(lines) == expected
