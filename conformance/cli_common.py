@@ -12,6 +12,7 @@ from typing import Any
 from conformance.adapters.process import FIRST, TIMEOUT, Limits
 from conformance.case import Case, all_cases, find_case, select_cases
 from conformance.errors import UsageError
+from conformance.levels import LADDER
 
 
 def command(
@@ -30,6 +31,12 @@ def add_selection(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--component", help="globs, comma-separated")
     parser.add_argument("--variant", help="globs, comma-separated; default tiny*,odd*")
     parser.add_argument("--scenario", help="globs, comma-separated")
+    parser.add_argument(
+        "--level",
+        type=int,
+        choices=[rung.level for rung in LADDER],
+        help="only what this level and those below are judged by",
+    )
 
 
 def add_limits(parser: argparse.ArgumentParser) -> None:
@@ -81,9 +88,17 @@ def split(text: str | None) -> list[str] | None:
 
 def selected(arguments: argparse.Namespace) -> list[Case]:
     """Return the cases that the selection options name."""
-    return select_cases(
+    cases = select_cases(
         split(arguments.component), split(arguments.variant), split(arguments.scenario), arguments.k
     )
+    if arguments.level is None:
+        return cases
+    rungs = LADDER[: arguments.level]
+    chosen = [case for case in cases if any(rung.has(case.component) for rung in rungs)]
+    if not chosen:
+        message = f"--level {arguments.level} leaves none of the cases selected: leave it out"
+        raise UsageError(message)
+    return chosen
 
 
 def chosen_cases(names: list[str]) -> list[Case]:

@@ -171,3 +171,26 @@ def test_bad_syntax(main, capsys, arguments: list[str]) -> None:
         main(*arguments)
     assert ended.value.code == 2
     assert "error: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "kinds"),
+    [
+        (
+            ("--level", 1),
+            {"tokenizer", "block", "text_encoder", "unet", "vae_encoder", "vae_decoder"},
+        ),
+        (("--level", 2, "--component", "s*,t*"), {"tokenizer", "text_encoder", "scheduler"}),
+    ],
+)
+def test_level(main, arguments: tuple, kinds: set[str]) -> None:
+    """A level is judged by what it adds and by all below it."""
+    code, out, _ = main("list", *arguments)
+    assert code == 0
+    assert {line.partition("/")[0] for line in out.splitlines()} == kinds
+
+
+def test_level_without_a_case(main) -> None:
+    """A level and a component that do not meet are bad usage."""
+    code, _, err = main("list", "--level", 1, "--component", "scheduler/*")
+    assert (code, "leaves none of the cases selected" in err) == (2, True)
