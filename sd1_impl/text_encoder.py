@@ -175,7 +175,7 @@ class CLIPTextEncoder(nn.Module):
         last_hidden_state = self.text_model(input_ids)
         # argmax returns the first of equals; the padding has the same id.
         end = (input_ids == self.config.eos_token_id).int().argmax(dim=-1)  # (B,)
-        rows = torch.arange(len(end), device=end.device)
+        rows = torch.arange(end.shape[0], device=end.device)
         return last_hidden_state, last_hidden_state[rows, end]
 
     def _check(self, input_ids: Tensor) -> None:

@@ -65,6 +65,11 @@ Place = tuple[str, str, list[int], int]
 class Tensors(Mapping[str, np.ndarray]):
     """The tensors of safetensors files, by name; each is read when it is asked for."""
 
+    HALVES: ClassVar = {
+        "vae_encoder": ("encoder.", "quant_conv."),
+        "vae_decoder": ("decoder.", "post_quant_conv."),
+    }
+
     def __init__(self, places: dict[str, Place], path: str | None = None) -> None:
         """Take the place of each tensor."""
         self.places = places
@@ -82,6 +87,11 @@ class Tensors(Mapping[str, np.ndarray]):
     def __len__(self) -> int:
         """Return the number of tensors."""
         return len(self.places)
+
+    def of(self, component: str) -> Tensors:
+        """Return those of a component: either half of the VAE has them in one file."""
+        start = self.HALVES.get(component, ("",))
+        return Tensors({n: p for n, p in self.places.items() if n.startswith(start)}, self.path)
 
     def part(self, folder: str) -> Tensors:
         """Return the tensors whose names begin with `folder/`, without that."""
@@ -248,7 +258,8 @@ class Server:
             return {}
         if component not in self.components:
             raise Refused("no component %r" % (component,))
-        weights = Tensors({}) if request["weights"] is None else open_weights(request["weights"])
+        path = request["weights"]
+        weights = Tensors({}) if path is None else open_weights(path).of(component)
         variant = Variant(request["variant"], request["architecture"])
         self.loaded = self.port.load(
             component, variant, weights, request["arithmetic"], request["device"]

@@ -117,6 +117,12 @@ def test_network(port: ExecPort) -> None:
     assert seen["modules"] == []
 
 
+def test_half_of_the_vae(port: ExecPort) -> None:
+    """The decoder gets its own weights, as in process, though the file holds both halves."""
+    seen = told(port, "vae_decoder/tiny/base")
+    assert seen["count"] == len(find_case("vae_decoder/tiny/base").weights())
+
+
 def test_values_in_bfloat16(port: ExecPort) -> None:
     """Values to put in have the precision of the arithmetic: bfloat16, widened."""
     values = {"conv_in": np.array([1 / 3, -np.inf])}
