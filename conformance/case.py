@@ -118,8 +118,7 @@ def find_case(case_id: str) -> Case:
     for case in all_cases():
         if case.id == case_id.partition("[")[0]:  # an item's id names its case too
             return case
-    message = f"unknown case {case_id!r}: `sd1-conformance list --all` prints them"
-    raise UsageError(message)
+    raise unknown_name("case", case_id, [case.id for case in all_cases()])
 
 
 def select_cases(

@@ -98,14 +98,15 @@ class Child:
             HungError: It took too long. It has been killed.
         """
         op = str(message.get("op"))
+        self._read_log(most=LONGEST_LINE)
+        self._log = b""  # what is told of it later is about this request
         try:
             line = self._exchange(json.dumps(message).encode() + b"\n", op, seconds)
             return _parsed(line, op)
         except BaseException as error:
             self.kill()
-            if isinstance(error, PortError) and self._log:
-                last = one_line(self._log.decode(errors="replace").strip().rpartition("\n")[2])
-                text = f"{error}; last on its standard error: {one_line(last, _SHOWN)}"
+            if isinstance(error, PortError) and self._log.strip():
+                text = f"{error}; last on its standard error: {_last_words(self._log)}"
                 raise type(error)(text) from None
             raise
 
@@ -189,6 +190,9 @@ class Child:
         if code is None:
             return f"the port closed its standard output while it was asked for {op}{half}"
         how = f"killed by {_signal_name(-code)}" if code < 0 else f"exit code {code}"
+        if code == 0 and not half:
+            how += "; does it read requests from its standard input? A Python port is served: "
+            how += "exec:python serve.py my_port.py:factory"
         return f"the port ended while it was asked for {op} ({how}){half}"
 
     def _check_memory(self, op: str) -> None:
@@ -197,8 +201,8 @@ class Child:
         held = resident_bytes(self._process.pid)
         if held > self.memory:
             message = (
-                f"the port held {_gib(held)} while it was asked for {op}: --memory allows "
-                f"{_gib(self.memory)}"
+                f"the port held {_size(held)} while it was asked for {op}: --memory allows "
+                f"{_size(self.memory)}"
             )
             raise PortError(message)
 
@@ -275,8 +279,17 @@ def _signal_name(number: int) -> str:
         return f"signal {number}"
 
 
-def _gib(count: int) -> str:
-    return f"{count / (1 << 30):.2f} GiB"
+def _size(count: int) -> str:
+    mib = count / (1 << 20)
+    return f"{mib:.0f} MiB" if mib < 1024 else f"{mib / 1024:.2f} GiB"  # noqa: PLR2004 - MiB a GiB
+
+
+def _last_words(log: bytes) -> str:
+    """Return the last line of a log, and the file and line of a Python traceback above it."""
+    lines = log.decode(errors="replace").strip().split("\n")
+    places = [line.strip() for line in lines[:-1] if line.strip().startswith('File "')]
+    where = f" ({one_line(places[-1].partition(', in ')[0], _SHOWN)})" if places else ""
+    return one_line(lines[-1], _SHOWN) + where
 
 
 def _first_to_go(pid: int) -> None:

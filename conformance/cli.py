@@ -15,11 +15,11 @@ from tqdm import tqdm
 from conformance import __version__, cli_golden, cli_mutants, cli_smoke
 from conformance.case import Case, find_case
 from conformance.cli_common import add_limits, add_selection, command, limits_of, selected, split
-from conformance.errors import ExitCode, SuiteError, unknown_name
+from conformance.errors import ExitCode, SuiteError, UsageError, unknown_name
 from conformance.execution import Execution, items
 from conformance.golden import SPLICE, TRACE, Golden, load_golden
 from conformance.parallel import Job, run_parallel
-from conformance.port import Hello, close, greet, known_ports, resolve
+from conformance.port import EXEC, Hello, close, greet, known_ports, resolve
 from conformance.report.terminal import verdict_lines
 from conformance.report.text import shorten
 from conformance.results import DEFAULT_OUT, Results, exit_code
@@ -43,7 +43,12 @@ def main(argv: list[str] | None = None) -> int:
     Returns:
         0 conformant, 1 not conformant, 2 bad usage, 3 the port or the suite broke.
     """
-    arguments = _parser().parse_args(argv)
+    parser = _parser()
+    arguments, rest = parser.parse_known_args(argv)
+    if rest:
+        port = getattr(arguments, "port", "")
+        hint = f'; quote the command: "{port} {rest[0]} ..."' if port.startswith(EXEC) else ""
+        parser.error(f"unrecognized arguments: {' '.join(rest)}{hint}")
     try:
         return int(arguments.command(arguments))
     except SuiteError as error:
@@ -85,6 +90,7 @@ def _parser() -> argparse.ArgumentParser:
 
     show = command(commands, "show", _show, "print what a golden holds")
     show.add_argument("case", metavar="CASE", help="component/variant/scenario")
+    show.add_argument("--probes", action="store_true", help="every probe, in order of execution")
 
     command(commands, "ports", _ports, "print the ports that can be named")
 
@@ -159,8 +165,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _judge(arguments: argparse.Namespace, cases: list[Case], job: Job, runner: Runner) -> int:
-    if arguments.component is None:  # what is not offered, and not asked for by name, is no skip
-        cases = [c for c in cases if c.component in runner.hello.components] or cases
+    cases = offered(cases, runner.hello, skip=arguments.component is not None)
     mode = arguments.mode or default_modes(runner.hello, arguments.traces)
     runs = executions(arguments.dtype, arguments.device, arguments.backend, mode, runner.hello)
     judged = list(items(cases, runs))
@@ -204,6 +209,27 @@ def _judge(arguments: argparse.Namespace, cases: list[Case], job: Job, runner: R
     return int(exit_code(summary))
 
 
+def offered(cases: list[Case], hello: Hello, *, skip: bool) -> list[Case]:
+    """Leave out the cases that a port does not offer.
+
+    Args:
+        cases: Selected.
+        hello: What the port offers.
+        skip: Keep them: what was asked for by name is a skip.
+
+    Raises:
+        UsageError: It offers none of them.
+    """
+    own = [c for c in cases if hello.offers(c.component, c.variant.name)]
+    if own:
+        return cases if skip else own
+    message = (
+        f"{hello.name} offers {', '.join(hello.components)}, variants {', '.join(hello.variants)}: "
+        "nothing of that is selected; choose with --component and --variant"
+    )
+    raise UsageError(message)
+
+
 def _ratio_text(line: dict[str, Any]) -> str:
     return "      -" if line["ratio"] is None else f"{line['ratio']:7.2f}"
 
@@ -222,6 +248,9 @@ def _show(arguments: argparse.Namespace) -> int:
         print(f"{case.id}\nhunts   {case.scenario.hunts}\nrefused {case.refused}")
         return 0
     golden = load_golden(case)
+    if arguments.probes:
+        print("\n".join(golden.asked))
+        return 0
     print(f"{case.id}\nhunts   {golden.hunts}\nlimit   {LIMIT:g}")
     for name, facts in golden.inputs.items():
         value = f" {shorten(str(facts['value']), 100)}" if "value" in facts else ""

@@ -26,6 +26,6 @@ def _smoke(arguments: argparse.Namespace) -> int:
             checks.append(check)
     finally:
         close(port)
-    text, code = conclusion(checks)
+    text, code = conclusion(checks, arguments.port)
     print(text)
     return int(code)

@@ -49,11 +49,21 @@ def where_raised(error: BaseException) -> str:
     return f"{frame.filename}:{frame.lineno}"
 
 
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")  # noqa: PLR2004
+
+
 def check_contract(golden: Golden, outputs: Arrays, probes: Arrays, arithmetic: str) -> None:
     """Level 0: names and dtypes are exact."""
-    wanted_names = sorted(golden.output_shapes)
-    if sorted(outputs) != wanted_names:
-        message = f"{golden.case}: outputs are {sorted(outputs)}, expected {wanted_names}"
+    missing = [name for name in golden.output_shapes if name not in outputs]
+    others = [name for name in outputs if name not in golden.output_shapes]
+    if missing or others:
+        texts = [
+            f"output {_few(names)} {what}"
+            for names, what in ((missing, "is missing"), (others, "is none of this component"))
+            if names
+        ]
+        message = f"{golden.case}: {'; '.join(texts)} (docs/contract.md)"
         raise PortError(message)
     asked = set(golden.asked)
     unknown = [name for name in probes if name not in asked]

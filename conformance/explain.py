@@ -76,12 +76,15 @@ def explain(lines: list[dict[str, Any]], runner: Runner) -> Explanation:
         if not items:
             continue
         ranked = rank(marks_of(lines, component), component)[:TESTED]
-        if not runner.hello.probes and _testable(items):
-            ranked = known_of(component)  # nothing says where it begins: all are tested
-        faults = list(_tested(items, ranked, runner)) if _testable(items) else []
+        candidates = ranked
+        if not (runner.hello.probes and runner.hello.replace):
+            # A trace says too little of where it begins: all are tested, the likeliest first.
+            candidates = [*ranked, *(k for k in known_of(component) if k not in ranked)]
+            ranked = candidates if not runner.hello.probes else ranked
+        faults = list(_tested(items, candidates, runner)) if _testable(items) else []
         explained = {name for fault in faults for name in fault["names"]}
         faults += _unexplained(items, explained, ranked)
-        found.hints[component] = _sentence(faults, ranked)
+        found.hints[component] = _sentence(faults, ranked, candidates)
         found.faults += [{k: v for k, v in f.items() if k != "names"} for f in faults]
     return found
 
@@ -214,9 +217,9 @@ def _fault(names: set[str], mutant: str | None, ratio_if_so: float | None = None
     }
 
 
-def _sentence(faults: list[dict[str, Any]], ranked: list[Known]) -> str:
+def _sentence(faults: list[dict[str, Any]], ranked: list[Known], tested: list[Known]) -> str:
     """Say what the port computes, or what it looks like."""
-    wrong = {known.id: known.wrong for known in ranked}
+    wrong = {known.id: known.wrong for known in tested}
     for fault in faults:
         if fault["confirmed"]:
             return (

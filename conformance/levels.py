@@ -123,6 +123,15 @@ def depth(lines: Iterable[Line]) -> str | None:
     return TRACE if any(kind == "probe" for kind, _ in kinds) else "outputs"
 
 
+def missing_probes(lines: Iterable[Line]) -> dict[str, list[str]]:
+    """Return the probes that a port was asked for and did not hand out, by component."""
+    found: dict[str, dict[str, None]] = {}
+    for line in lines:
+        if line.get("missing"):
+            found.setdefault(line["component"], {}).update(dict.fromkeys(line["missing"]))
+    return {component: list(names) for component, names in found.items()}
+
+
 def _judged(lines: Iterable[Line]) -> list[Line]:
     return [line for line in lines if line["verdict"] != "skip"]
 

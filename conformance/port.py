@@ -11,6 +11,7 @@ import sys
 from collections.abc import Collection, Mapping
 from contextlib import redirect_stdout
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -21,6 +22,7 @@ from conformance.case import COMPONENTS
 from conformance.errors import PortError, SuiteError, UsageError
 from conformance.report.text import one_line
 from conformance.tolerance import ARITHMETICS
+from conformance.variants import NO_VARIANT
 
 if TYPE_CHECKING:
     from conformance.variants import Variant, Weights
@@ -69,6 +71,11 @@ class Hello:
     weights: tuple[str, ...] = ("diffusers",)
     shapes: dict[str, dict[str, list[list[int | None]]]] = field(default_factory=dict)
     echo: bool = False
+
+    def offers(self, component: str, variant: str) -> bool:
+        """Say whether a component is offered, in a variant, or without one (`-`)."""
+        named = variant == NO_VARIANT or any(fnmatchcase(variant, glob) for glob in self.variants)
+        return component in self.components and named
 
     @classmethod
     def of(cls, offer: Mapping[str, Any], what: str) -> Hello:
@@ -273,6 +280,9 @@ def _load_factory(target: str, spec: str) -> Any:
         if error.name in {"torch", "diffusers", "transformers"}:
             extra = "torch" if error.name == "torch" else "oracle"
             message += f" (pip install 'sd1-conformance[{extra}]')"
+        else:
+            message += "; a port of another environment is served from there: exec:path/to/python "
+            message += f"serve.py {spec}"
         raise UsageError(message) from error
     except SuiteError:
         raise
@@ -293,7 +303,8 @@ def _find_beside(folder: Path) -> None:
 
 def _import_file(path: Path) -> Any:
     if not path.is_file():
-        message = f"port file {path} does not exist"
+        hint = f": to start a program write exec:{path}" if " " in str(path) else ""
+        message = f"port file {path} does not exist{hint}"
         raise UsageError(message)
     _find_beside(path.resolve().parent)  # what lies beside a port is imported as in a script
     name = f"sd1_port_{path.stem}"

@@ -20,7 +20,7 @@ from conformance.case import COMPONENTS, all_cases
 from conformance.errors import ExitCode, UsageError
 from conformance.explain import Explanation, explain
 from conformance.golden import SPLICE
-from conformance.levels import depth, level, next_level
+from conformance.levels import depth, level, missing_probes, next_level
 from conformance.manifest import manifest_digest
 from conformance.port import EXEC, Hello
 from conformance.report.html import write_html
@@ -248,6 +248,7 @@ def summarise(
         "level": level(lines),
         "next_level": next_level(lines, hello.components),
         "depth": depth(lines),
+        "missing_probes": missing_probes(lines),
         "offers": list(hello.components),
         "stamps": [],
         "counts": counts,

@@ -37,6 +37,7 @@ from conformance.recipe import SEED, digest
 from conformance.report.text import one_line
 from conformance.sampling import term_and_step
 from conformance.segments import ignores_values, spliced
+from conformance.tensors import rounded
 from conformance.terms import wrong_terms
 from conformance.traces import Traces, Values, find_traces, judged_by
 from conformance.variants import NO_VARIANT
@@ -59,6 +60,7 @@ class Result:
         seconds: Wall time.
         detail: What a reader wants to see below the message, in several lines.
         block: The named block that this is about; empty for the whole case.
+        missing: Probes that a port that has some was asked for and did not hand out.
     """
 
     case: Case
@@ -70,6 +72,7 @@ class Result:
     seconds: float = 0.0
     detail: str = ""
     block: str = ""
+    missing: list[str] = field(default_factory=list)
 
     @property
     def item_id(self) -> str:
@@ -103,6 +106,7 @@ class Result:
             "message": self.message,
             "detail": self.detail,
             "hunts": self.case.scenario.hunts,
+            "missing": self.missing,
             "probes": [record.as_json() for record in self.records],
         }
 
@@ -186,6 +190,8 @@ class Runner:
         if not case.is_network:
             records.sort(key=lambda record: spec.place(case.component, record.name))
         result = Result(case, execution, "pass", records)
+        if self.hello.probes:
+            result.missing = [name for name in asked if name not in probes]
         if case.is_scheduler:
             explain_steps(golden, inputs, plain, records)
         self._conclude(result, golden)
@@ -219,11 +225,12 @@ class Runner:
             raise UnsupportedError(message)
         values = self.values(case, recorded)
         component = self.load(case, execution)
-        outputs, probes = call(component, inputs, recorded.asked, values.probes)
-        if not probes or self._is_deaf(component, case, inputs, recorded, values, outputs):
+        given = rounded(values.probes, execution.dtype)
+        outputs, probes = call(component, inputs, recorded.asked, given)
+        if not probes or self._is_deaf(component, case, inputs, recorded, given, outputs):
             what = "overwrites none of its probes" if probes else "hands out no probe"
             flag = "replace" if probes else "probes"
-            message = f"{self.hello.name} {what}: say so with Hello({flag}=False); no splice mode"
+            message = f"{self.hello.name} {what}: let hello() say {flag}: false; no splice mode"
             raise UnsupportedError(message)
         golden = judged_by(spliced(case, recorded, probes), values)
         check_contract(golden, outputs, probes, execution.dtype)
@@ -232,6 +239,7 @@ class Runner:
         if not case.is_network:
             records.sort(key=lambda record: spec.place(case.component, record.name))
         result = Result(case, execution, "pass", records)
+        result.missing = [name for name in recorded.asked if name not in probes]
         self._conclude(result, recorded)
         self._local[_without_mode(case, execution)] = Local.of(records)
         return result
@@ -242,13 +250,13 @@ class Runner:
         case: Case,
         inputs: Arrays,
         recorded: Golden,
-        values: Values,
+        given: Arrays,
         outputs: Arrays,
     ) -> bool:
         """Say whether a component of the port ignores values; each is asked once."""
         if case.component not in self._deaf:
             self._deaf[case.component] = ignores_values(
-                component, inputs, recorded.asked, values.probes, outputs
+                component, inputs, recorded.asked, given, outputs
             )
         return self._deaf[case.component]
 

@@ -142,7 +142,13 @@ class ExecPort:
 
     def _asked(self, child: Child, message: dict[str, Any], times: int = 1) -> dict[str, Any]:
         op, number = message["op"], next(self._ids)
-        reply = child.ask({"id": number, **message}, times * self.limits.seconds)
+        try:
+            reply = child.ask({"id": number, **message}, times * self.limits.seconds)
+        except HungError as error:
+            if times == 1:
+                raise
+            text = f"{error} ({times} times --timeout {self.limits.seconds:g}: what comes first)"
+            raise HungError(text) from None
         try:
             _check_reply(reply, op, number)
         except PortError:

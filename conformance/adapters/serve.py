@@ -153,7 +153,8 @@ def write_tensors(file: str, arrays: Arrays) -> None:
         else:
             little = array.dtype.newbyteorder("<")
             if little not in names:
-                raise Refused("%s is an array of %s, not of numbers" % (name, array.dtype))
+                kind = "%s.%s" % (type(given).__module__, type(given).__name__)
+                raise Refused("%s is a %s, not a NumPy array of numbers: convert it" % (name, kind))
             dtype, bits = names[little], np.ascontiguousarray(array, little)
         data = bits.tobytes()
         header[name] = {
@@ -261,9 +262,13 @@ class Server:
         path = request["weights"]
         weights = Tensors({}) if path is None else open_weights(path).of(component)
         variant = Variant(request["variant"], request["architecture"])
-        self.loaded = self.port.load(
+        loaded = self.port.load(
             component, variant, weights, request["arithmetic"], request["device"]
         )
+        if not callable(getattr(loaded, "run", None)):
+            kind = type(loaded).__name__
+            raise Refused("load() returned %s: it needs run(inputs, probes, replace)" % kind)
+        self.loaded = loaded
         return {}
 
     def run(self, request: dict[str, Any]) -> dict[str, Any]:
@@ -279,7 +284,11 @@ class Server:
         values = None
         if request["replace"] is not None:
             values = dict(Tensors(open_tensors(request["replace"])))
-        outputs, probes = self.loaded.run(inputs, tuple(request["probes"]), values)
+        answer = self.loaded.run(inputs, tuple(request["probes"]), values)
+        if not (isinstance(answer, tuple) and [*map(type, answer)] == [dict, dict]):
+            kind = type(answer).__name__
+            raise Refused("run() returned %s, not a tuple of two dicts, outputs and probes" % kind)
+        outputs, probes = answer
         files = {}
         for name, arrays in (("outputs", outputs), ("probes", probes)):
             files[name] = str(Path(self.scratch) / (name + ".safetensors"))

@@ -125,13 +125,15 @@ def _differ(a: np.ndarray, b: np.ndarray) -> bool:
 class Reference:
     """A mutant, evaluated in float64, in the place of the oracle."""
 
-    def __init__(self, mutant: Mutant, answers: dict[str, Values] | None = None) -> None:
+    def __init__(
+        self, mutant: Mutant, answers: dict[tuple[int, int, str], Values] | None = None
+    ) -> None:
         """Take the mutant's place.
 
         Args:
             mutant: The mutant.
-            answers: What the port answered in trace mode, by item: shared among references, so that
-                a port is asked once.
+            answers: What ports answered in trace mode, by runner, seed and item: shared among
+                references, so that a port is asked once.
         """
         self.port = MutantPort(mutant)
         self._answers = {} if answers is None else answers
@@ -154,7 +156,7 @@ class Reference:
             reference = answer(self._load(case), case, golden, replace)
         except Exception:  # noqa: BLE001 - a mutant may raise anything
             return []
-        item = execution.item_id(case)
+        item = (id(runner), case.seed, execution.item_id(case))
         own = None if replace else self._answers.get(item)
         if own is None:
             component = runner.load(case, execution)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from conformance.report.text import count, mapping, number, printable, severity
@@ -123,6 +123,7 @@ class Summary:
     seconds: float | None
     suite: str
     depth: str = ""
+    missing_probes: dict[str, list[str]] = field(default_factory=dict)
     next_level: Next | None = None
     offers: tuple[str, ...] = ()
     expected: Expected | None = None
@@ -155,6 +156,10 @@ def parse_summary(record: dict[str, Any]) -> Summary:
         seconds=number(record.get("seconds")),
         suite=printable(record.get("suite")),
         depth=printable(record.get("depth")),
+        missing_probes={
+            printable(component): _texts(names)
+            for component, names in mapping(record.get("missing_probes")).items()
+        },
         next_level=_next(record.get("next_level")),
         offers=tuple(_texts(record.get("offers"))),
         expected=_expected(record.get("xfails")),

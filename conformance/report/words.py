@@ -15,8 +15,8 @@ from conformance.report.text import MISSING, number_text
 MEASURED = ("pass", "warn", "fail", "xfail", "xpass")
 DEPTHS = {
     "outputs": "outputs alone, it hands out no probe",
-    TRACE: "trace: every probe, with the errors that it inherits",
-    SPLICE: "splice: every layer by itself",
+    TRACE: "trace: probes, with the errors that they inherit",
+    SPLICE: "splice: layers by themselves",
 }
 _EXECUTION = re.compile(r"\[([^\[\]]+)\](?:::|$)")
 _OPTIONS = ("--dtype", "--device", "--backend", "--mode")
@@ -102,8 +102,17 @@ def _offered(summary: Summary) -> str:
 
 
 def depth_text(summary: Summary) -> str:
-    """Say how deep the port could be looked into."""
-    return DEPTHS.get(summary.depth, summary.depth)
+    """Say how deep the port could be looked into, and what it did not show."""
+    missing = []
+    for component, names in summary.missing_probes.items():
+        more = ", ..." if len(names) > _NAMED else ""
+        missing.append(f"{len(names)} of {component} ({', '.join(names[:_NAMED])}{more})")
+    text = DEPTHS.get(summary.depth, summary.depth)
+    return f"{text}; probes not handed out: {', '.join(missing)}" if missing else text
+
+
+_NAMED = 3
+"""So many probes that are missing are named."""
 
 
 def expected_text(expected: Expected) -> str:

@@ -90,7 +90,7 @@ def test_level_text(record: dict[str, Any], expected: str) -> None:
 @pytest.mark.parametrize(
     ("record", "expected"),
     [
-        ({"depth": "splice"}, "  depth  splice: every layer by itself"),
+        ({"depth": "splice"}, "  depth  splice: layers by themselves"),
         ({"depth": "outputs"}, "  depth  outputs alone, it hands out no probe"),
         ({"level": 1, "next_level": NO_SAMPLER},
          "  level  1 components; for 2 samplers: it offers no scheduler"),

@@ -1,0 +1,124 @@
+"""Mistakes that a newcomer made, and what they are told."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from conformance import cli
+from conformance.adapters import serve
+
+SERVE = Path(serve.__file__)
+
+PORT = '''
+class Foreign:
+    """An array of another library."""
+
+
+class Port:
+    def hello(self):
+        return {"name": "p", "version": "1", "components": ["unet"], "probes": False,
+                "replace": False, "variants": VARIANTS}
+
+    def load(self, *_):
+        return None if FAULT == "load" else self
+
+    def run(self, inputs, probes=(), replace=None):
+        if FAULT == "array":
+            return {"sample": Foreign()}, {}
+        return {"sample": inputs["sample"]}
+
+
+VARIANTS = ["*"]
+
+
+def factory():
+    return Port()
+'''
+
+SERVED = {
+    "load": ("load", "load() returned NoneType: it needs run(inputs, probes, replace)"),
+    "array": ("array", "sample is a sd1_port_p.Foreign, not a NumPy array of numbers: convert it"),
+    "tuple": ("tuple", "run() returned dict, not a tuple of two dicts, outputs and probes"),
+    "syntax": ("syntax", "SyntaxError: invalid syntax (File"),
+}
+
+
+@pytest.fixture
+def write(tmp_path: Path):
+    """Return a function that writes a port with a fault and returns its PORT argument."""
+
+    def make(fault: str, text: str = PORT) -> str:
+        broken = "FAULT = \n" if fault == "syntax" else f"FAULT = {fault!r}\n"
+        (tmp_path / "p.py").write_text(broken + text, "utf-8")
+        return f"{tmp_path}/p.py:factory"
+
+    return make
+
+
+@pytest.mark.parametrize(("fault", "message"), SERVED.values(), ids=SERVED)
+def test_served(write, main, tmp_path, fault: str, message: str) -> None:
+    """Across the border too, a message says what was returned and what is wanted."""
+    port = f"exec:{sys.executable} {SERVE} {write(fault)}"
+    code, out, err = main("run", port, "-k", "unet/tiny/base", "--out", tmp_path / "out")
+    assert (code, message in out + err) == (3, True), out + err
+
+
+def test_not_served(write, main) -> None:
+    """A Python file without serve.py reads no request."""
+    path = write("none").rpartition(":")[0]
+    code, _, err = main("run", f"exec:{sys.executable} {path}")
+    assert (code, "exec:python serve.py my_port.py:factory" in err) == (3, True), err
+
+
+def test_command_without_quotes(capsys) -> None:
+    """The rest of a command is no argument of `run`."""
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["run", "exec:python", "serve.py", "p.py:factory"])
+    assert stopped.value.code == 2
+    assert 'quote the command: "exec:python serve.py ..."' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "arguments", "message"),
+    [
+        (PORT, ("--component", "text_encoder"), "p offers unet, variants *"),
+        (PORT.replace('["*"]', '["sd1"]'), (), "p offers unet, variants sd1"),
+    ],
+    ids=["component", "variant"],
+)
+def test_nothing_of_it_is_selected(write, main, text: str, arguments: tuple, message: str) -> None:
+    """Where a port offers nothing of what is selected, that is one line and not a list of skips."""
+    code, out, err = main("run", write("none", text), *arguments)
+    assert (code, out) == (2, "")
+    assert message in err
+
+
+def test_of_another_environment(tmp_path: Path, main) -> None:
+    """A module that is missing here may be there."""
+    (tmp_path / "p.py").write_text("import no_such_library\n", "utf-8")
+    code, _, err = main("run", f"{tmp_path}/p.py:factory")
+    assert code == 2
+    assert "exec:path/to/python serve.py" in err
+
+
+def test_exec_forgotten(main) -> None:
+    """A command without `exec:` is taken for a file."""
+    code, _, err = main("run", "python serve.py my_port.py:factory")
+    assert (code, "write exec:python serve.py my_port.py" in err) == (2, True), err
+
+
+def test_nearest_case(main) -> None:
+    """A misspelt case is told its neighbours."""
+    code, _, err = main("show", "text_encoder/tiny/bse")
+    assert (code, "text_encoder/tiny/base" in err) == (2, True)
+
+
+def test_every_probe_is_listed(main) -> None:
+    """`show --probes` prints one a line, in order of execution."""
+    code, out, _ = main("show", "text_encoder/tiny/base", "--probes")
+    lines = out.splitlines()
+    assert (code, len(lines)) == (0, 45)
+    assert lines[0] == "text_model.embeddings.token_embedding"

@@ -1,0 +1,46 @@
+"""docs/porting.md: its port is a port, in process and served, and does what the page says."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from conformance import cli
+
+ROOT = Path(__file__).resolve().parents[2]
+SERVE = ROOT / "conformance/adapters/serve.py"
+(SOURCE,) = re.findall(
+    r"```python\n(.*?)```", (ROOT / "docs/porting.md").read_text("utf-8"), re.DOTALL
+)
+
+
+@pytest.fixture
+def page_port(tmp_path: Path) -> str:
+    """Save the page's port as it says."""
+    (tmp_path / "my_port.py").write_text(SOURCE, "utf-8")
+    return f"{tmp_path}/my_port.py:factory"
+
+
+@pytest.mark.parametrize("served", [False, True], ids=["in-process", "served"])
+def test_the_pages_commands(page_port: str, tmp_path: Path, capsys, *, served: bool) -> None:
+    """Smoke finds it sound, and it conforms; in splice mode too where the oracle is installed."""
+    port = f"exec:{sys.executable} {SERVE} {page_port}" if served else page_port
+    assert cli.main(["smoke", port]) == 0, capsys.readouterr().out
+    assert cli.main(["run", port, "--out", str(tmp_path / "out")]) == 0
+    out = capsys.readouterr().out
+    assert "CONFORMANT: my port 0.1" in out
+    modes = 2 if importlib.util.find_spec("diffusers") else 1
+    assert f"({modes} case{'s' * (modes > 1)} measured)" in out
+    assert "not handed out" not in out
+
+
+def test_a_misspelt_probe_is_named(page_port: str, tmp_path: Path, capsys) -> None:
+    """What the port was asked for and did not show is in the line `depth`."""
+    path = Path(page_port.rpartition(":")[0])
+    path.write_text(SOURCE.replace('see("linear_1"', 'see("linear_one"'), "utf-8")
+    cli.main(["run", page_port, "--mode", "trace", "--out", str(tmp_path / "out")])
+    assert "probes not handed out: 1 of block/time_embedding (linear_1)" in capsys.readouterr().out
