@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -140,6 +141,16 @@ def _end_is_two(module: Any) -> None:
     module.config = replace(module.config, eos_token_id=2)
 
 
+def _last_end(module: Any) -> None:
+    def answer(_: Any, args: tuple[Tensor, ...], out: tuple[Tensor, Tensor]) -> Any:
+        (ids,), (states, _pooled) = args, out
+        ends = (ids == module.config.eos_token_id).int()
+        last = ids.shape[1] - 1 - ends.flip(1).argmax(1)
+        return states, states[torch.arange(ids.shape[0]), last]
+
+    module.register_forward_hook(answer)
+
+
 def _zeros_for_empty(module: Any) -> None:
     def answer(_: Any, args: tuple[Tensor, ...], out: tuple[Tensor, Tensor]) -> Any:
         empty = args[0][:, 1] == module.config.eos_token_id
@@ -187,6 +198,15 @@ MUTANTS: tuple[Mutant, ...] = (
         size="visible",
         cases=("tiny/base", "odd/base"),
         module=_activation(F.gelu),
+    ),
+    Mutant(
+        id="own-clip-tanh-gelu",
+        component="text_encoder",
+        wrong="The activation is GELU by tanh, the default of several libraries",
+        seen="a newcomer's port in tinygrad, whose gelu() it is; jax.nn.gelu",
+        size="visible",
+        cases=("tiny/base", "odd/base"),
+        module=_activation(partial(F.gelu, approximate="tanh")),
     ),
     Mutant(
         id="clip-ln-eps",
@@ -238,6 +258,15 @@ MUTANTS: tuple[Mutant, ...] = (
         cases=("odd/base", "odd/several-eos", "tiny/batch3"),
         module=_end_is_two,
         dormant=True,
+    ),
+    Mutant(
+        id="own-clip-last-end",
+        component="text_encoder",
+        wrong="The pooled state is that of the last end of text, which is padding",
+        seen="a newcomer's port in tinygrad",
+        size="visible",
+        cases=("tiny/base", "tiny/several-eos", "odd/base"),
+        module=_last_end,
     ),
     Mutant(
         id="clip-empty-prompt-zeros",

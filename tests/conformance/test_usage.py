@@ -194,3 +194,19 @@ def test_level_without_a_case(main) -> None:
     """A level and a component that do not meet are bad usage."""
     code, _, err = main("list", "--level", 1, "--component", "scheduler/*")
     assert (code, "leaves none of the cases selected" in err) == (2, True)
+
+
+def test_installed_port(main, port_file, tmp_path: Path, monkeypatch) -> None:
+    """A package announces its port in the group `sd1_conformance.ports`: it is listed and runs."""
+    facts = tmp_path / "site" / "my_package-1.0.dist-info"
+    facts.mkdir(parents=True)
+    (facts / "METADATA").write_text("Metadata-Version: 2.1\nName: my-package\nVersion: 1.0\n")
+    (facts / "entry_points.txt").write_text("[sd1_conformance.ports]\nmine = stored_port:make\n")
+    monkeypatch.syspath_prepend(str(facts.parent))
+    monkeypatch.syspath_prepend(str(Path(port_file).parent))
+    assert port_file.endswith("stored_port.py:make")
+    code, out, _ = main("ports")
+    assert code == 0
+    assert "mine         1.0        tokenizer, unet" in out
+    code, out, _ = main("run", "mine", "-k", "tokenizer/-/plain", "--out", tmp_path / "out")
+    assert (code, "CONFORMANT: fake 1.0" in out) == (0, True), out
