@@ -66,7 +66,8 @@ def limits_of(arguments: argparse.Namespace) -> Limits:
         message = f"--timeout {arguments.timeout:g}: give a positive number of seconds"
         raise UsageError(message)
     seconds = TIMEOUT if arguments.timeout is None else arguments.timeout
-    return Limits(seconds, None if arguments.memory is None else _bytes_of(arguments.memory))
+    memory = None if arguments.memory is None else _bytes_of(arguments.memory)
+    return Limits(seconds, memory, children=max(1, getattr(arguments, "n", 1)))
 
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT])(iB|B|)", re.IGNORECASE)

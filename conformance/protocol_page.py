@@ -40,6 +40,8 @@ then the data, little-endian, rows first, offsets counted from the end of the he
 | length of a reply | 1 MiB; tensors go to files |
 | files of a reply | regular files in the scratch folder, at most 8 GiB |
 
+The suite starts children on Linux and macOS; memory is watched on Linux. With `-n` the machine's share is divided.
+
 A child that breaks a limit or the protocol, hangs or dies is killed with all that it started (its process group),
 and started again for the next case. A component that hangs three times in a row is not asked again; nor is a port
 that fails three times in a row to start.

@@ -48,10 +48,17 @@ class Limits:
     Attributes:
         seconds: Longest time of a call; loading and the first run have `FIRST` times as long.
         memory: Bytes that it may hold; None for three quarters of the machine's.
+        children: So many share the machine's memory, where none is given.
     """
 
     seconds: float = TIMEOUT
     memory: int | None = None
+    children: int = 1
+
+    @property
+    def most(self) -> int:
+        """Return how many bytes a child may hold."""
+        return self.memory or int(_MEMORY_SHARE * machine_memory() / self.children)
 
 
 class ExecPort:
@@ -168,9 +175,8 @@ class ExecPort:
             raise PortError(message)
         if self._child is not None:
             self._child.kill()
-        memory = self.limits.memory or int(_MEMORY_SHARE * machine_memory())
         self.loaded = None
-        self._child = Child(self.command, memory)
+        self._child = Child(self.command, self.limits.most)
         self.starts += 1
         greeting = {"op": "hello", "protocol": protocol.VERSION, "scratch": str(self.scratch())}
         try:

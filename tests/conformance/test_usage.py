@@ -196,6 +196,25 @@ def test_level_without_a_case(main) -> None:
     assert (code, "leaves none of the cases selected" in err) == (2, True)
 
 
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("--timeout", "0", "--timeout 0: give a positive number of seconds"),
+        ("--memory", "lots", "--memory 'lots' is no size: write 8GiB or 512MiB"),
+    ],
+)
+def test_limits(main, option: str, value: str, message: str) -> None:
+    """A limit that limits nothing is bad usage."""
+    code, _, err = main("run", "exec:true", option, value)
+    assert (code, message in err) == (2, True), err
+
+
+def test_children_share_the_memory() -> None:
+    """Where no limit is given, several children divide the machine's memory."""
+    assert Limits(children=4).most * 4 == pytest.approx(Limits().most, rel=1e-6)
+    assert Limits(memory=7, children=4).most == 7
+
+
 def test_installed_port(main, port_file, tmp_path: Path, monkeypatch) -> None:
     """A package announces its port in the group `sd1_conformance.ports`: it is listed and runs."""
     facts = tmp_path / "site" / "my_package-1.0.dist-info"
