@@ -7,12 +7,15 @@ import os
 import subprocess
 import sys
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 import conformance
 from conformance.case import all_cases, select_cases
+from conformance.cli import default_modes
+from conformance.port import Hello
 
 ROOT = Path(__file__).parents[2]
 BASE = ["--component", "unet", "--variant", "tiny", "--scenario", "base"]
@@ -218,3 +221,23 @@ def test_list_into_a_closed_pipe() -> None:
     done = subprocess.run(shell, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.stdout.startswith("tokenizer/-/empty ")
     assert done.stderr == ""
+
+
+OFFERS = Hello("fake", "1", ("unet",))
+
+
+@pytest.mark.parametrize(
+    ("oracle", "packed", "hello", "modes"),
+    [
+        (True, False, OFFERS, "splice,trace"),
+        (False, True, OFFERS, "splice,trace"),
+        (False, False, OFFERS, "trace"),
+        (True, True, replace(OFFERS, replace=False), "trace"),
+        (True, True, replace(OFFERS, probes=False), "trace"),
+    ],
+    ids=["oracle", "packs", "neither", "no-replace", "no-probes"],
+)
+def test_modes_of_a_run(monkeypatch, oracle, packed, hello, modes) -> None:
+    """Both modes are run where splicing is possible."""
+    monkeypatch.setattr("conformance.cli.have_oracle", lambda: oracle)
+    assert default_modes(hello, Path("packs") if packed else None) == modes

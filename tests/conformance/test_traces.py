@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import sys
@@ -14,7 +15,6 @@ from safetensors.numpy import save_file
 
 from conformance import traces
 from conformance.case import find_case
-from conformance.cli import default_modes
 from conformance.errors import GoldenError, UnsupportedError, UsageError
 from conformance.execution import Execution
 from conformance.golden import Golden, load_golden
@@ -208,13 +208,16 @@ def spliced(port, source=None):
     return Runner(port, source).run(CASE, Execution(mode="splice"))
 
 
+def scaled(golden, given):
+    """Return the golden's output, times what the values given are of the golden's own."""
+    first = np.linalg.norm(given[golden.probes[0]]) if given else golden.norms[0]
+    return golden.outputs["sample"].astype(np.float32) * round(float(first / golden.norms[0]), 3)
+
+
 def replays(inputs, probes, given):
     """Answer with the values given, as a port that makes no error; the output is the golden's."""
     del inputs
-    golden = load_golden(CASE)
-    sample = golden.outputs["sample"].astype(np.float32)
-    if given:  # what it answers is made of what it is given
-        sample *= round(float(np.linalg.norm(given[golden.probes[0]]) / golden.norms[0]), 3)
+    sample = scaled(load_golden(CASE), given)
     return {"sample": sample}, {name: given[name].astype(np.float32) for name in probes if given}
 
 
@@ -270,23 +273,6 @@ def test_neither_oracle_nor_packs(fake, monkeypatch: pytest.MonkeyPatch) -> None
     assert CASE.id in result.message
 
 
-@pytest.mark.parametrize(
-    ("oracle", "packed", "hello", "modes"),
-    [
-        (True, False, OFFERS, "splice,trace"),
-        (False, True, OFFERS, "splice,trace"),
-        (False, False, OFFERS, "trace"),
-        (True, True, replace(OFFERS, replace=False), "trace"),
-        (True, True, replace(OFFERS, probes=False), "trace"),
-    ],
-    ids=["oracle", "packs", "neither", "no-replace", "no-probes"],
-)
-def test_modes_of_a_run(monkeypatch, oracle, packed, hello, modes) -> None:
-    """Both modes are run where splicing is possible."""
-    monkeypatch.setattr("conformance.cli.have_oracle", lambda: oracle)
-    assert default_modes(hello, Path("packs") if packed else None) == modes
-
-
 PORT = '''
 """Answers with the values it is given, and with the golden's output; no torch."""
 import numpy as np
@@ -304,14 +290,12 @@ class Port:
         return self
 
     def run(self, inputs, probes=(), replace=None):
-        golden = load_golden(find_case("unet/tiny/quiet"))
-        sample = golden.outputs["sample"]
-        if replace:  # what it answers is made of what it is given
-            first = np.linalg.norm(replace[golden.probes[0]])
-            sample = sample * round(float(first / golden.norms[0]), 3)
+        sample = scaled(load_golden(find_case("unet/tiny/quiet")), replace)
         seen = {name: replace[name].astype("f4") for name in probes if replace}
         return {"sample": sample.astype("f4")}, seen
-'''
+
+
+''' + inspect.getsource(scaled)
 
 
 @pytest.fixture

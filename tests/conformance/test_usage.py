@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from conformance.adapters.process import Limits
+
 ROOT = Path(__file__).parents[2]
 BASE = ["--component", "unet", "--variant", "tiny", "--scenario", "base"]
 
