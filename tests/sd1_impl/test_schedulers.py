@@ -20,7 +20,7 @@ from sd1_impl import (
     DDPMScheduler,
     PNDMScheduler,
 )
-from sd1_impl.config import SchedulerConfig
+from sd1_impl.scheduler_config import SchedulerConfig
 from sd1_impl.schedulers import Run
 
 diffusers = pytest.importorskip("diffusers")
