@@ -4,7 +4,8 @@
 `sd1_impl.unet` predicts the noise in the latents, `sd1_impl.schedulers` lead from noise to latents,
 `sd1_impl.vae` turns latents into images and images into latents; `sd1_impl.pipeline` puts them
 together, and every number is in `sd1_impl.config` and `sd1_impl.scheduler_config`. Start with
-`sd1_impl.unet`: its forward pass is the figure in the paper. Or draw something: ``python -m sd1_impl "a photograph of a cat"``.
+`sd1_impl.unet`: its forward pass is the figure in the paper. Or draw something:
+``python -m sd1_impl "a photograph of a cat"``.
 
 Attribute names are the keys of the diffusers checkpoints, so that ``load_state_dict(strict=True)``
 needs no rename table; `sd1_impl.checkpoint` knows the two leftovers of older files. Nothing here
