@@ -3,8 +3,9 @@
 `sd1_impl.tokenizer` cuts the prompt into tokens, `sd1_impl.text_encoder` reads them,
 `sd1_impl.unet` predicts the noise in the latents, `sd1_impl.schedulers` lead from noise to latents,
 `sd1_impl.vae` turns latents into images and images into latents; `sd1_impl.pipeline` puts them
-together, and every number is in `sd1_impl.config`. Start with `sd1_impl.unet`: its forward pass is
-the figure in the paper. Or draw something: ``python -m sd1_impl "a photograph of a cat"``.
+together, and every number is in `sd1_impl.config` and `sd1_impl.scheduler_config`. Start with
+`sd1_impl.unet`: its forward pass is the figure in the paper. Or draw something:
+``python -m sd1_impl "a photograph of a cat"``.
 
 Attribute names are the keys of the diffusers checkpoints, so that ``load_state_dict(strict=True)``
 needs no rename table; `sd1_impl.checkpoint` knows the two leftovers of older files. Nothing here
@@ -14,22 +15,43 @@ imports diffusers or transformers.
 from sd1_impl.checkpoint import load_pipeline
 from sd1_impl.checkpoint_config import CheckpointError
 from sd1_impl.config import (
-    SD_V1_DDIM,
-    SD_V1_DDPM,
     SD_V1_INPAINT_UNET,
-    SD_V1_PNDM,
     SD_V1_TEXT_ENCODER,
     SD_V1_UNET,
     SD_V1_VAE,
-    DDIMConfig,
-    DDPMConfig,
-    PNDMConfig,
     TextEncoderConfig,
     UNetConfig,
     VAEConfig,
 )
 from sd1_impl.pipeline import Picture, Prompts, Step, Text2Image
-from sd1_impl.schedulers import DDIMScheduler, DDPMScheduler, PNDMScheduler
+from sd1_impl.scheduler_config import (
+    SD_V1_DDIM,
+    SD_V1_DDPM,
+    SD_V1_DPMPP_2M,
+    SD_V1_EULER,
+    SD_V1_EULER_ANCESTRAL,
+    SD_V1_HEUN,
+    SD_V1_LMS,
+    SD_V1_PNDM,
+    DDIMConfig,
+    DDPMConfig,
+    DPMPP2MConfig,
+    EulerAncestralConfig,
+    EulerConfig,
+    HeunConfig,
+    LMSConfig,
+    PNDMConfig,
+)
+from sd1_impl.schedulers import (
+    DDIMScheduler,
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerAncestralDiscreteScheduler,
+    EulerDiscreteScheduler,
+    HeunDiscreteScheduler,
+    LMSDiscreteScheduler,
+    PNDMScheduler,
+)
 from sd1_impl.synthetic import synthetic_pipeline
 from sd1_impl.text_encoder import CLIPTextEncoder
 from sd1_impl.tokenizer import CLIPTokenizer
@@ -39,7 +61,12 @@ from sd1_impl.vae import AutoencoderKL, DiagonalGaussian
 __all__ = [
     "SD_V1_DDIM",
     "SD_V1_DDPM",
+    "SD_V1_DPMPP_2M",
+    "SD_V1_EULER",
+    "SD_V1_EULER_ANCESTRAL",
+    "SD_V1_HEUN",
     "SD_V1_INPAINT_UNET",
+    "SD_V1_LMS",
     "SD_V1_PNDM",
     "SD_V1_TEXT_ENCODER",
     "SD_V1_UNET",
@@ -52,7 +79,17 @@ __all__ = [
     "DDIMScheduler",
     "DDPMConfig",
     "DDPMScheduler",
+    "DPMPP2MConfig",
+    "DPMSolverMultistepScheduler",
     "DiagonalGaussian",
+    "EulerAncestralConfig",
+    "EulerAncestralDiscreteScheduler",
+    "EulerConfig",
+    "EulerDiscreteScheduler",
+    "HeunConfig",
+    "HeunDiscreteScheduler",
+    "LMSConfig",
+    "LMSDiscreteScheduler",
     "PNDMConfig",
     "PNDMScheduler",
     "Picture",

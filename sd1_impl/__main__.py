@@ -176,10 +176,19 @@ def _pipeline(arguments: argparse.Namespace) -> Text2Image:
 
 
 def _scheduler(name: str, like: Scheduler) -> Scheduler:
-    """Return a scheduler with what another's numbers say of the training."""
+    """Return a scheduler with what another's numbers say of the training.
+
+    A number that is only the other's default is left out, as in diffusers: each has its own
+    ``timestep_spacing``.
+    """
     config, scheduler = SCHEDULERS[name]
-    names = [field.name for field in fields(config) if hasattr(like.config, field.name)]
-    return scheduler(config(**{name: getattr(like.config, name) for name in names}))
+    names = {field.name for field in fields(config)}
+    own = {
+        field.name: getattr(like.config, field.name)
+        for field in fields(like.config)
+        if field.name in names and getattr(like.config, field.name) != field.default
+    }
+    return scheduler(config(**own))
 
 
 def _warn_of_long_texts(pipeline: Text2Image, arguments: argparse.Namespace) -> None:

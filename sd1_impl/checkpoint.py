@@ -28,8 +28,8 @@ from sd1_impl.checkpoint_config import (
     read_unet_config,
     read_vae_config,
 )
-from sd1_impl.config import SD_V1_PNDM
 from sd1_impl.pipeline import Text2Image
+from sd1_impl.scheduler_config import SD_V1_PNDM
 from sd1_impl.schedulers import PNDMScheduler
 from sd1_impl.text_encoder import CLIPTextEncoder
 from sd1_impl.tokenizer import CLIPTokenizer

@@ -13,6 +13,7 @@ Sources: ``UNet2DConditionModel``, ``AutoencoderKL`` and the schedulers of diffu
 """
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -126,13 +127,27 @@ _DEFAULTS_OF = {
     "DDPMScheduler": {"clip_sample": True},
     "DDIMScheduler": {"clip_sample": True, "set_alpha_to_one": True},
     "PNDMScheduler": {"skip_prk_steps": False},
+    "HeunDiscreteScheduler": {"beta_start": 0.00085, "beta_end": 0.012},
 }
-# Where they are no fields: diffusers leaves options of one scheduler in the file of another.
+# Where they are no fields: diffusers leaves options of one scheduler in the file of another, and
+# has other algorithms in the same class.
 _SCHEDULER_FACTS = {
-    "timestep_spacing": "leading",
-    "skip_prk_steps": True,
-    "variance_type": "fixed_small",
-    "clip_sample_range": 1,
+    entry.name: entry.default for config, _ in SCHEDULERS.values() for entry in fields(config)
+} | {
+    "algorithm_type": "dpmsolver++",
+    "solver_order": 2,
+    "solver_type": "midpoint",
+    "lambda_min_clipped": -math.inf,
+    "interpolation_type": "linear",
+    "timestep_type": "discrete",
+}
+# What thresholding and flow, which have to be off, would need; and DDPM always ends at alpha 1.
+_SCHEDULER_UNREAD = {
+    "dynamic_thresholding_ratio",
+    "sample_max_value",
+    "flow_shift",
+    "time_shift_type",
+    "set_alpha_to_one",
 }
 
 
@@ -200,15 +215,12 @@ def read_scheduler(path: Path) -> Scheduler:
         )
     config, scheduler = kinds[name]
     # eta is an argument of diffusers' steps, and min_variance in its code: neither is an option.
-    names = [entry.name for entry in fields(config) if entry.name not in ("eta", "min_variance")]
-    known = Options(
-        optional=_same(*names),
-        facts={option: fact for option, fact in _SCHEDULER_FACTS.items() if option not in names},
-        # What thresholding, which has to be off, would need; and DDPM always ends at alpha 1.
-        unread=_ORIGIN
-        | {"_class_name", "dynamic_thresholding_ratio", "sample_max_value", "set_alpha_to_one"},
-    )
-    given = _SCHEDULER_DEFAULTS | _DEFAULTS_OF[name] | given
+    names = {entry.name for entry in fields(config)} - {"eta", "min_variance"}
+    unread = _ORIGIN | {"_class_name"} | (_SCHEDULER_UNREAD - names)
+    facts = {name: fact for name, fact in _SCHEDULER_FACTS.items() if name not in names | unread}
+    known = Options(optional=_same(*names), facts=facts, unread=unread)
+    given = {option: value for option, value in given.items() if value is not None}
+    given = _SCHEDULER_DEFAULTS | _DEFAULTS_OF.get(name, {}) | given
     return scheduler(_build(path, config, _translate(path, given, known, config)))
 
 

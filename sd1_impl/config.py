@@ -1,29 +1,23 @@
-"""Every number of Stable Diffusion v1, named, with the place where it is written down.
+"""Every number of Stable Diffusion v1's networks, named, with the place where it is written down.
+
+Those of the schedulers are in `sd1_impl.scheduler_config`.
 
 Sources, by the short names used below:
 
 - *v1-inference.yaml*: ``configs/stable-diffusion/v1-inference.yaml`` of CompVis/stable-diffusion;
 - *config.json*: ``config.json`` of the part in question (``unet``, ``vae``, ``text_encoder``) in
   the published diffusers checkpoint of SD v1-5;
-- *scheduler_config.json*: the file of that name in ``scheduler`` of the same checkpoint;
 - *ldm/...*: a module of the CompVis code;
 - *clip/model.py*: that module of openai/CLIP, which wrote the text encoder.
 """
 
 from dataclasses import dataclass, replace
-from typing import Literal
 
 
 def _check_groups(width: int, groups: int) -> None:
     """Refuse a width that GroupNorm cannot split."""
     if width % groups:
         raise ValueError(f"width {width} is not divisible by {groups} norm groups")
-
-
-def _check_choice(name: str, value: str, *choices: str) -> None:
-    """Refuse a name that means nothing."""
-    if value not in choices:
-        raise ValueError(f"{name} is {value!r}, expected one of {', '.join(choices)}")
 
 
 @dataclass(frozen=True)
@@ -219,129 +213,3 @@ class VAEConfig:
 
 SD_V1_VAE = VAEConfig()
 """The autoencoder of Stable Diffusion v1-1 to v1-5 ("kl-f8"): 83,653,863 parameters."""
-
-
-@dataclass(frozen=True)
-class SchedulerConfig:
-    """What every scheduler has to know of the training; the defaults are SD v1's.
-
-    Attributes:
-        num_train_timesteps: Number T of noise levels, 0 to T - 1 (``timesteps``,
-            *v1-inference.yaml*).
-        beta_start: Variance added at timestep 0 (``linear_start``; DDPM itself used 0.0001).
-        beta_end: Variance added at the last timestep (``linear_end``; DDPM itself used 0.02).
-        beta_schedule: What is spaced evenly between the two: "linear" the variances, as in DDPM,
-            "scaled_linear" their square roots (``make_beta_schedule``,
-            *ldm/modules/diffusionmodules/util.py*, which calls this one "linear").
-        steps_offset: Added to all timesteps of a run, so that the last is 1 and not 0
-            (``ddim_timesteps + 1`` in ``make_ddim_timesteps``, *ldm/.../util.py*).
-        prediction_type: What the model's output is: "epsilon" the noise (``parameterization: eps``,
-            *ldm/models/diffusion/ddpm.py*), "v_prediction" the velocity (Salimans and Ho, 2022,
-            section 4), which SD v1 does not use.
-
-    Raises:
-        ValueError: If there is no such schedule.
-    """
-
-    num_train_timesteps: int = 1000
-    beta_start: float = 0.00085
-    beta_end: float = 0.012
-    beta_schedule: Literal["linear", "scaled_linear"] = "scaled_linear"
-    steps_offset: int = 1
-    prediction_type: Literal["epsilon", "v_prediction"] = "epsilon"
-
-    def __post_init__(self) -> None:
-        """Refuse what cannot be a noise schedule."""
-        _check_choice("beta_schedule", self.beta_schedule, "linear", "scaled_linear")
-        _check_choice("prediction_type", self.prediction_type, "epsilon", "v_prediction")
-        if not 0 < self.beta_start <= self.beta_end < 1:
-            raise ValueError(
-                f"betas from {self.beta_start} to {self.beta_end} do not rise within (0, 1)"
-            )
-        if self.num_train_timesteps < 1 or self.steps_offset < 0:
-            raise ValueError(
-                f"num_train_timesteps {self.num_train_timesteps} or steps_offset "
-                f"{self.steps_offset} is too small"
-            )
-
-
-@dataclass(frozen=True)
-class DDPMConfig(SchedulerConfig):
-    """What ancestral sampling adds to the schedule; the defaults are SD v1's.
-
-    Attributes:
-        clip_sample: Whether the predicted x_0 is clipped: right for pixels, wrong for latents
-            (*scheduler_config.json*).
-        clip_sample_range: Largest magnitude after clipping: pixels are in [-1, 1] (Ho et al., 2020,
-            section 3.3).
-        variance_type: Variance of the noise added by a step: "fixed_small" that of the posterior
-            (``v_posterior: 0.``, *ldm/models/diffusion/ddpm.py*), "fixed_large" beta (Ho et al.,
-            2020, section 3.2, compare both).
-        min_variance: Lower bound of the posterior's variance, which is 0 in the last step
-            (``np.maximum(posterior_variance, 1e-20)``, *ldm/models/diffusion/ddpm.py*).
-
-    Raises:
-        ValueError: If there is no such variance.
-    """
-
-    clip_sample: bool = False
-    clip_sample_range: float = 1.0
-    variance_type: Literal["fixed_small", "fixed_large"] = "fixed_small"
-    min_variance: float = 1e-20
-
-    def __post_init__(self) -> None:
-        """Refuse what cannot be sampled."""
-        super().__post_init__()
-        _check_choice("variance_type", self.variance_type, "fixed_small", "fixed_large")
-
-
-SD_V1_DDPM = DDPMConfig()
-"""Ancestral sampling with the schedule of Stable Diffusion v1, the one of its training."""
-
-
-@dataclass(frozen=True)
-class DDIMConfig(SchedulerConfig):
-    """What DDIM adds to the schedule; the defaults are SD v1's.
-
-    Attributes:
-        eta: Share of DDPM's noise that a step adds, 0 to 1: 0 is deterministic (``--ddim_eta``,
-            *scripts/txt2img.py* of CompVis).
-        set_alpha_to_one: Whether the last step ends at the clean sample, instead of at the noise
-            level of timestep 0 (``alphacums[0]`` in ``make_ddim_sampling_parameters``,
-            *ldm/.../util.py*; *scheduler_config.json*).
-        clip_sample: As `DDPMConfig`'s.
-        clip_sample_range: As `DDPMConfig`'s.
-
-    Raises:
-        ValueError: If eta is not within 0 and 1.
-    """
-
-    eta: float = 0.0
-    set_alpha_to_one: bool = False
-    clip_sample: bool = False
-    clip_sample_range: float = 1.0
-
-    def __post_init__(self) -> None:
-        """Refuse more noise than there may be after a step."""
-        super().__post_init__()
-        if not 0 <= self.eta <= 1:
-            raise ValueError(f"eta is {self.eta}, expected 0 to 1")
-
-
-SD_V1_DDIM = DDIMConfig()
-"""DDIM as Stable Diffusion v1 configures it: what ``scripts/txt2img.py`` samples with."""
-
-
-@dataclass(frozen=True)
-class PNDMConfig(SchedulerConfig):
-    """What PLMS adds to the schedule; the defaults are SD v1's.
-
-    Attributes:
-        set_alpha_to_one: As `DDIMConfig`'s.
-    """
-
-    set_alpha_to_one: bool = False
-
-
-SD_V1_PNDM = PNDMConfig()
-"""PLMS as Stable Diffusion v1 configures it: *scheduler_config.json*, with ``skip_prk_steps``."""

@@ -12,7 +12,6 @@ of the text's encoding (768), N calls of the UNet, which are as many as the run 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import SupportsIndex
 
 import torch
 from torch import Tensor, nn
@@ -47,7 +46,8 @@ class Step:
 
     Attributes:
         index: Which call of the UNet this was, from 0.
-        timestep: What the UNet was told of the noise level.
+        timestep: What the UNet was told of the noise level; a float where the scheduler has
+            fractions.
         model_input: Latents as the UNet reads them, scaled, without the duplication for guidance.
         noise_pred_uncond: Noise predicted for the negative prompt; None without guidance.
         noise_pred_text: Noise predicted for the prompt.
@@ -56,7 +56,7 @@ class Step:
     """
 
     index: int
-    timestep: int
+    timestep: float
     model_input: Tensor
     noise_pred_uncond: Tensor | None
     noise_pred_text: Tensor
@@ -155,7 +155,8 @@ class Text2Image:
             prompt: One text or B of them.
             negative_prompt: What to draw away from: one text for all, or B. Not used without
                 guidance.
-            num_inference_steps: Steps, 1 to 999; PNDM from 2, and it calls the UNet once more.
+            num_inference_steps: Steps, 1 to 999; PNDM from 2, and it calls the UNet once more;
+                Heun calls it twice a step, but in the last.
             guidance_scale: How far to go from the negative prompt's prediction (0) past the
                 prompt's (1). Guidance is off at 1 and below: the prompt alone decides.
             height: Height H in pixels, a multiple of 8; SD v1 was trained at 512.
@@ -186,7 +187,8 @@ class Text2Image:
         _check_shape("noise", noise, (len(run.timesteps), *shape))
 
         text = self.encode_prompts(prompts, negative_prompts if guidance_scale > 1 else None)
-        first = self.initial_latents(self.draw(shape, generator) if latents is None else latents)
+        drawn = self.draw(shape, generator) if latents is None else latents
+        first = self.initial_latents(drawn, run)
         last = self.denoise(
             first,
             text,
@@ -235,9 +237,9 @@ class Text2Image:
         """Draw standard normal noise, on the CPU and in float32 whatever the model is."""
         return torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu")
 
-    def initial_latents(self, noise: Tensor) -> Tensor:
-        """Scale standard normal noise to the deviation that the scheduler begins with."""
-        return noise.to(_parameter(self.unet)) * self.scheduler.init_noise_sigma
+    def initial_latents(self, noise: Tensor, run: Run) -> Tensor:
+        """Scale standard normal noise to the deviation that the run begins with."""
+        return noise.to(_parameter(self.unet)) * run.init_noise_sigma
 
     def denoise(
         self,
@@ -255,7 +257,7 @@ class Text2Image:
         Args:
             latents: ``(B, 4, h, w)``, as noisy as the run's first timestep says.
             text: From `encode_prompts`.
-            run: From the scheduler's ``start``; with fewer timesteps to begin later.
+            run: From the scheduler's ``start``, with a ``begin_index`` to begin later.
             guidance_scale: As `__call__`'s; not used if the text has no negative prompt.
             noise: ``(N, B, 4, h, w)``, or None to draw it, as `__call__`'s.
             generator: What to draw it from.
@@ -265,7 +267,7 @@ class Text2Image:
             ``(B, 4, h, w)``, the denoised latents.
         """
         for index, t in enumerate(run.timesteps.tolist()):
-            model_input = self.scheduler.scale_model_input(latents, t)
+            model_input = self.scheduler.scale_model_input(latents, t, run)
             uncond, conditional = self.predict_noise(model_input, t, text)
             guided = conditional
             if uncond is not None:
@@ -280,7 +282,7 @@ class Text2Image:
         return latents
 
     def predict_noise(
-        self, model_input: Tensor, t: SupportsIndex, text: Prompts
+        self, model_input: Tensor, t: float, text: Prompts
     ) -> tuple[Tensor | None, Tensor]:
         """Ask the UNet: once, for the negative prompts and the prompts together.
 

@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from sd1_impl.config import SD_V1_PNDM, TextEncoderConfig, UNetConfig, VAEConfig
+from sd1_impl.config import TextEncoderConfig, UNetConfig, VAEConfig
 from sd1_impl.pipeline import Text2Image
+from sd1_impl.scheduler_config import SD_V1_PNDM
 from sd1_impl.schedulers import PNDMScheduler
 from sd1_impl.text_encoder import CLIPTextEncoder
 from sd1_impl.tokenizer import CLIPTokenizer

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import fields
 from functools import partial
 from itertools import count
 from typing import TYPE_CHECKING, Any, cast
@@ -21,9 +22,6 @@ from sd1_impl.tokenizer import CLIPTokenizer
 if TYPE_CHECKING:
     from conformance.variants import Variant, Weights
 
-_IMPLEMENTED = {"timestep_spacing": "leading", "skip_prk_steps": True}
-"""Settings that `sd1_impl` does not have, and the value that it implements."""
-
 
 def make_scheduler(algorithm: str, config: Mapping[str, Any]) -> Any:
     """Build sd1_impl's scheduler.
@@ -36,16 +34,19 @@ def make_scheduler(algorithm: str, config: Mapping[str, Any]) -> Any:
         The scheduler.
 
     Raises:
-        UnsupportedError: A setting has a value that sd1_impl does not implement.
+        UnsupportedError: sd1_impl has no such setting, or not this value of it.
     """
-    for name, value in _IMPLEMENTED.items():
-        if config.get(name, value) != value:
-            message = f"sd1_impl's {algorithm} has {name} {value!r} only, not {config[name]!r}"
-            raise UnsupportedError(message)
     run = {"scheduler", *RUN} - {"eta"}  # eta is a setting of this DDIM, not of its step
-    arguments = {k: v for k, v in config.items() if k not in run and k not in _IMPLEMENTED}
+    arguments = {name: value for name, value in config.items() if name not in run}
     settings, scheduler = cast("tuple[Any, Any]", ALGORITHMS[algorithm])
-    return scheduler(settings(**arguments))
+    unknown = sorted(set(arguments) - {field.name for field in fields(settings)})
+    if unknown:
+        raise UnsupportedError(f"sd1_impl's {algorithm} has no {', '.join(unknown)}")
+    try:
+        own = settings(**arguments)
+    except ValueError as error:
+        raise UnsupportedError(f"sd1_impl's {algorithm}: {error}") from error
+    return scheduler(own)
 
 
 class _Sampler:
@@ -53,12 +54,13 @@ class _Sampler:
 
     def __init__(self, algorithm: str, config: dict[str, Any]) -> None:
         self.scheduler = make_scheduler(algorithm, config)
-        self.run = self.scheduler.start(config["num_inference_steps"])
-        self.timesteps = self.run.timesteps[config["begin_index"] :]
+        steps, begin = config["num_inference_steps"], config["begin_index"]
+        self.run = self.scheduler.start(steps, begin_index=begin)
+        self.timesteps = self.run.timesteps
         self.tables: dict[str, Any] = {name: getattr(self.scheduler, name) for name in TABLES}
 
     def scale_model_input(self, sample: Tensor, t: Any) -> Tensor:
-        return self.scheduler.scale_model_input(sample, t)
+        return self.scheduler.scale_model_input(sample, t, self.run)
 
     def step(self, model_output: Tensor, t: Any, sample: Tensor, noise: Tensor | None) -> Tensor:
         own = () if noise is None else (noise,)
@@ -110,8 +112,8 @@ class _Watched(Text2Image):
         self._show(vars(text))
         return text
 
-    def initial_latents(self, noise: Tensor) -> Tensor:
-        latents = super().initial_latents(noise)
+    def initial_latents(self, noise: Tensor, run: Any) -> Tensor:
+        latents = super().initial_latents(noise, run)
         self._show({"initial_latents": latents})
         return latents
 
@@ -119,7 +121,8 @@ class _Watched(Text2Image):
         self, model_input: Tensor, t: Any, text: Prompts
     ) -> tuple[Tensor | None, Tensor]:
         step = next(self.calls)
-        told = {"timestep": model_input.new_tensor(t, dtype=int), "model_input": model_input}
+        kind = float if isinstance(t, float) else int
+        told = {"timestep": model_input.new_tensor(t, dtype=kind), "model_input": model_input}
         self._show(told, step)
         uncond, conditional = super().predict_noise(model_input, t, text)
         self._show({"noise_pred_uncond": uncond, "noise_pred_text": conditional}, step)

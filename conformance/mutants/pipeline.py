@@ -60,9 +60,9 @@ def _before_the_last_step(plain: Any) -> Any:
 
 
 def _square(plain: Any) -> Any:
-    def initial_latents(self: Text2Image, noise: Any) -> Any:
+    def initial_latents(self: Text2Image, noise: Any, run: Any) -> Any:
         side = min(noise.shape[-2:])
-        return plain(self, noise[..., :side, :side])
+        return plain(self, noise[..., :side, :side], run)
 
     return initial_latents
 

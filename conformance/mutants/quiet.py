@@ -145,8 +145,8 @@ MUTANTS: tuple[Mutant, ...] = (
          _wrap(Text2Image, "guide", lambda plain: lambda self, uncond, text, scale: (
              plain(self, uncond, text, scale + 0.001)))),
     _own("latents-louder", PICTURE, "tiny/base", "The first latents are 0.01 % too large",
-         _wrap(Text2Image, "initial_latents", lambda plain: lambda self, noise: (
-             1.0001 * plain(self, noise)))),
+         _wrap(Text2Image, "initial_latents", lambda plain: lambda self, noise, run: (
+             1.0001 * plain(self, noise, run)))),
     _own("last-time-0", PICTURE, "tiny/base", "The UNet is told 0 at the last step",
          _wrap(Text2Image, "predict_noise", _last_time_too_early)),
     _own("negative-place-76", PICTURE, "tiny/base",

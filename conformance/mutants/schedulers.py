@@ -96,7 +96,8 @@ def _own_schedule(plain: Any) -> Any:
     ) -> Any:
         taken = vars(run).get("taken", 0)
         vars(run)["taken"] = taken + 1
-        return plain(self, output, run.timesteps[taken], sample, run, noise)
+        whole = self.start(self.config.num_train_timesteps // run.stride)
+        return plain(self, output, whole.timesteps[taken], sample, whole, noise)
 
     return step
 

@@ -11,7 +11,7 @@ from typing import SupportsIndex
 
 from torch import Tensor
 
-from sd1_impl.config import DDIMConfig
+from sd1_impl.scheduler_config import DDIMConfig
 from sd1_impl.schedulers.noise_schedule import NoiseSchedule, Run, check_shape
 
 

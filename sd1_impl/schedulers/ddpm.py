@@ -9,11 +9,11 @@ at t; ``alpha = alpha_bar / alpha_bar_prev`` what the whole stride leaves, ``bet
 
 import math
 import operator
-from typing import SupportsIndex
+from typing import ClassVar, SupportsIndex
 
 from torch import Tensor
 
-from sd1_impl.config import DDPMConfig
+from sd1_impl.scheduler_config import DDPMConfig
 from sd1_impl.schedulers.noise_schedule import NoiseSchedule, Run, check_shape
 
 
@@ -28,6 +28,7 @@ class DDPMScheduler(NoiseSchedule):
     """
 
     config: DDPMConfig
+    takes_timesteps: ClassVar[bool] = True
 
     def __init__(self, config: DDPMConfig) -> None:
         super().__init__(config, set_alpha_to_one=True)
@@ -62,7 +63,7 @@ class DDPMScheduler(NoiseSchedule):
         """
         t = run.check(t)
         check_shape("model_output", model_output, sample)
-        prev_t = t - run.stride if t != run.timesteps[-1] else -1
+        prev_t = run.following(t)
         alpha_bar, alpha_bar_prev = self.alpha_cumprod(t), self.alpha_cumprod(prev_t)
         alpha = alpha_bar / alpha_bar_prev
         beta = 1 - alpha
@@ -88,5 +89,5 @@ class DDPMScheduler(NoiseSchedule):
         beta = 1 - alpha_bar / alpha_bar_prev
         if self.config.variance_type == "fixed_large":
             return beta
-        # Equation 7: the variance of q(x_prev | x_t, x_0).
+        # Equation 7: the variance of q(x_prev | x_t, x_0); code with a "log" goes by way of it.
         return max((1 - alpha_bar_prev) / (1 - alpha_bar) * beta, self.config.min_variance)

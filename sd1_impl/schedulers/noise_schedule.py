@@ -13,15 +13,16 @@ Shapes: T timesteps of the training (1000), B batch; a sample is ``(B, ...)``, w
 
 import math
 import operator
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import SupportsIndex
+from typing import ClassVar, SupportsFloat, SupportsIndex
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sd1_impl.config import SchedulerConfig
+from sd1_impl.scheduler_config import SchedulerConfig
 
 
 @dataclass
@@ -29,22 +30,29 @@ class Run:
     """One way from noise to a sample, of a certain number of steps.
 
     Attributes:
-        timesteps: Where the model is asked, in this order; int64. Image-to-image begins later.
-        stride: Distance between neighbouring timesteps.
+        timesteps: Where the model is asked, in this order. Image-to-image begins later.
+        stride: T over the number of steps, rounded down: the distance between neighbours in
+            "leading" spacing, and the length of DDIM's and PLMS's steps in every spacing.
+        init_noise_sigma: Deviation of the noise that a run begins with: 1 where the variance of x_t
+            is 1 at every t.
     """
 
-    timesteps: NDArray[np.int64]
+    timesteps: NDArray
     stride: int
+    init_noise_sigma: float = 1.0
 
     def check(self, t: SupportsIndex) -> int:
         """Return a timestep as an int; refuse one that is not of this run."""
         t = operator.index(t)
         if t not in self.timesteps:
-            first, last = self.timesteps[0], self.timesteps[-1]
-            raise ValueError(
-                f"timestep {t} is not of this run: {first} to {last} in strides of {self.stride}"
-            )
+            first, last, count = self.timesteps[0], self.timesteps[-1], len(self.timesteps)
+            raise ValueError(f"timestep {t} is not of this run: {first} to {last} in {count} steps")
         return t
+
+    def following(self, t: int) -> int:
+        """Return the timestep after one of this run; -1 after the last."""
+        later = self.timesteps[self.timesteps < t]
+        return int(later[0]) if len(later) else -1
 
 
 class NoiseSchedule:
@@ -59,11 +67,12 @@ class NoiseSchedule:
         alphas: ``1 - betas``.
         alphas_cumprod: Products of the alphas up to t: the share of x_0 in the variance of x_t.
         final_alpha_cumprod: What takes the place of ``alphas_cumprod`` after the last step.
-        init_noise_sigma: Deviation of the noise that a run begins with: 1 where the variance of x_t
-            is 1 at every t.
+        takes_timesteps: Whether `start` takes timesteps of the caller's own; as in diffusers.
+        fractional: Whether a timestep may lie between two of the training.
     """
 
-    init_noise_sigma = 1.0
+    takes_timesteps: ClassVar[bool] = False
+    fractional: ClassVar[bool] = False
 
     def __init__(self, config: SchedulerConfig, *, set_alpha_to_one: bool) -> None:
         self.config = config
@@ -78,38 +87,88 @@ class NoiseSchedule:
         for table in (self.betas, self.alphas, self.alphas_cumprod):
             table.flags.writeable = False
 
-    def timesteps(self, num_inference_steps: int) -> NDArray[np.int64]:
-        """Choose evenly spaced timesteps, "leading": every stride begins with its timestep.
+    def timesteps(self, num_inference_steps: int) -> NDArray:
+        """Choose evenly spaced timesteps, as ``timestep_spacing`` says.
 
         Args:
-            num_inference_steps: Number of steps, 1 to T. The stride is T over it, rounded down.
+            num_inference_steps: Number of steps, 1 to T.
 
         Returns:
-            The timesteps, decreasing to ``steps_offset``; int64.
+            The timesteps, decreasing; int64.
 
         Raises:
             ValueError: If there are not that many timesteps.
         """
-        count, offset = self.config.num_train_timesteps, self.config.steps_offset
-        if not 1 <= num_inference_steps <= count:
-            raise ValueError(f"num_inference_steps is {num_inference_steps}, expected 1 to {count}")
-        steps = np.arange(num_inference_steps, dtype=np.int64)[::-1]
-        timesteps = steps * (count // num_inference_steps) + offset
-        if timesteps[0] >= count:
+        return self.spaced(num_inference_steps).round().astype(np.int64)
+
+    def spaced(self, num_inference_steps: int) -> NDArray[np.float64]:
+        """Return `timesteps` before "linspace" is rounded; raises as it does."""
+        total, spacing = self.config.num_train_timesteps, self.config.timestep_spacing
+        if not 1 <= num_inference_steps <= total:
+            raise ValueError(f"num_inference_steps is {num_inference_steps}, expected 1 to {total}")
+        if spacing == "linspace":
+            return np.linspace(0, total - 1, num_inference_steps)[::-1]
+        if spacing == "trailing":
+            # The stride's rounding can make one more, at timestep -1: diffusers goes there.
+            stride = total / num_inference_steps
+            return np.arange(total, 0, -stride).round()[:num_inference_steps] - 1
+        return self.leading(num_inference_steps, total // num_inference_steps)
+
+    def leading(self, num_inference_steps: int, stride: int) -> NDArray[np.float64]:
+        """Return the first timestep of every stride, plus the offset."""
+        last, offset = self.config.num_train_timesteps - 1, self.config.steps_offset
+        timesteps = np.arange(num_inference_steps)[::-1] * float(stride) + offset
+        if timesteps[0] > last:
             raise ValueError(
-                f"{num_inference_steps} steps with steps_offset {offset} begin at timestep "
-                f"{timesteps[0]}, but the last is {count - 1}"
+                f"{num_inference_steps} steps with timestep_spacing 'leading' and steps_offset "
+                f"{offset} begin at timestep {timesteps[0]:.0f}, but the last is {last}"
             )
         return timesteps
 
-    def start(self, num_inference_steps: int) -> Run:
-        """Begin a run: `step` wants it. Raises as `timesteps` does."""
-        timesteps = self.timesteps(num_inference_steps)
-        return Run(timesteps, self.config.num_train_timesteps // num_inference_steps)
+    def start(
+        self,
+        num_inference_steps: int | None = None,
+        *,
+        timesteps: Sequence[float] | None = None,
+        begin_index: int = 0,
+    ) -> Run:
+        """Begin a run: `step` wants it.
+
+        Args:
+            num_inference_steps: Number of steps, 1 to T.
+            timesteps: The caller's own, decreasing, instead of a number of them.
+            begin_index: How many timesteps of the run are left out, as image-to-image does.
+
+        Returns:
+            The run, with the timesteps that are left.
+
+        Raises:
+            ValueError: If there is no such run, or if both or neither of the first two are given.
+        """
+        chosen = self.choose(num_inference_steps, timesteps)
+        stride = self.config.num_train_timesteps // (num_inference_steps or len(chosen))
+        return Run(late(chosen, begin_index), stride)
+
+    def choose(self, num_inference_steps: int | None, timesteps: Sequence[float] | None) -> NDArray:
+        """Return the timesteps of a number of steps, or the caller's own where they fit."""
+        if (num_inference_steps is None) == (timesteps is None):
+            raise ValueError("a run has either num_inference_steps or timesteps of its own")
+        if timesteps is None:
+            return self.timesteps(num_inference_steps)
+        if not self.takes_timesteps:
+            raise ValueError(f"timesteps are given, but {type(self).__name__} chooses its own")
+        own, last = np.array(timesteps), self.config.num_train_timesteps - 1
+        if own.ndim != 1 or own.size == 0 or not (np.diff(own) < 0).all():
+            raise ValueError(f"timesteps are {timesteps}, expected decreasing ones")
+        if not 0 <= own[-1] <= own[0] <= last:
+            raise ValueError(f"timesteps are {timesteps}, expected 0 to {last}")
+        if own.dtype.kind not in "iu" and not self.fractional:
+            raise ValueError(f"timesteps are {timesteps}, expected integers")
+        return own
 
     def adds_noise(
         self,
-        t: SupportsIndex,  # noqa: ARG002 - DDPM adds none at 0
+        t: SupportsFloat,  # noqa: ARG002 - DDPM adds none at 0
     ) -> bool:
         """Tell whether `step` adds noise at t, and so has an argument for it: not here."""
         return False
@@ -117,12 +176,19 @@ class NoiseSchedule:
     def scale_model_input(
         self,
         sample: Tensor,
-        t: SupportsIndex,  # noqa: ARG002 - schedulers whose variance grows with t divide by it
+        t: SupportsFloat,  # noqa: ARG002 - schedulers whose variance grows with t divide by it
+        run: Run | None = None,  # noqa: ARG002 - and a run of theirs knows the variance
     ) -> Tensor:
         """Return what the model is given at t: the sample itself, of variance 1 at every t."""
         return sample
 
-    def add_noise(self, original: Tensor, noise: Tensor, t: SupportsIndex | Tensor) -> Tensor:
+    def add_noise(
+        self,
+        original: Tensor,
+        noise: Tensor,
+        t: SupportsFloat | Tensor,
+        run: Run | None = None,
+    ) -> Tensor:
         """Take a clean sample to a noise level (equation 4).
 
         Args:
@@ -130,6 +196,7 @@ class NoiseSchedule:
             noise: Standard normal, of the same shape and dtype.
             t: Timestep 0 to T - 1, an int or an integer tensor of shape ``()``, ``(1,)`` or
                 ``(B,)``.
+            run: Not needed here: a timestep is a noise level, whatever the run.
 
         Returns:
             x_t, of the same shape and dtype.
@@ -140,16 +207,29 @@ class NoiseSchedule:
         """
         check_shape("noise", noise, original)
         t = torch.as_tensor(t).cpu().numpy()
-        if t.dtype.kind not in "iu":
-            raise TypeError(f"timestep has dtype {t.dtype}, expected integers")
         if t.shape not in ((), (1,), original.shape[:1]):
             raise ValueError(f"timestep has shape {t.shape}, expected () or ({len(original)},)")
+        signal, sigma = (
+            torch.tensor(level, dtype=original.dtype, device=original.device).reshape(
+                -1,
+                *[1] * (original.ndim - 1),  # (B, 1, ...)
+            )
+            for level in self.levels(t, run)
+        )
+        return signal * original + sigma * noise
+
+    def levels(
+        self,
+        t: NDArray,
+        run: Run | None,  # noqa: ARG002 - see `add_noise`
+    ) -> tuple[NDArray, NDArray]:
+        """Return the shares of x_0 and of the noise in x_t, each of t's shape."""
+        if t.dtype.kind not in "iu":
+            raise TypeError(f"timestep has dtype {t.dtype}, expected integers")
         if t.min() < 0 or t.max() >= len(self.betas):
             raise ValueError(f"timestep is {t}, expected 0 to {len(self.betas) - 1}")
-        alpha_bar = self.alphas_cumprod[t].reshape(-1, *[1] * (original.ndim - 1))  # (B, 1, ...)
-        signal = torch.tensor(np.sqrt(alpha_bar), dtype=original.dtype, device=original.device)
-        sigma = torch.tensor(np.sqrt(1 - alpha_bar), dtype=original.dtype, device=original.device)
-        return signal * original + sigma * noise
+        alpha_bar = self.alphas_cumprod[t]
+        return np.sqrt(alpha_bar), np.sqrt(1 - alpha_bar)
 
     def alpha_cumprod(self, t: int) -> float:
         """Return alpha_bar_t; for a negative t, which a last step arrives at, the final one."""
@@ -158,6 +238,8 @@ class NoiseSchedule:
     def predict_original(self, model_output: Tensor, t: int, sample: Tensor) -> Tensor:
         """Return the x_0 that the model's output means for x_t (DDPM, equation 15)."""
         alpha_bar = self.alpha_cumprod(t)
+        if self.config.prediction_type == "sample":
+            return model_output
         if self.config.prediction_type == "v_prediction":
             return math.sqrt(alpha_bar) * sample - math.sqrt(1 - alpha_bar) * model_output
         return (sample - math.sqrt(1 - alpha_bar) * model_output) / math.sqrt(alpha_bar)
@@ -165,9 +247,18 @@ class NoiseSchedule:
     def predict_noise(self, model_output: Tensor, t: int, sample: Tensor) -> Tensor:
         """Return the epsilon that the model's output means for x_t."""
         alpha_bar = self.alpha_cumprod(t)
+        if self.config.prediction_type == "sample":
+            return (sample - math.sqrt(alpha_bar) * model_output) / math.sqrt(1 - alpha_bar)
         if self.config.prediction_type == "v_prediction":
             return math.sqrt(alpha_bar) * model_output + math.sqrt(1 - alpha_bar) * sample
         return model_output
+
+
+def late(timesteps: NDArray, begin_index: int) -> NDArray:
+    """Return the timesteps of a run that begins late."""
+    if not 0 <= begin_index < len(timesteps):
+        raise ValueError(f"begin_index is {begin_index}, expected 0 to {len(timesteps) - 1}")
+    return timesteps[begin_index:]
 
 
 def check_shape(name: str, tensor: Tensor, sample: Tensor) -> None:

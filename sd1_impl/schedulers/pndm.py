@@ -1,8 +1,9 @@
-"""PLMS: DDIM's deterministic step along a noise extrapolated from the last four predictions.
+"""PNDM: DDIM's deterministic step along a noise extrapolated from the last four predictions.
 
 Source: Liu et al., "Pseudo Numerical Methods for Diffusion Models on Manifolds" (PNDM), 2022,
-equations 9 and 12. The paper begins with Runge-Kutta steps, of four predictions each; Stable
-Diffusion v1 skips them (``skip_prk_steps``) and begins with lower orders, as in
+equations 9, 12 (linear multistep, PLMS) and 13 (Runge-Kutta). The paper begins with three steps of
+the latter, of four predictions each, the second and third of them half way. Stable Diffusion v1
+skips them (``skip_prk_steps``) and begins with lower orders, as in
 ``ldm/models/diffusion/plms.py``: the first step is taken twice, so n steps ask the model n + 1
 times. One step alone is no PLMS: there is no second timestep to ask at before it is taken again.
 
@@ -10,6 +11,7 @@ Symbols: ``alpha_bar`` is ``alphas_cumprod``, the paper's alpha_bar_t; epsilon i
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import SupportsIndex
 
@@ -17,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sd1_impl.config import PNDMConfig
+from sd1_impl.scheduler_config import PNDMConfig
 from sd1_impl.schedulers.noise_schedule import NoiseSchedule, Run, check_shape
 
 # The newest prediction first. The last row is equation 12; all integrate over one step from now
@@ -29,6 +31,11 @@ COEFFICIENTS = (
     (55 / 24, -59 / 24, 37 / 24, -9 / 24),
 )
 
+# Equation 13: the shares of a Runge-Kutta step's four predictions: at its beginning, twice half way
+# and at its end.
+RUNGE_KUTTA = (1 / 6, 1 / 3, 1 / 3, 1 / 6)
+WARM_UP = 3 * len(RUNGE_KUTTA)  # predictions, after which there are three noises to go on from
+
 
 @dataclass
 class PLMSRun(Run):
@@ -38,13 +45,16 @@ class PLMSRun(Run):
         calls: How many steps have been taken.
         last_t: Timestep of the last of them.
         outputs: The model's last outputs, at most four, newest first; not copied.
-        first_sample: The sample of the first step, until the second takes that step again.
+        first_sample: The sample that a step of several predictions begins with: PLMS's first,
+            until the second call takes it again, and each Runge-Kutta step.
+        slope: What a Runge-Kutta step has added up of its predictions so far.
     """
 
     calls: int = 0
     last_t: int | None = None
     outputs: list[Tensor] = field(default_factory=list)
     first_sample: Tensor | None = None
+    slope: Tensor | None = None
 
     def check(self, t: SupportsIndex) -> int:
         """Return a timestep as an int; refuse one that does not follow the last: whose past?"""
@@ -58,7 +68,7 @@ class PLMSRun(Run):
 
 
 class PNDMScheduler(NoiseSchedule):
-    """Pseudo linear multistep sampling.
+    """Pseudo numerical sampling: linear multistep, after a Runge-Kutta warm-up or without one.
 
     Args:
         config: Its numbers.
@@ -69,18 +79,20 @@ class PNDMScheduler(NoiseSchedule):
     def __init__(self, config: PNDMConfig) -> None:
         super().__init__(config, set_alpha_to_one=config.set_alpha_to_one)
 
-    def timesteps(self, num_inference_steps: int) -> NDArray[np.int64]:
-        """Choose timesteps as `NoiseSchedule.timesteps`, the second twice.
+    def timesteps(self, num_inference_steps: int) -> NDArray:
+        """Choose timesteps as `NoiseSchedule.timesteps`, some of them several times.
 
         Args:
-            num_inference_steps: Number n of steps, from 2.
+            num_inference_steps: Number n of steps, from 2; from 4 with a Runge-Kutta warm-up.
 
         Returns:
-            The n + 1 timesteps, decreasing to ``steps_offset``; int64.
+            The n + 1 timesteps, the second twice, or with a warm-up the n + 9; decreasing; int64.
 
         Raises:
-            ValueError: If there are not that many timesteps, or if n is 1.
+            ValueError: If there are not that many timesteps, or if n is too small.
         """
+        if not self.config.skip_prk_steps:
+            return self.runge_kutta_timesteps(num_inference_steps)
         if num_inference_steps == 1:
             raise ValueError(
                 "num_inference_steps is 1, expected 2 or more: PLMS takes its first step twice, "
@@ -89,16 +101,41 @@ class PNDMScheduler(NoiseSchedule):
         timesteps = super().timesteps(num_inference_steps)
         return np.concatenate([timesteps[:2], timesteps[1:]])
 
-    def start(self, num_inference_steps: int) -> PLMSRun:
-        """Begin a run, without a past. Raises as `timesteps` does."""
-        run = super().start(num_inference_steps)
+    def runge_kutta_timesteps(self, num_inference_steps: int) -> NDArray:
+        """Return timesteps whose first three strides are asked at begin, middle twice, and end."""
+        timesteps = super().timesteps(num_inference_steps)
+        if num_inference_steps <= WARM_UP // len(RUNGE_KUTTA):
+            raise ValueError(
+                f"num_inference_steps is {num_inference_steps}, expected 4 or more with "
+                "skip_prk_steps False: the Runge-Kutta warm-up alone takes three steps"
+            )
+        half = self.config.num_train_timesteps // num_inference_steps // 2
+        ends = timesteps[1:4]
+        warm_up = [timesteps[:1], *([end + half, end + half, end, end] for end in ends)]
+        return np.concatenate([np.concatenate(warm_up)[:WARM_UP], timesteps[3:]])
+
+    def start(
+        self,
+        num_inference_steps: int | None = None,
+        *,
+        timesteps: Sequence[float] | None = None,
+        begin_index: int = 0,
+    ) -> PLMSRun:
+        """Begin a run, without a past; as `NoiseSchedule.start`, but a warm-up is never left out.
+
+        A run without one may begin late: as in diffusers, its second call then still takes the
+        first step again, although the timestep is not given twice.
+        """
+        if begin_index and not self.config.skip_prk_steps:
+            raise ValueError(
+                f"begin_index is {begin_index}, expected 0 with skip_prk_steps False: "
+                "a run cannot begin within its Runge-Kutta warm-up, or without it"
+            )
+        run = super().start(num_inference_steps, timesteps=timesteps, begin_index=begin_index)
         return PLMSRun(run.timesteps, run.stride)
 
     def step(self, model_output: Tensor, t: SupportsIndex, sample: Tensor, run: PLMSRun) -> Tensor:
         """Go to the next timestep, and remember the model's output in the run.
-
-        A run may begin late, as in image-to-image: as in diffusers, the second step then still
-        takes the first one again, although the timestep is not given twice.
 
         Args:
             model_output: ``(B, ...)``, what the model says of x_t.
@@ -115,6 +152,8 @@ class PNDMScheduler(NoiseSchedule):
         t = run.check(t)
         check_shape("model_output", model_output, sample)
         run.last_t, prev_t = t, t - run.stride
+        if run.calls < WARM_UP and not self.config.skip_prk_steps:
+            return self.runge_kutta(model_output, t, sample, run)
         if run.calls == 1:
             # x_prev of the first step is known by now: take that step along the mean of both ends.
             t, prev_t = t + run.stride, t
@@ -130,6 +169,21 @@ class PNDMScheduler(NoiseSchedule):
             )
         run.calls += 1
         return self.transfer(self.predict_noise(model_output, t, sample), t, prev_t, sample)
+
+    def runge_kutta(self, model_output: Tensor, t: int, sample: Tensor, run: PLMSRun) -> Tensor:
+        """Take a quarter of a Runge-Kutta step: from its beginning to where it asks next."""
+        stage = run.calls % len(RUNGE_KUTTA)
+        if stage == 0:
+            run.outputs = [model_output, *run.outputs]
+            run.first_sample, run.slope = sample, RUNGE_KUTTA[0] * model_output
+        else:
+            run.slope = run.slope + RUNGE_KUTTA[stage] * model_output
+        first_t = int(run.timesteps[run.calls - stage])
+        next_t = t - run.stride // 2 if stage in (0, 2) else t
+        slope = run.slope if stage == len(RUNGE_KUTTA) - 1 else model_output
+        run.calls += 1
+        epsilon = self.predict_noise(slope, first_t, run.first_sample)
+        return self.transfer(epsilon, first_t, next_t, run.first_sample)
 
     def transfer(self, epsilon: Tensor, t: int, prev_t: int, sample: Tensor) -> Tensor:
         """Move x_t to prev_t along a noise (equation 9): DDIM's step at eta 0, rearranged."""

@@ -27,6 +27,7 @@ from sd1_impl.checkpoint_config import (
     read_unet_config,
     read_vae_config,
 )
+from sd1_impl.schedulers import SCHEDULERS
 
 WEIGHTS = {
     "unet": "unet/diffusion_pytorch_model.safetensors",
@@ -262,7 +263,7 @@ def test_numbers_of_the_config_are_used(folder: Path):
 
 
 @pytest.mark.parametrize("sd_v1", [True, False], ids=["sd1", "defaults"])
-@pytest.mark.parametrize("name", ["DDPMScheduler", "DDIMScheduler", "PNDMScheduler"])
+@pytest.mark.parametrize("name", [kind.__name__ for _, kind in SCHEDULERS.values()])
 def test_schedulers_are_those_of_diffusers(
     published_configs: dict,
     tmp_path: Path,
@@ -272,8 +273,6 @@ def test_schedulers_are_those_of_diffusers(
     """What diffusers makes of a file, whether options are there or not, is what we make of it."""
     diffusers = pytest.importorskip("diffusers")
     options = published_configs["scheduler/scheduler_config.json"] if sd_v1 else {}
-    if name == "PNDMScheduler":
-        options = options | {"skip_prk_steps": True}
     path = tmp_path / "scheduler_config.json"
     path.write_text(json.dumps(options | {"_class_name": name}))
     theirs = getattr(diffusers, name).from_pretrained(tmp_path)
@@ -284,7 +283,8 @@ def test_schedulers_are_those_of_diffusers(
         assert type(ours).__name__ == name
         for option, value in asdict(ours.config).items():
             assert theirs.config.get(option, value) == value, option
-        assert (ours.config.beta_start == 0.00085) == sd_v1
+        if name != "HeunDiscreteScheduler":  # whose defaults are SD v1's
+            assert (ours.config.beta_start == 0.00085) == sd_v1
 
 
 def test_leftovers_of_another_scheduler_are_known(published_configs: dict, tmp_path: Path):
@@ -292,8 +292,8 @@ def test_leftovers_of_another_scheduler_are_known(published_configs: dict, tmp_p
     diffusers = pytest.importorskip("diffusers")
     options = published_configs["scheduler/scheduler_config.json"]
     options = options | {"variance_type": "fixed_small", "clip_sample_range": 1.0}
-    kinds = [diffusers.PNDMScheduler, diffusers.DDPMScheduler, diffusers.DDIMScheduler]
-    for kind in kinds:
+    for _, own in SCHEDULERS.values():
+        kind = getattr(diffusers, own.__name__)
         theirs = kind.from_config(options)
         theirs.save_pretrained(tmp_path)
         saved = json.loads((tmp_path / "scheduler_config.json").read_text())
@@ -306,12 +306,26 @@ def test_leftovers_of_another_scheduler_are_known(published_configs: dict, tmp_p
 WRONG_SCHEDULERS = {
     "unknown": ({"_class_name": "UniPCMultistepScheduler"}, "_class_name is 'UniPCMultistepSched"),
     "nameless": ({"_class_name": None}, "_class_name is None, expected one of PNDMScheduler, DDIM"),
-    "spacing": ({"timestep_spacing": "trailing"}, "timestep_spacing is 'trailing', but in Stable"),
+    "clip": ({"clip_sample": True}, "clip_sample is True, but in Stable Diffusion v1 it is False"),
+    "spacing": ({"timestep_spacing": "even"}, "timestep_spacing is 'even', expected one of lead"),
+    "solver": (
+        {"_class_name": "DPMSolverMultistepScheduler", "solver_type": "heun"},
+        "solver_type is 'heun', but in Stable Diffusion v1 it is 'midpoint'",
+    ),
+    "third-order": (
+        {"_class_name": "DPMSolverMultistepScheduler", "solver_order": 3},
+        "solver_order is 3, but",
+    ),
+    "ancestral-karras": (
+        {"_class_name": "EulerAncestralDiscreteScheduler", "use_karras_sigmas": True},
+        "use_karras_sigmas is True, but Euler-ancestral has no",
+    ),
+    "exponential": (
+        {"_class_name": "EulerDiscreteScheduler", "use_exponential_sigmas": True},
+        "use_exponential_sigmas is True, which is not known here",
+    ),
     "betas": ({"trained_betas": [0.1]}, "trained_betas is [0.1], which is not known here"),
     "terminal-snr": ({"rescale_betas_zero_snr": True}, "rescale_betas_zero_snr is True, which"),
-    "prk": ({"skip_prk_steps": False}, "skip_prk_steps is False, but in Stable Diffusion v1 it is"),
-    "prk-absent": ({"skip_prk_steps": None}, "skip_prk_steps is False, but in Stable"),
-    "clip": ({"clip_sample": True}, "clip_sample is True, which is not known here"),
     "cosine": ({"beta_schedule": "squaredcos_cap_v2"}, "beta_schedule is 'squaredcos_cap_v2', exp"),
     "sample": ({"prediction_type": "sample"}, "prediction_type is 'sample', expected one of eps"),
     "type": ({"beta_start": "low"}, "beta_start is 'low', expected float"),

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import sd1_impl.__main__ as command
-from sd1_impl import SD_V1_PNDM, DDPMScheduler, PNDMScheduler, load_pipeline
+from sd1_impl import SD_V1_EULER, SD_V1_PNDM, DDPMScheduler, PNDMScheduler, load_pipeline
 
 Image = pytest.importorskip("PIL.Image")
 
@@ -71,6 +71,8 @@ def test_every_option_reaches_the_picture(draw):
         ["a cat", "--steps", "3"],
         ["a cat", "--scheduler", "ddim"],
         ["a cat", "--scheduler", "ddpm"],
+        ["a cat", "--scheduler", "euler"],
+        ["a cat", "--scheduler", "heun"],
     ):
         assert not np.array_equal(draw(*arguments), first), arguments
 
@@ -114,6 +116,13 @@ def test_another_scheduler_keeps_the_noise_schedule():
     for name, value in vars(config).items():
         assert getattr(other.config, name, value) == value
     assert other.config.clip_sample is False
+
+
+def test_another_scheduler_has_its_own_spacing():
+    """As in diffusers, what is only the other's default is left out, and what is chosen is kept."""
+    assert command._scheduler("euler", PNDMScheduler(SD_V1_PNDM)).config == SD_V1_EULER
+    trailing = PNDMScheduler(replace(SD_V1_PNDM, timestep_spacing="trailing"))
+    assert command._scheduler("euler", trailing).config.timestep_spacing == "trailing"
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from sd1_impl import (
     DDPMScheduler,
     PNDMScheduler,
 )
-from sd1_impl.config import SchedulerConfig
+from sd1_impl.scheduler_config import SchedulerConfig
 from sd1_impl.schedulers import NoiseSchedule
 from sd1_impl.schedulers.pndm import COEFFICIENTS
 
@@ -221,7 +221,7 @@ def test_a_wrong_timestep_is_refused(name: str):
     """A timestep of another run is named, and one that is no integer is no timestep."""
     scheduler, x = SCHEDULERS[name], normal(0)
     for t in (980, 982, 1001, -19):
-        with pytest.raises(ValueError, match=f"timestep {t} is not of this run: 981 to 1 in strid"):
+        with pytest.raises(ValueError, match=f"timestep {t} is not of this run: 981 to 1 in 5"):
             scheduler.step(x, t, x, scheduler.start(50))
     with pytest.raises(TypeError):
         scheduler.step(x, 981.0, x, scheduler.start(50))
