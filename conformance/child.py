@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import selectors
 import shutil
 import signal
@@ -98,17 +99,18 @@ class Child:
             HungError: It took too long. It has been killed.
         """
         op = str(message.get("op"))
-        self._read_log(most=LONGEST_LINE)
-        self._log = b""  # what is told of it later is about this request
         try:
             line = self._exchange(json.dumps(message).encode() + b"\n", op, seconds)
-            return _parsed(line, op)
+            reply = _parsed(line, op)
         except BaseException as error:
             self.kill()
             if isinstance(error, PortError) and self._log.strip():
                 text = f"{error}; last on its standard error: {_last_words(self._log)}"
                 raise type(error)(text) from None
             raise
+        self._read_log(most=LONGEST_LINE)
+        self._log = b""  # what is told of it later came after this reply
+        return reply
 
     def _exchange(self, line: bytes, op: str, seconds: float) -> bytes:
         """Send a line and return the one that comes back."""
@@ -284,9 +286,17 @@ def _size(count: int) -> str:
     return f"{mib:.0f} MiB" if mib < 1024 else f"{mib / 1024:.2f} GiB"  # noqa: PLR2004 - MiB a GiB
 
 
+_ERROR = re.compile(r"\w*(Error|Exception|panicked)\b.*\S", re.IGNORECASE)
+
+
 def _last_words(log: bytes) -> str:
-    """Return the last line of a log, and the file and line of a Python traceback above it."""
+    """Return what a log ends with: the last line that names an error, or else the last one.
+
+    With it come the file and line of a Python traceback above it.
+    """
     lines = log.decode(errors="replace").strip().split("\n")
+    errors = [i for i, line in enumerate(lines) if _ERROR.search(line)]
+    lines = lines[: errors[-1] + 1] if errors else lines
     places = [line.strip() for line in lines[:-1] if line.strip().startswith('File "')]
     where = f" ({one_line(places[-1].partition(', in ')[0], _SHOWN)})" if places else ""
     return one_line(lines[-1], _SHOWN) + where

@@ -165,7 +165,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _judge(arguments: argparse.Namespace, cases: list[Case], job: Job, runner: Runner) -> int:
-    cases = offered(cases, runner.hello, skip=arguments.component is not None)
+    cases = offered(cases, runner.hello, named=split(arguments.component) or [])
     mode = arguments.mode or default_modes(runner.hello, arguments.traces)
     runs = executions(arguments.dtype, arguments.device, arguments.backend, mode, runner.hello)
     judged = list(items(cases, runs))
@@ -209,22 +209,23 @@ def _judge(arguments: argparse.Namespace, cases: list[Case], job: Job, runner: R
     return int(exit_code(summary))
 
 
-def offered(cases: list[Case], hello: Hello, *, skip: bool) -> list[Case]:
+def offered(cases: list[Case], hello: Hello, named: list[str]) -> list[Case]:
     """Leave out the cases that a port does not offer.
 
     Args:
         cases: Selected.
         hello: What the port offers.
-        skip: Keep them: what was asked for by name is a skip.
+        named: Components asked for; one that is named without a wildcard is a skip.
 
     Raises:
         UsageError: It offers none of them.
     """
     own = [c for c in cases if hello.offers(c.component, c.variant.name)]
     if own:
-        return cases if skip else own
+        return [c for c in cases if c in own or c.component in named]
     message = (
-        f"{hello.name} offers {', '.join(hello.components)}, variants {', '.join(hello.variants)}: "
+        f"{hello.name} offers {', '.join(hello.components) or 'no component'}, variants "
+        f"{', '.join(hello.variants)}: "
         "nothing of that is selected; choose with --component and --variant"
     )
     raise UsageError(message)
@@ -260,12 +261,12 @@ def _show(arguments: argparse.Namespace) -> int:
     for name, shape in golden.output_shapes.items():
         print(f"output  {name} {shape}, {_output_text(golden, name)}")
     if golden.probes:
-        print(f"probes  {len(golden.probes)}, {golden.probes[0]} to {golden.probes[-1]}")
+        what = "probes and steps of outputs, " if golden.sketched else ""
+        print(f"probes  {len(golden.probes)}, {what}{golden.probes[0]} to {golden.probes[-1]}")
     for arithmetic, noise in golden.noise.items():
         outputs = ", ".join(f"{n} {v[0]:.2g}" for n, v in golden.output_noise[arithmetic].items())
-        print(
-            f"noise   {arithmetic}: median of the probes {np.median(noise):.2g}, output {outputs}"
-        )
+        told = f", output {outputs}" if outputs else ""
+        print(f"noise   {arithmetic}: median of the probes {np.median(noise):.2g}{told}")
     print("from    " + ", ".join(f"{k} {v}" for k, v in golden.provenance.items()))
     return 0
 

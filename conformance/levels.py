@@ -102,7 +102,8 @@ def next_level(lines: Sequence[Line], offered: Collection[str]) -> dict[str, Any
         if broken:
             share = _share([line for line, _ in broken], judged)
             (line, why), *_ = broken
-            reason = f"it is broken in {share}, first {_case_id(line)}: {why}"
+            told = why.removeprefix(f"{_case_id(line)}: ")
+            reason = f"it is broken in {share}, first {_case_id(line)}: {told}"
         return {"level": 0, "because": reason}
     above = LADDER[level(judged) or 0 :]
     for rung in above:

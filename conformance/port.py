@@ -188,6 +188,8 @@ def resolve(spec: str, limits: Any = None) -> Port:
                 f"unknown port {spec!r}: choose from {known}, module:factory, file.py:factory, "
                 "exec:COMMAND"
             )
+            if Path(spec).is_file():
+                message += f"; a program is named exec:{spec}"
             raise UsageError(message)
         target = spec
     with redirect_stdout(sys.stderr):

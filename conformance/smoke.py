@@ -68,7 +68,8 @@ def smoke(port: Port) -> Iterator[Check]:
         return
     hello = runner.hello
     runner.asks_for_age = False
-    yield Check("hello", OK, f"{hello.name} {hello.version}: {', '.join(hello.components)}")
+    offers = ", ".join(hello.components) or "no component yet"
+    yield Check("hello", OK, f"{hello.name} {hello.version}: {offers}")
     if isinstance(port, ExecPort):
         yield _checked("unknown component", lambda: _unknown_component(port))
         yield _checked("unknown request", lambda: _unknown_request(port))
@@ -107,7 +108,9 @@ def conclusion(checks: list[Check], port: str) -> tuple[str, ExitCode]:
             f"`{run}` names the layer."
         )
         return text, ExitCode.NONCONFORMANT
-    text = f"The harness is sound, and so is what was computed. Next: `{run}`."
+    computed = any("/" in check.name and check.verdict == OK for check in checks)
+    what = ", and so is what was computed" if computed else "; nothing was computed yet"
+    text = f"The harness is sound{what}. Next: `{run}`."
     return text, ExitCode.CONFORMANT
 
 
@@ -297,7 +300,11 @@ def _component(runner: Runner, case: Case) -> Check:
     ratio = "" if worst is None else f"worst ratio {number_text(worst.ratio)}, limit {LIMIT:g}"
     if result.verdict == "fail":
         return Check(case.id, WRONG, f"{ratio}; {result.message}")
-    return Check(case.id, OK, ratio)
+    missing = f"; probes not handed out: {', '.join(result.missing[:_NAMED])}"
+    return Check(case.id, OK, ratio + (missing if result.missing else ""))
+
+
+_NAMED = 5
 
 
 def _restart(port: ExecPort) -> str:

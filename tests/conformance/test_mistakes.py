@@ -5,10 +5,15 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from conformance import cli
 from conformance.adapters import serve
+from conformance.case import find_case
+from conformance.child import _last_words
+from conformance.execution import Execution
+from conformance.runner import Runner
 
 SERVE = Path(serve.__file__)
 
@@ -108,6 +113,45 @@ def test_exec_forgotten(main) -> None:
     """A command without `exec:` is taken for a file."""
     code, _, err = main("run", "python serve.py my_port.py:factory")
     assert (code, "write exec:python serve.py my_port.py" in err) == (2, True), err
+
+
+def test_program_without_exec(tmp_path: Path, main) -> None:
+    """A file that is no Python port may be a program."""
+    (tmp_path / "my_port").write_text("#!/bin/sh\n", "utf-8")
+    code, _, err = main("run", f"{tmp_path}/my_port")
+    assert (code, f"a program is named exec:{tmp_path}/my_port" in err) == (2, True), err
+
+
+def test_echo_alone(tmp_path: Path, main) -> None:
+    """A harness that offers nothing but echo yet is sound, and nothing was computed."""
+    text = PORT.replace('["unet"]', "[]")
+    (tmp_path / "p.py").write_text(f"FAULT = None\n{text}", "utf-8")
+    port = f"exec:{sys.executable} {SERVE} {tmp_path}/p.py:factory"
+    code, out, _ = main("smoke", port)
+    assert (code, "The harness is sound; nothing was computed yet" in out) == (0, True), out
+    code, _, err = main("run", port)
+    assert (code, "p offers no component" in err) == (2, True), err
+
+
+def test_channels_last_is_guessed(fake) -> None:
+    """A map whose channels come last is told what to say."""
+    case = find_case("unet/tiny/base")
+    outputs = {"sample": np.zeros((2, 16, 16, 4), np.float32)}
+    result = Runner(fake(lambda *_: (outputs, {}))).run(case, Execution())
+    assert "channels last? let hello() say layout: NHWC" in result.message
+
+
+@pytest.mark.parametrize(
+    ("log", "words"),
+    [
+        (b"x\nError: boom\n    at run (p.js:3)\n\nNode.js v20.20.2\n", "Error: boom"),
+        (b"thread 'main' panicked at src/main.rs:4:5:\nboom\n", "thread 'main' panicked at"),
+        (b"one\nlast words\n", "last words"),
+    ],
+)
+def test_last_words(log: bytes, words: str) -> None:
+    """Of a log the line that names an error is told, whatever the language prints after it."""
+    assert _last_words(log).startswith(words)
 
 
 def test_nearest_case(main) -> None:

@@ -171,7 +171,7 @@ def test_requests_follow_the_schema(port: ExecPort, monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"components": []}, "field components"),
+        ({"components": ["", "unet"]}, "field components"),
         ({"name": None}, "field name"),
         ({"arithmetics": "float32"}, "field arithmetics"),
         ({"layout": "CHW"}, "field layout"),

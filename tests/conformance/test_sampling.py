@@ -11,7 +11,8 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 
 from conformance import spec
-from conformance.case import select_cases
+from conformance.case import find_case, select_cases
+from conformance.golden import load_golden
 from conformance.pixels import judge_pixels
 from conformance.sampling import (
     OWN,
@@ -181,3 +182,19 @@ def test_plms_takes_its_first_step_again() -> None:
         inputs = {"config": config, "sample": sample, "model_outputs": outputs}
         assert entering(inputs, here, 1)["sample"] is wanted
         assert entering(inputs, here, 2)["sample"] is here
+
+
+@pytest.mark.parametrize("name", ["scheduler/ddim/-/steps7", "scheduler/ddim/-/base"])
+def test_values_of_a_scheduler_come_back_from_the_cache(
+    name: str, tmp_path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the oracle computed step by step is read again, and the golden has not aged by it."""
+    pytest.importorskip("diffusers")
+    from conformance.live import LiveTraces
+    from conformance.verify import LiveAge
+
+    monkeypatch.setenv("SD1_CACHE", str(tmp_path))
+    case = find_case(name)
+    for _ in ("computed", "read"):
+        assert LiveAge(LiveTraces())(case, load_golden(case)) is None
+    assert list(tmp_path.rglob("*.safetensors"))
