@@ -336,28 +336,31 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
 )
 
-_SIGMA = "lands with LMS and Euler: DDPM, DDIM and PLMS know no sigmas"
-_DPM = "lands with DPM-Solver++"
+_SIGMA = "lands with the goldens of LMS and Euler: those of DDPM, DDIM and PLMS know no sigmas"
+_DPM = "lands with the goldens of DPM-Solver++"
 
 NOT_RUN: tuple[NotRun, ...] = (
     NotRun(
         "sch-prev-t-fixed-stride",
-        "sd1_impl offers leading spacing alone, whose stride is the same everywhere, so the fixed "
-        "stride is right; lands with other spacings",
+        "no case has another spacing than leading, whose stride is the same everywhere, so the "
+        "fixed stride is right; lands with other spacings",
     ),
     NotRun("sch-ddpm-learned-var-log", "sd1_impl never offers learned variances: SD v1 has none"),
-    NotRun("sch-ddim-sample-prediction", "sd1_impl never offers models that predict x_0"),
+    NotRun(
+        "sch-ddim-sample-prediction",
+        "no case asks for a model that predicts x_0; lands with that prediction type",
+    ),
     NotRun("sch-lms-init-scale", _SIGMA),
     NotRun("sch-scale-model-input-missing", f"{_SIGMA}, and their model input is the sample"),
     NotRun("sch-lms-add-noise", f"{_SIGMA}, and no case adds noise to an image"),
     NotRun("sch-lms-sigma-order", _SIGMA),
     NotRun("sch-dpm-final-sigma", _DPM),
     NotRun("sch-dpm-lower-order-final", _DPM),
-    NotRun("sch-dpm-2s-wrong-sigma", "sd1_impl never offers DPM 2S, nor Heun"),
+    NotRun("sch-dpm-2s-wrong-sigma", "sd1_impl never offers DPM 2S"),
     NotRun(
         "sch-dup-timesteps-1000", f"{_DPM}, whose spacing it is: in leading spacing none coincide"
     ),
     NotRun("sch-add-noise-noflatten", "lands with image to image: no case calls add_noise"),
-    NotRun("sch-karras-hardcoded-range", "lands with Karras sigmas"),
+    NotRun("sch-karras-hardcoded-range", "lands with goldens of Karras sigmas"),
     NotRun("sch-threshold-dtype", "sd1_impl never offers dynamic thresholding"),
 )
