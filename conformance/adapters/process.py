@@ -229,7 +229,7 @@ class ExecPort:
             )
             raise UnsupportedError(message)
         key = (weights.component, weights.variant.name, weights.seed)
-        if self._weights is None or self._weights[0] != key:
+        if self._weights is None or self._weights[0] != key or not self._weights[1].is_dir():
             folder = self.folder() / "weights"
             shutil.rmtree(folder, ignore_errors=True)
             self._weights = None

@@ -10,31 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from sd1_impl import (
-    SD_V1_DDIM,
-    SD_V1_DDPM,
-    SD_V1_DPMPP_2M,
-    SD_V1_EULER,
-    SD_V1_EULER_ANCESTRAL,
-    SD_V1_HEUN,
-    SD_V1_LMS,
-    SD_V1_PNDM,
-    SD_V1_TEXT_ENCODER,
-    CLIPTextEncoder,
-    CLIPTokenizer,
-    DDIMScheduler,
-    DDPMScheduler,
-    DPMSolverMultistepScheduler,
-    EulerAncestralDiscreteScheduler,
-    EulerDiscreteScheduler,
-    HeunDiscreteScheduler,
-    LMSDiscreteScheduler,
-    PNDMScheduler,
-    Step,
-    Text2Image,
-    UNet,
-    synthetic_pipeline,
-)
+import sd1_impl
+from sd1_impl import CLIPTextEncoder, CLIPTokenizer, Step, Text2Image, synthetic_pipeline
+from sd1_impl.schedulers import SCHEDULERS as ALGORITHMS
 from sd1_impl.schedulers import NoiseSchedule, Run
 
 diffusers = pytest.importorskip("diffusers")
@@ -43,25 +21,25 @@ transformers = pytest.importorskip("transformers")
 PROMPT, NEGATIVE = "a photograph of an astronaut riding a horse", "blurry, low quality"
 ROUNDING = {torch.float64: 5e-13, torch.float32: 5e-5}  # float32: that of diffusers' tables
 SMALL = {"height": 64, "width": 64}
+CHANGES = {
+    **dict.fromkeys(("pndm", "ddim", "ddpm", "lms", "euler", "euler_ancestral", "dpmpp_2m"), {}),
+    "ddim-eta1": {"eta": 1.0},
+    "ddpm-to-0": {"steps_offset": 0},
+    "euler-leading": {"timestep_spacing": "leading"},
+    "heun-karras": {"use_karras_sigmas": True},
+}
+"""Settings that differ from SD v1's."""
 SCHEDULERS = {
-    "pndm": PNDMScheduler(SD_V1_PNDM),
-    "ddim": DDIMScheduler(SD_V1_DDIM),
-    "ddim-eta1": DDIMScheduler(replace(SD_V1_DDIM, eta=1.0)),
-    "ddpm": DDPMScheduler(SD_V1_DDPM),
-    "ddpm-to-0": DDPMScheduler(replace(SD_V1_DDPM, steps_offset=0)),
-    "lms": LMSDiscreteScheduler(SD_V1_LMS),
-    "euler": EulerDiscreteScheduler(SD_V1_EULER),
-    "euler-leading": EulerDiscreteScheduler(replace(SD_V1_EULER, timestep_spacing="leading")),
-    "euler_ancestral": EulerAncestralDiscreteScheduler(SD_V1_EULER_ANCESTRAL),
-    "heun-karras": HeunDiscreteScheduler(replace(SD_V1_HEUN, use_karras_sigmas=True)),
-    "dpmpp_2m": DPMSolverMultistepScheduler(SD_V1_DPMPP_2M),
+    name: scheduler(config(**changes))
+    for name, changes in CHANGES.items()
+    for config, scheduler in [ALGORITHMS[name.partition("-")[0]]]
 }
 
 
 def their_scheduler(ours: NoiseSchedule, dtype: torch.dtype):
     """Return diffusers' scheduler of this config; in float64 with our tables."""
     left_out = {"eta", "min_variance"}
-    if isinstance(ours, EulerAncestralDiscreteScheduler):
+    if isinstance(ours, sd1_impl.EulerAncestralDiscreteScheduler):
         left_out.add("use_karras_sigmas")
     config = {k: v for k, v in vars(ours.config).items() if k not in left_out}
     theirs = getattr(diffusers, type(ours).__name__)(**config)
@@ -273,7 +251,7 @@ def test_the_picture_holds_what_it_was_made_of(pipeline):
 
 
 def test_guidance_is_off_at_one_and_below(pipeline):
-    """Then the UNet sees one batch, nobody reads the negative prompt, and 0 and 1 are the same."""
+    """Then the sd1_impl.UNet sees one batch, nobody reads the negative prompt, and 0 and 1 are the same."""
     batches = []
     hook = pipeline.unet.register_forward_pre_hook(lambda _, args: batches.append(len(args[0])))
     off, steps = draw(pipeline, guidance_scale=1.0, negative_prompt="anything")
@@ -325,16 +303,16 @@ def test_unneeded_noise_is_not_read(pipeline):
 
 
 def test_latents_are_scaled_as_the_scheduler_says(pipeline):
-    """They begin at its deviation, and the UNet reads what it makes of them."""
+    """They begin at its deviation, and the sd1_impl.UNet reads what it makes of them."""
 
-    class Scaled(DDIMScheduler):
+    class Scaled(sd1_impl.DDIMScheduler):
         def start(self, steps: int) -> Run:
             return replace(super().start(steps), init_noise_sigma=3.0)
 
         def scale_model_input(self, sample: Tensor, t: int, run: Run) -> Tensor:
             return sample / (t + len(run.timesteps))
 
-    pipeline.scheduler = Scaled(SD_V1_DDIM)
+    pipeline.scheduler = Scaled(sd1_impl.SD_V1_DDIM)
     latents = normal(1, 4, 8, 8)
     picture, steps = draw(pipeline, latents=latents)
     assert torch.equal(picture.initial_latents, 3 * latents)
@@ -408,12 +386,14 @@ def test_a_prompt_has_to_be_a_text(pipeline):
 
 
 def test_parts_of_two_models_are_refused(pipeline):
-    """The text encoder's width is what the UNet attends to; an inpainting UNet reads more."""
+    """The text encoder's width is what the sd1_impl.UNet attends to; an inpainting sd1_impl.UNet reads more."""
     with torch.device("meta"):
-        other = CLIPTextEncoder(replace(SD_V1_TEXT_ENCODER, num_layers=1))
-        inpainting = UNet(replace(pipeline.unet.config, in_channels=9))
-    tokenizer, scheduler = CLIPTokenizer(), PNDMScheduler(SD_V1_PNDM)
+        other = CLIPTextEncoder(replace(sd1_impl.SD_V1_TEXT_ENCODER, num_layers=1))
+        inpainting = sd1_impl.UNet(replace(pipeline.unet.config, in_channels=9))
+    tokenizer, scheduler = CLIPTokenizer(), sd1_impl.PNDMScheduler(sd1_impl.SD_V1_PNDM)
     with pytest.raises(ValueError, match=r"hidden_size is 768, but .* cross_attention_dim is 64"):
         Text2Image(tokenizer, other, pipeline.unet, pipeline.vae, scheduler)
-    with pytest.raises(ValueError, match=r"4 channels, but the UNet reads 9: .* inpainting"):
+    with pytest.raises(
+        ValueError, match=r"4 channels, but the sd1_impl.UNet reads 9: .* inpainting"
+    ):
         Text2Image(tokenizer, pipeline.text_encoder, inpainting, pipeline.vae, scheduler)
