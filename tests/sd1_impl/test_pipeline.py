@@ -22,7 +22,7 @@ PROMPT, NEGATIVE = "a photograph of an astronaut riding a horse", "blurry, low q
 ROUNDING = {torch.float64: 5e-13, torch.float32: 5e-5}  # float32: that of diffusers' tables
 SMALL = {"height": 64, "width": 64}
 CHANGES = {
-    **dict.fromkeys(("pndm", "ddim", "ddpm", "lms", "euler", "euler_ancestral", "dpmpp_2m"), {}),
+    **{n: {} for n in ("pndm", "ddim", "ddpm", "lms", "euler", "euler_ancestral", "dpmpp_2m")},
     "ddim-eta1": {"eta": 1.0},
     "ddpm-to-0": {"steps_offset": 0},
     "euler-leading": {"timestep_spacing": "leading"},
@@ -251,7 +251,7 @@ def test_the_picture_holds_what_it_was_made_of(pipeline):
 
 
 def test_guidance_is_off_at_one_and_below(pipeline):
-    """Then the sd1_impl.UNet sees one batch, nobody reads the negative prompt, and 0 and 1 are the same."""
+    """Then the UNet sees one batch, nobody reads the negative prompt, and 0 and 1 are the same."""
     batches = []
     hook = pipeline.unet.register_forward_pre_hook(lambda _, args: batches.append(len(args[0])))
     off, steps = draw(pipeline, guidance_scale=1.0, negative_prompt="anything")
@@ -303,7 +303,7 @@ def test_unneeded_noise_is_not_read(pipeline):
 
 
 def test_latents_are_scaled_as_the_scheduler_says(pipeline):
-    """They begin at its deviation, and the sd1_impl.UNet reads what it makes of them."""
+    """They begin at its deviation, and the UNet reads what it makes of them."""
 
     class Scaled(sd1_impl.DDIMScheduler):
         def start(self, steps: int) -> Run:
@@ -386,14 +386,12 @@ def test_a_prompt_has_to_be_a_text(pipeline):
 
 
 def test_parts_of_two_models_are_refused(pipeline):
-    """The text encoder's width is what the sd1_impl.UNet attends to; an inpainting sd1_impl.UNet reads more."""
+    """The text encoder's width is what the UNet attends to; an inpainting UNet reads more."""
     with torch.device("meta"):
         other = CLIPTextEncoder(replace(sd1_impl.SD_V1_TEXT_ENCODER, num_layers=1))
         inpainting = sd1_impl.UNet(replace(pipeline.unet.config, in_channels=9))
     tokenizer, scheduler = CLIPTokenizer(), sd1_impl.PNDMScheduler(sd1_impl.SD_V1_PNDM)
     with pytest.raises(ValueError, match=r"hidden_size is 768, but .* cross_attention_dim is 64"):
         Text2Image(tokenizer, other, pipeline.unet, pipeline.vae, scheduler)
-    with pytest.raises(
-        ValueError, match=r"4 channels, but the sd1_impl.UNet reads 9: .* inpainting"
-    ):
+    with pytest.raises(ValueError, match=r"4 channels, but the UNet reads 9: .* inpainting"):
         Text2Image(tokenizer, pipeline.text_encoder, inpainting, pipeline.vae, scheduler)
