@@ -76,6 +76,7 @@ class Child:
         self._reply = b""
         self._log = b""
         self._closed = False
+        self._looked = 0.0
         _first_to_go(self._process.pid)
 
     @property
@@ -198,8 +199,10 @@ class Child:
         return f"the port ended while it was asked for {op} ({how}){half}"
 
     def _check_memory(self, op: str) -> None:
-        if self.memory is None:
+        now = time.monotonic()
+        if self.memory is None or now - self._looked < _TICK:
             return
+        self._looked = now
         held = resident_bytes(self._process.pid)
         if held > self.memory:
             message = (

@@ -220,9 +220,9 @@ def offered(cases: list[Case], hello: Hello, named: list[str]) -> list[Case]:
     Raises:
         UsageError: It offers none of them.
     """
-    own = [c for c in cases if hello.offers(c.component, c.variant.name)]
+    own = {c.id for c in cases if hello.offers(c.component, c.variant.name)}
     if own:
-        return [c for c in cases if c in own or c.component in named]
+        return [c for c in cases if c.id in own or c.component in named]
     message = (
         f"{hello.name} offers {', '.join(hello.components) or 'no component'}, variants "
         f"{', '.join(hello.variants)}: "

@@ -9,6 +9,7 @@ import numpy as np
 
 from conformance import tolerance
 from conformance.large import Large
+from conformance.layout import channels_first
 from conformance.sketch import distance, sketch
 
 METRICS = ("norm", "channel", "element")
@@ -235,13 +236,10 @@ def judge_probe(
     )
 
 
-_ROWS = 3
-
-
 def misshapen(name: str, kind: str, value: np.ndarray, shape: tuple[int, ...]) -> Record:
     """Return the failing record of a tensor whose shape is wrong."""
     note = f"shape {tuple(value.shape)}, expected {tuple(shape)}"
-    if value.ndim == len(shape) > _ROWS and np.moveaxis(value, -1, -3).shape == tuple(shape):
+    if channels_first(name, value).shape == tuple(shape):
         note += "; channels last? let hello() say layout: NHWC"
     nan = float("nan")
     return Record(name, kind, list(shape), nan, nan, nan, "fail", approximate=False, note=note)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+from conformance.spec import name_start
+
 _HINTS: tuple[tuple[str, str], ...] = (
     (r".*token_embedding", "token embedding: ids off by one, table transposed or quantised"),
     (
@@ -137,8 +139,7 @@ _SAMPLING = ("scheduler", "pipeline")
 def hint_for(probe: str, component: str = "") -> str:
     """Return the usual causes of a first divergence at a probe, or an empty string."""
     sampling = component.partition("/")[0] in _SAMPLING
-    path = component.partition("block/")[2]
-    name = f"{path}.{probe}" if path else probe  # probes of a block are relative to it
+    name = name_start(component) + probe  # probes of a block are relative to it
     for pattern, hint in _SAMPLING_HINTS if sampling else _HINTS:
         if re.fullmatch(pattern, name):
             return hint

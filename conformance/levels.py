@@ -8,7 +8,7 @@ from typing import Any
 
 from conformance.case import NETWORKS
 from conformance.golden import SPLICE, TRACE
-from conformance.report.text import one_line
+from conformance.report.text import case_name, one_line
 from conformance.sampling import PIPELINES, SCHEDULERS, TABLES
 from conformance.spec import TOKENIZER
 
@@ -102,8 +102,8 @@ def next_level(lines: Sequence[Line], offered: Collection[str]) -> dict[str, Any
         if broken:
             share = _share([line for line, _ in broken], judged)
             (line, why), *_ = broken
-            told = why.removeprefix(f"{_case_id(line)}: ")
-            reason = f"it is broken in {share}, first {_case_id(line)}: {told}"
+            told = why.removeprefix(f"{case_name(line['case'])}: ")
+            reason = f"it is broken in {share}, first {case_name(line['case'])}: {told}"
         return {"level": 0, "because": reason}
     above = LADDER[level(judged) or 0 :]
     for rung in above:
@@ -163,7 +163,7 @@ def _wrong(rung: Rung, judged: Sequence[Line]) -> str:
         texts.append("others too")
     if wrong and all(line["verdict"] == "xfail" for line in wrong):
         texts.append("as expected")
-    return ", ".join([*texts, f"first {_case_id(wrong[0])}"]) if wrong else ""
+    return ", ".join([*texts, f"first {case_name(wrong[0]['case'])}"]) if wrong else ""
 
 
 def _not_judged(rung: Rung, lines: Sequence[Line], offered: Collection[str]) -> str:
@@ -182,9 +182,5 @@ def _of(component: str, lines: Iterable[Line]) -> list[Line]:
 
 def _share(some: Iterable[Line], lines: Iterable[Line]) -> str:
     """Count cases, whatever their executions and blocks."""
-    total = len({_case_id(line) for line in lines})
-    return f"{len({_case_id(line) for line in some})} of {total} case{'' if total == 1 else 's'}"
-
-
-def _case_id(line: Line) -> str:
-    return str(line["case"].partition("[")[0])
+    own, total = (len({case_name(line["case"]) for line in group}) for group in (some, lines))
+    return f"{own} of {total} case{'' if total == 1 else 's'}"

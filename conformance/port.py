@@ -73,9 +73,12 @@ class Hello:
     echo: bool = False
 
     def offers(self, component: str, variant: str) -> bool:
-        """Say whether a component is offered, in a variant, or without one (`-`)."""
-        named = variant == NO_VARIANT or any(fnmatchcase(variant, glob) for glob in self.variants)
-        return component in self.components and named
+        """Say whether a component is offered in a variant."""
+        return component in self.components and self.offers_variant(variant)
+
+    def offers_variant(self, variant: str) -> bool:
+        """Say whether a variant is offered; what has none (`-`) always is."""
+        return variant == NO_VARIANT or any(fnmatchcase(variant, glob) for glob in self.variants)
 
     @classmethod
     def of(cls, offer: Mapping[str, Any], what: str) -> Hello:

@@ -26,6 +26,7 @@ from conformance.port import EXEC, Hello
 from conformance.report.html import write_html
 from conformance.report.junit import write_junit
 from conformance.runner import Runner
+from conformance.spec import BLOCKS
 from conformance.tolerance import LIMIT, badness
 from conformance.xfails import Xfails, unexcused
 
@@ -238,8 +239,7 @@ def summarise(
     else:
         verdict = "conformant"
     ratios = [float(line["ratio"]) for line in lines if line["ratio"] is not None]
-    whole = [name for name in COMPONENTS if not name.startswith("block/")]
-    missing = [name for name in whole if name not in hello.components]
+    missing = [name for name in COMPONENTS if name not in {*BLOCKS, *hello.components}]
     return {
         "suite": __version__,
         "port": port,

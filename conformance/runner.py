@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable
 from contextlib import redirect_stdout
 from dataclasses import dataclass, field, replace
-from fnmatch import fnmatchcase
 from typing import Any
 
 import numpy as np
@@ -40,7 +39,6 @@ from conformance.segments import ignores_values, spliced
 from conformance.tensors import rounded
 from conformance.terms import wrong_terms
 from conformance.traces import Traces, Values, find_traces, judged_by
-from conformance.variants import NO_VARIANT
 
 MESSAGE = 600
 """Longest message kept, in characters."""
@@ -287,7 +285,7 @@ class Runner:
                 message = f"{self.hello.name} does not offer {kind} {wanted}"
                 raise UnsupportedError(message)
         variant = case.variant.name
-        if variant != NO_VARIANT and not any(fnmatchcase(variant, v) for v in self.hello.variants):
+        if not self.hello.offers_variant(variant):
             message = f"{self.hello.name} does not offer variant {variant}"
             raise UnsupportedError(message)
 

@@ -135,7 +135,7 @@ def _tensor(data: np.ndarray, entry: Any, what: str) -> np.ndarray:
         )
         raise PortError(message)
     array = np.frombuffer(data[start:end].tobytes(), dtype).reshape(shape)
-    return _widened(entry["dtype"], array.astype(dtype.newbyteorder("=")))
+    return _read_as(entry["dtype"], array.astype(dtype.newbyteorder("=")))
 
 
 def _sizes(value: Any, what: str) -> list[int]:
@@ -173,13 +173,18 @@ def write_tensors(path: Path, arrays: Mapping[str, np.ndarray], floating: str = 
 def rounded(arrays: Mapping[str, np.ndarray], arithmetic: str) -> dict[str, np.ndarray]:
     """Round floating arrays to an arithmetic, bfloat16 as float32; any other leaves them alone."""
     return {
-        name: _widened(*_encoded(array, arithmetic)) if array.dtype.kind == "f" else array
+        name: _read_as(*_encoded(array, arithmetic)) if array.dtype.kind == "f" else array
         for name, array in arrays.items()
     }
 
 
-def _widened(code: str, bits: np.ndarray) -> np.ndarray:
-    return (bits.astype(np.uint32) << 16).view(np.float32) if code == "BF16" else bits
+def widened(bits: np.ndarray) -> np.ndarray:
+    """Return bfloat16, given as uint16, as float32, exactly."""
+    return (bits.astype(np.uint32) << 16).view(np.float32)
+
+
+def _read_as(code: str, bits: np.ndarray) -> np.ndarray:
+    return widened(bits) if code == "BF16" else bits
 
 
 def _encoded(array: np.ndarray, floating: str) -> tuple[str, np.ndarray]:

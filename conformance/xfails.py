@@ -14,7 +14,7 @@ from typing import Any
 from conformance.blocks import block_names
 from conformance.case import Case, all_cases
 from conformance.errors import UsageError
-from conformance.report.text import one_line
+from conformance.report.text import case_name, one_line
 from conformance.tolerance import badness
 
 Line = dict[str, Any]
@@ -51,7 +51,7 @@ class Entry:
     def names(self, line: Mapping[str, Any]) -> bool:
         """Say whether a case line is among those that this is about."""
         item = line["case"]
-        own = (item, item.partition("::")[0]) if "[" in self.case else (_case_id(line),)
+        own = (item, item.partition("::")[0]) if "[" in self.case else (case_name(line["case"]),)
         return fits(self.device, line["device"]) and any(fits(self.case, name) for name in own)
 
     def names_case(self, case: Case) -> bool:
@@ -298,10 +298,10 @@ def _all_ran(cases: Iterable[Case], lines: Sequence[Line]) -> bool:
     out (`-k`, a shard), of which some blocks were left out, or that broke, may fail still.
     """
     asked = {(line["component"], line["variant"]) for line in lines}
-    broken = {_case_id(line) for line in lines if line["verdict"] == "error"}
+    broken = {case_name(line["case"]) for line in lines if line["verdict"] == "error"}
     parts: dict[str, set[str]] = {}
     for line in lines:
-        parts.setdefault(_case_id(line), set()).add(line["case"].partition("::")[2])
+        parts.setdefault(case_name(line["case"]), set()).add(line["case"].partition("::")[2])
     return all(
         case.id in parts
         and case.id not in broken
@@ -309,10 +309,6 @@ def _all_ran(cases: Iterable[Case], lines: Sequence[Line]) -> bool:
         for case in cases
         if (case.component, case.variant.name) in asked
     )
-
-
-def _case_id(line: Mapping[str, Any]) -> str:
-    return str(line["case"].partition("[")[0])
 
 
 def _nearest(glob: str) -> str:

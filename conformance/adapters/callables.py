@@ -14,6 +14,7 @@ from conformance.adapters.axes import fitted
 from conformance.errors import PortError
 from conformance.port import Arrays, Hello
 from conformance.report.text import one_line
+from conformance.tensors import widened
 from conformance.variants import parse_variant, variant_names
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ def to_numpy(value: Any) -> np.ndarray:
         message = f"a {type(value).__name__} cannot be made a NumPy array: {one_line(error)}"
         raise PortError(message) from error
     if array.dtype.name == "bfloat16":
-        return (array.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
+        return widened(array.view(np.uint16))
     return array
 
 

@@ -291,7 +291,7 @@ def _check_reply(reply: dict[str, Any], op: str, number: int) -> None:
         message = f"{what} has id {reply['id']}, asked was {number}{told}"
         raise PortError(message)
     if "ok" in reply:
-        protocol.check(_REPLIES[op], reply["ok"], what)
+        protocol.check(_REPLIES.get(op, "nothing"), reply["ok"], what)
 
 
 def _folders(component: str, weights: Weights) -> list[str]:

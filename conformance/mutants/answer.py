@@ -20,6 +20,7 @@ from conformance.mutants.port import MutantPort
 from conformance.port import Arrays, Component, Port
 from conformance.runner import Runner
 from conformance.sampling import term_and_step
+from conformance.tensors import rounded
 from conformance.tolerance import badness
 from conformance.traces import Values, judged_by
 
@@ -160,7 +161,8 @@ class Reference:
         own = None if replace else self._answers.get(item)
         if own is None:
             component = runner.load(case, execution)
-            own = answer(component, case, golden, replace, probes_too=runner.hello.probes)
+            given = rounded(replace, execution.dtype) if replace else None
+            own = answer(component, case, golden, given, probes_too=runner.hello.probes)
             self._answers[item] = own
         with np.errstate(all="ignore"):  # a mutant may overflow
             judged = judged_by(golden.in_mode(execution.mode), reference)

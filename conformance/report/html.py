@@ -13,9 +13,8 @@ from markupsafe import Markup, escape
 from conformance.report.plots import case_plot, depth_plot
 from conformance.report.records import VERDICTS, Case
 from conformance.report.run import Run, read_run
-from conformance.report.text import number_text, severity, shorten
+from conformance.report.text import case_name, number_text, severity, shorten
 from conformance.report.words import (
-    case_name,
     depth_text,
     headline,
     level_text,

@@ -9,8 +9,8 @@ from xml.etree.ElementTree import Element, ElementTree, SubElement, indent
 
 from conformance.report.records import Case, Divergence, Summary
 from conformance.report.run import Run, read_run
-from conformance.report.text import number_text, one_line
-from conformance.report.words import case_name, headline, measured, rerun_command, sentence
+from conformance.report.text import case_name, number_text, one_line
+from conformance.report.words import headline, measured, rerun_command, sentence
 
 _OUTCOMES = {
     "fail": "failure",

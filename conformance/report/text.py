@@ -47,6 +47,11 @@ def one_line(value: object, most: int = 300) -> str:
     return shorten(" ".join(printable(value, 4 * most).split()), most)
 
 
+def case_name(case_id: str) -> str:
+    """Return component/variant/scenario of a case id, without its execution."""
+    return case_id.partition("[")[0]
+
+
 def number(value: object) -> float | None:
     """Read a number as a results file writes it.
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from conformance.golden import SPLICE, TRACE
 from conformance.levels import LADDER, NAMES
 from conformance.report.records import Divergence, Expected, Summary
-from conformance.report.text import MISSING, number_text
+from conformance.report.text import MISSING, case_name, number_text
 
 MEASURED = ("pass", "warn", "fail", "xfail", "xpass")
 DEPTHS = {
@@ -139,11 +139,6 @@ def counts_text(summary: Summary) -> str:
     order = ("pass", "warn", "fail", "error", "xfail", "xpass", "skip")
     found = [f"{summary.counts[v]} {v}" for v in order if summary.counts[v]]
     return ", ".join(found) or "no case"
-
-
-def case_name(case_id: str) -> str:
-    """Return component/variant/scenario of a case id, without its execution."""
-    return case_id.partition("[")[0]
 
 
 def rerun_command(port: str, case_id: str, options: Iterable[str] = ()) -> str:

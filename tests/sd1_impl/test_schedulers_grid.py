@@ -17,30 +17,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from sd1_impl import (
-    SD_V1_DDIM,
-    SD_V1_DDPM,
-    SD_V1_DPMPP_2M,
-    SD_V1_EULER,
-    SD_V1_EULER_ANCESTRAL,
-    SD_V1_HEUN,
-    SD_V1_LMS,
-    SD_V1_PNDM,
-)
 from sd1_impl.schedulers import SCHEDULERS, NoiseSchedule, SigmaSchedule
 
 pytest.importorskip("diffusers")
 
-SD_V1 = {
-    "ddpm": SD_V1_DDPM,
-    "ddim": SD_V1_DDIM,
-    "pndm": SD_V1_PNDM,
-    "lms": SD_V1_LMS,
-    "euler": SD_V1_EULER,
-    "euler_ancestral": SD_V1_EULER_ANCESTRAL,
-    "heun": SD_V1_HEUN,
-    "dpmpp_2m": SD_V1_DPMPP_2M,
-}
+SD_V1 = {name: config() for name, (config, _) in SCHEDULERS.items()}
 MODULES = {
     **{name: name for name in ("ddpm", "ddim", "pndm")},
     **{name: f"{name}_discrete" for name in ("lms", "euler", "euler_ancestral", "heun")},
