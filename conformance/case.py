@@ -94,6 +94,11 @@ class Case:
         """Draw the inputs of the case, by input name."""
         return self.scenario.inputs(self.variant, self.seed)
 
+    @property
+    def terms(self) -> list[str]:
+        """Return what a scheduler or pipeline is watched at, in the order of execution."""
+        return self.scenario.terms(self.variant)
+
     def weights(self) -> Weights:
         """Return the weights of the case's component: drawn when read."""
         return self.variant.weights(self.component, self.seed)

@@ -276,6 +276,8 @@ def _output_text(golden: Golden, name: str) -> str:
     if name in golden.sketched:
         steps = sum(golden.sketched_output(row) == name for row in golden.probes)
         return f"kept as sketches, {steps} of them" if steps else "not kept"
+    if name in golden.pictures:
+        return "judged by the port's own image"
     whole = golden.outputs.get(name)
     if whole is not None and name == "timesteps":
         return ", ".join(map(str, whole.tolist()))

@@ -48,6 +48,8 @@ class Golden:
         output_names: All outputs in the order in which they are computed.
         sketched: By name, the shape of outputs of which only sketches are kept: step by step,
             those of the first, the last and some between.
+        pictures: By name, the shape of 8-bit pictures that are not kept: they are judged by the
+            port's own image, and PSNR and SSIM are not shown.
         tables: Probes that are judged entry by entry, float64.
         table_noise: By arithmetic and table, float32: relative noise of each entry.
         coefficients: Of a scheduler's steps by name, `samples#3`: those of `terms.TERMS`.
@@ -75,6 +77,7 @@ class Golden:
     large: dict[str, Large] = field(default_factory=dict)
     output_names: list[str] = field(default_factory=list)
     sketched: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    pictures: dict[str, tuple[int, ...]] = field(default_factory=dict)
     tables: dict[str, np.ndarray] = field(default_factory=dict)
     table_noise: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
     coefficients: dict[str, np.ndarray] = field(default_factory=dict)
@@ -86,7 +89,7 @@ class Golden:
 
     def __post_init__(self) -> None:
         if not self.output_names:
-            self.output_names = [*self.outputs, *self.large, *self.sketched]
+            self.output_names = [*self.outputs, *self.large, *self.sketched, *self.pictures]
         self.outputs = {n: self.outputs[n] for n in self.output_names if n in self.outputs}
 
     @property
@@ -112,11 +115,8 @@ class Golden:
     def output_shapes(self) -> dict[str, tuple[int, ...]]:
         """Return the shape of every output, in the order in which they are computed."""
         kept: dict[str, np.ndarray | Large] = {**self.outputs, **self.large}
-        return {
-            name: self.sketched[name] if name in self.sketched else kept[name].shape
-            for name in self.output_names
-            if name in self.sketched or name in kept
-        }
+        shapes = {**{n: k.shape for n, k in kept.items()}, **self.pictures, **self.sketched}
+        return {name: shapes[name] for name in self.output_names if name in shapes}
 
     def in_mode(self, mode: str) -> Golden:
         """Return the golden that a mode is judged by: in `splice`, noise is that of splicing.
@@ -183,7 +183,7 @@ class Golden:
             },
             **{f"output.{name}": array for name, array in self.outputs.items()},
             **{f"table.{name}": array for name, array in self.tables.items()},
-            **{f"coefficients.{name}": array for name, array in self.coefficients.items()},
+            **self._coefficient_arrays(),
             **self._embedding_arrays(),
             **{
                 f"noise.{a}.table.{name}": noise.astype(np.float32)
@@ -222,10 +222,21 @@ class Golden:
             facts["kills"] = self.kills
         if self.sketched:
             facts["sketched"] = self.sketched
+        if self.pictures:
+            facts["pictures"] = self.pictures
         if self.large:
             facts["large"] = {name: [k.norm, *k.shape] for name, k in self.large.items()}
         text = json.dumps(facts, separators=(",", ":"), sort_keys=True)
         return save({k: np.ascontiguousarray(v) for k, v in arrays.items()}, {"golden": text})
+
+    def _coefficient_arrays(self) -> dict[str, np.ndarray]:
+        """Return the coefficients of all kept steps in one array, in the order of the probes."""
+        if not self.coefficients:
+            return {}
+        return {"coefficients": np.stack([self.coefficients[name] for name in self._steps()])}
+
+    def _steps(self) -> list[str]:
+        return [name for name in self.probes if name.startswith("samples#")]
 
     def _embedding_arrays(self) -> dict[str, np.ndarray]:
         if self.embedding is None or self.embedding_noise is None:
@@ -274,7 +285,7 @@ class Golden:
                     table_noise.setdefault(arithmetic, {})[rest[0]] = wide
                 else:
                     output_noise[arithmetic][rest[0]] = array
-        return cls(
+        golden = cls(
             case=facts["case"],
             hunts=facts["hunts"],
             inputs=facts["inputs"],
@@ -295,15 +306,19 @@ class Golden:
             },
             output_names=facts["outputs"],
             sketched={n: tuple(shape) for n, shape in facts.get("sketched", {}).items()},
+            pictures={n: tuple(shape) for n, shape in facts.get("pictures", {}).items()},
             tables={n: arrays[f"table.{n}"] for n in TABLES if f"table.{n}" in arrays},
             table_noise=table_noise,
-            coefficients=_with_prefix(arrays, "coefficients."),
             splice_noise=splice_noise,
             splice_output_noise=splice_output_noise,
             kills=facts.get("kills", []),
             embedding=arrays.get("embedding.values"),
             embedding_noise=arrays.get("embedding.noise"),
         )
+        if "coefficients" in arrays:
+            own = zip(golden._steps(), arrays["coefficients"], strict=True)
+            golden.coefficients = dict(own)
+        return golden
 
 
 _LARGE_PARTS = ("buckets", "rows", "columns")

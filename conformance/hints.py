@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from conformance.sampling import SIGMA_FAMILY
 from conformance.spec import name_start
 
 _HINTS: tuple[tuple[str, str], ...] = (
@@ -72,7 +73,42 @@ _HINTS: tuple[tuple[str, str], ...] = (
 )
 
 
+_SIGMA_HINTS: tuple[tuple[str, str], ...] = (
+    (
+        r"timesteps",
+        (
+            "timesteps: evenly spaced from 999 to 0, fractions kept; with Karras' sigmas looked up "
+            "between those of the training by the logarithm of sigma; Heun's all but the first "
+            "twice; DPM-Solver++ rounds, and leaves out the last of one more"
+        ),
+    ),
+    (
+        r"model_inputs#\d+",
+        "the sample over sqrt(sigma^2 + 1), the step's own sigma; DPM-Solver++: the sample itself",
+    ),
+    (
+        r"samples#\d+",
+        (
+            "the step of the scheduler: its sigma and the next one, order (rising from 1, lower at "
+            "the end), which past predictions, noise"
+        ),
+    ),
+)
+
+
 _SAMPLING_HINTS: tuple[tuple[str, str], ...] = (
+    (
+        r"sigmas",
+        (
+            "sqrt((1 - alphas_cumprod) / alphas_cumprod) at the timesteps, linear between two; "
+            "Karras': evenly spaced 7th roots from the largest to the smallest; then the final one"
+        ),
+    ),
+    (r"lambdas", "log(alpha_t / sigma_t), which is -log of sigma"),
+    (
+        r"init_noise_sigma",
+        "the largest sigma, in leading spacing sqrt(sigma^2 + 1); 1 in DPM-Solver++",
+    ),
     (r"betas", "evenly spaced square roots from sqrt(0.00085) to sqrt(0.012), squared"),
     (r"alphas_cumprod", "running product of 1 - beta; in float32 or better, never in half"),
     (
@@ -86,10 +122,33 @@ _SAMPLING_HINTS: tuple[tuple[str, str], ...] = (
         r"timesteps|timestep#\d+",
         (
             "timesteps: multiples of 1000 // steps, plus steps_offset (1), falling; PLMS takes the "
-            "second twice"
+            "second twice; of LMS, Euler and the like evenly spaced from 999 to 0, fractions kept"
         ),
     ),
-    (r"model_inputs?#\d+", "what the UNet is given: the sample itself in these schedulers"),
+    (
+        r"model_inputs?#\d+",
+        (
+            "what the UNet is given: the latents, of LMS, Euler and Heun over sqrt(sigma^2 + 1); "
+            "to inpaint with 9 channels then the mask, then the masked picture's latents, unscaled"
+        ),
+    ),
+    (
+        r"init_image",
+        "the picture's bytes over 127.5, less 1: -1..1, RGB, channels first, not cut nor padded",
+    ),
+    (
+        r"image_latents",
+        "0.18215 (mean + deviation * image_noise): a sample, not the mode; scaled once",
+    ),
+    (
+        r"mask",
+        (
+            "1 where the mask's byte is 128 or more; of each 8x8 pixels the top left one decides; "
+            "not inverted, not averaged"
+        ),
+    ),
+    (r"masked_image", "the picture in -1..1, and 0 (grey) where it is drawn anew"),
+    (r"masked_image_latents", "encoded like the picture, with a noise of its own"),
     (r"(negative_)?input_ids", "token ids: the cases of the component tokenizer say more"),
     (r"prompt_embeds", "the text encoder's last hidden state, each prompt in its own row"),
     (
@@ -98,7 +157,10 @@ _SAMPLING_HINTS: tuple[tuple[str, str], ...] = (
     ),
     (
         r"initial_latents",
-        "latents are taken as they are given, times the scheduler's init_noise_sigma, which is 1",
+        (
+            "noise times init_noise_sigma (1 but for LMS, Euler, Heun); of a picture add_noise(its "
+            "latents, noise) at the run's first timestep, in the scheduler's own scale"
+        ),
     ),
     (
         r"noise_pred_uncond#\d+",
@@ -119,10 +181,15 @@ _SAMPLING_HINTS: tuple[tuple[str, str], ...] = (
         ),
     ),
     (
+        r"unblended#\d+",
+        "the step of the scheduler, before what is known is put back",
+    ),
+    (
         r"(latents|samples)#\d+",
         (
             "the step of the scheduler: previous timestep, final alpha (last step), coefficients, "
-            "orders of PLMS, noise"
+            "orders of PLMS, noise; to inpaint with 4 channels what is known, put back as noisy as "
+            "at the next timestep"
         ),
     ),
     (
@@ -140,7 +207,8 @@ def hint_for(probe: str, component: str = "") -> str:
     """Return the usual causes of a first divergence at a probe, or an empty string."""
     sampling = component.partition("/")[0] in _SAMPLING
     name = name_start(component) + probe  # probes of a block are relative to it
-    for pattern, hint in _SAMPLING_HINTS if sampling else _HINTS:
+    own = _SIGMA_HINTS if component.removeprefix("scheduler/") in SIGMA_FAMILY else ()
+    for pattern, hint in (*own, *_SAMPLING_HINTS) if sampling else _HINTS:
         if re.fullmatch(pattern, name):
             return hint
     return ""

@@ -6,6 +6,7 @@ evaluations never enter it; they show that the unit is fair to implementations i
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -55,7 +56,9 @@ class Evaluation:
         at_full_size: Those in which the 860M model is evaluated so too. A CPU without
             half-precision units takes minutes for what it does in seconds under `float32 sums`,
             and sequential float64 sums are stood for by float32's, scaled.
-        in_pipelines: Those in which a whole pipeline is evaluated so too.
+        in_pipelines: Those in which a whole pipeline is evaluated so too. In float64 one evaluation
+            is enough: the noise of its networks is float32's, scaled.
+        most_calls: Cases that ask the model more often are not evaluated so too.
     """
 
     name: str
@@ -64,11 +67,12 @@ class Evaluation:
     split: bool = False
     components: tuple[str, ...] = (*IMAGES, TEXT, PICTURES)
     at_full_size: tuple[str, ...] = (*FLOATS, *HALVES)
-    in_pipelines: tuple[str, ...] = (*FLOATS, *HALVES)
+    in_pipelines: tuple[str, ...] = ("float32", *HALVES)
+    most_calls: float = math.inf
 
     def applies(self, case: Case, arithmetic: str) -> bool:
         """Say whether this is another way to compute a case in an arithmetic, and affordable."""
-        offered = set(self.arithmetics)
+        offered = set(self.arithmetics) if case.scenario.calls <= self.most_calls else set()
         if case.is_pipeline:
             offered &= set(self.in_pipelines)
         if case.full_size:
@@ -160,7 +164,12 @@ def time_proj_of(module: Any) -> Any:
 HALF_ULP_RUNS = 16
 
 CALIBRATION: tuple[Evaluation, ...] = (
-    Evaluation("two threads", lambda _: _threads(2), at_full_size=FLOATS),
+    Evaluation(
+        "two threads",
+        lambda _: _threads(2),
+        at_full_size=FLOATS,
+        in_pipelines=(*FLOATS, *HALVES),
+    ),
     Evaluation("one thread", lambda _: _threads(1), FLOATS, at_full_size=FLOATS),
     Evaluation(
         "channels last", _channels_last, components=(*IMAGES, PICTURES), at_full_size=FLOATS
@@ -172,7 +181,6 @@ CALIBRATION: tuple[Evaluation, ...] = (
         lambda m: _summation(m, sequential_matmul, sequential_total),
         FLOATS,
         at_full_size=("float32",),
-        in_pipelines=("float32",),
     ),
     Evaluation("one-pass variance", lambda _: OnePass(), FLOATS, components=(TEXT, PICTURES)),
     Evaluation("float32 sums", lambda _: Float32Sums(), HALVES),

@@ -20,7 +20,7 @@ from conformance.compare import (
 from conformance.golden import Golden
 from conformance.pixels import judge_pixels
 from conformance.port import Arrays
-from conformance.sampling import INTEGERS, term_and_step
+from conformance.sampling import INTEGERS, TIMESTEPS, term_and_step
 from conformance.tables import judge_table, table_arithmetic
 from conformance.vocabulary import side_by_side
 
@@ -76,7 +76,7 @@ def judge_probes(golden: Golden, probes: Arrays, arithmetic: str) -> list[Record
 
 def _judge_row(golden: Golden, i: int, value: np.ndarray, arithmetic: str, kind: str) -> Record:
     """Judge one row of a golden's sketches."""
-    integers = term_and_step(golden.probes[i])[0] in INTEGERS
+    integers = _is_whole(golden, i)
     return judge_probe(
         golden.probes[i],
         value,
@@ -86,6 +86,12 @@ def _judge_row(golden: Golden, i: int, value: np.ndarray, arithmetic: str, kind:
         "float64" if integers else arithmetic,  # no half ulp of bfloat16 excuses a wrong id
         kind,
     )
+
+
+def _is_whole(golden: Golden, i: int) -> bool:
+    """Say whether a probe holds integers: a timestep may have a fraction."""
+    term, _ = term_and_step(golden.probes[i])
+    return term in INTEGERS and (term != "timestep" or float(golden.norms[i]).is_integer())
 
 
 def _judge_embedding(
@@ -135,16 +141,18 @@ def judge_outputs(golden: Golden, outputs: Arrays, arithmetic: str) -> list[Reco
         elif name in golden.large:
             noise = golden.output_noise[arithmetic][name]
             records.append(judge_large(name, value, golden.large[name], noise, arithmetic))
-        elif golden.outputs[name].dtype.kind == "i":
-            records.append(judge_exact(name, value, golden.outputs[name]))
-        elif golden.outputs[name].dtype == np.uint8:
+        elif name in golden.pictures or golden.outputs[name].dtype == np.uint8:
             if outputs[IMAGE].shape != golden.output_shapes[IMAGE]:
                 continue  # there is nothing that the pixels could be roundings of
             element = float(golden.output_noise[arithmetic][IMAGE][METRICS.index("element")])
-            image = outputs[IMAGE]
-            records.append(
-                judge_pixels(name, value, image, golden.outputs[name], element, arithmetic)
-            )
+            pixels = golden.outputs.get(name)
+            records.append(judge_pixels(name, value, outputs[IMAGE], pixels, element, arithmetic))
+        elif golden.outputs[name].dtype.kind == "i":
+            records.append(judge_exact(name, value, golden.outputs[name]))
+        elif name == TIMESTEPS:
+            units = golden.table_noise[table_arithmetic(arithmetic)][name]
+            truth = golden.outputs[name]
+            records.append(judge_table(name, value, truth, units, arithmetic, "output"))
         else:
             noise = golden.output_noise[arithmetic][name]
             records.append(judge_output(name, value, golden.outputs[name], noise, arithmetic))

@@ -53,8 +53,11 @@ def _text(wanted: list[int | None]) -> str:
 
 
 def channels_last(array: np.ndarray) -> np.ndarray:
-    """Move the channels of maps to the end: (..., C, H, W) to (..., H, W, C)."""
-    if array.ndim < _MAP:
+    """Move the channels of maps to the end: (..., C, H, W) to (..., H, W, C).
+
+    Bytes are the pixels of a picture, which have them there already.
+    """
+    if array.ndim < _MAP or array.dtype == np.uint8:
         return array
     return np.ascontiguousarray(np.moveaxis(array, -3, -1))
 

@@ -239,8 +239,10 @@ class Moves(Mode):
     def operation(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run the operation, then move its floating result."""
         result = func(*args, **kwargs)
-        if not self.moves(func, result):
-            return result
+        return self.moved(result) if self.moves(func, result) else result
+
+    def moved(self, result: Tensor) -> Tensor:
+        """Move every element by up to half a unit in the last place."""
         unit = torch.finfo(self.precision or result.dtype).eps / 2
         move = torch.rand(result.shape, generator=self.generator, dtype=torch.float64) - 0.5
         return (result.double() * (1 + 2 * unit * move)).to(result.dtype)
@@ -309,7 +311,10 @@ _ARITHMETIC = {
     aten.add,
     aten.cumprod,
     aten.div,
+    aten.exp,
+    aten.expm1,
     aten.linspace,
+    aten.log,
     aten.mul,
     aten.pow,
     aten.rsub,

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from conformance import oracle
 from conformance.adapters.torch_module import Callback, to_numpy
 from conformance.case import Case
 from conformance.compare import METRICS, relative_error, whole_errors
+from conformance.errors import GoldenError
 from conformance.honest import (
     CALIBRATION,
     HALF_ULP_RUNS,
@@ -23,7 +25,14 @@ from conformance.honest import (
 )
 from conformance.honest_sampling import SAMPLING_CALIBRATION
 from conformance.oracle import Component
-from conformance.sampling import SCHEDULER_STEPS, TABLES, first_timestep, read_config
+from conformance.sampling import (
+    SCHEDULER_STEPS,
+    TABLES,
+    TIMESTEPS,
+    first_timestep,
+    read_config,
+    steps_left_out,
+)
 from conformance.tables import entry_errors, table_arithmetic
 from conformance.tolerance import FLOAT64_FROM_FLOAT32, badness, floor, ratio
 
@@ -63,51 +72,75 @@ def measure(
     Returns:
         Relative errors; not finite where the evaluation is not.
     """
+    errors = Errors({}, {})
     pieces: dict[str, list[Tensor]] = {}
     collected: dict[str, list[Tensor]] = {}
-    errors = Errors({}, {})
 
-    def compare(name: str, tensor: Tensor) -> None:
-        wanted = truth.probes[name]
-        if name in TABLES:
-            errors.tables[name] = entry_errors(to_numpy(tensor), to_numpy(wanted))
-            return
-        difference = float((tensor.to(torch.float64) - wanted).norm())
-        errors.probes[name] = relative_error(difference, float(wanted.to(torch.float64).norm()))
+    def note(name: str, tensor: Tensor) -> None:
+        if evaluation.split:
+            pieces.setdefault(name, []).append(tensor.clone())
+        else:
+            _enter_probe(errors, name, tensor, truth.probes[name])
 
-    def collect(name: str, tensor: Tensor) -> None:
-        pieces.setdefault(name, []).append(tensor.clone())
-
-    def spliced(note: Callable[[str, Tensor], None], sample: int | None) -> Callback:
-        def replacing(name: str, tensor: Tensor) -> Tensor:
+    def replacing(rows: slice) -> Callback:
+        def replace(name: str, tensor: Tensor) -> Tensor:
             note(name, tensor)
             wanted = truth.probes[name]
-            own = wanted if sample is None or not wanted.ndim else wanted[sample : sample + 1]
-            return own.to(tensor.dtype)
+            return (wanted[rows] if wanted.ndim else wanted).to(tensor.dtype)
 
-        return replacing
+        return replace
 
     guard = oracle.Float64Guard() if component.dtype is torch.float64 else nullcontext()
-    inputs = case.inputs()
-    batches = [
-        component.tensors(b) for b in (_split(case, inputs) if evaluation.split else [inputs])
-    ]
+    batches = _batches(component, case, evaluation)
     with torch.no_grad(), guard, evaluation.around(component.module):
-        note = collect if evaluation.split else compare
         for i, tensors in enumerate(batches):
-            sample = i if evaluation.split else None
-            callback = spliced(note, sample) if splice else note
+            rows = slice(i, i + 1) if evaluation.split else slice(None)
+            callback = replacing(rows) if splice else note
             outputs = component.traced(tensors, list(truth.probes), callback)
             for name, tensor in outputs.items():
                 collected.setdefault(name, []).append(tensor)
     for name, parts in pieces.items():
-        compare(name, torch.cat(parts) if parts[0].ndim else parts[0])
-    errors.outputs = {
-        name: whole_errors(to_numpy(torch.cat(parts)), to_numpy(truth.outputs[name]))
-        for name, parts in collected.items()
-        if truth.outputs[name].is_floating_point()
-    }
+        _enter_probe(errors, name, _joined(parts), truth.probes[name])
+    for name, parts in collected.items():
+        value, wanted = to_numpy(_joined(parts)), to_numpy(truth.outputs[name])
+        _enter_output(errors, name, value, wanted)
     return errors
+
+
+def _batches(component: Component, case: Case, evaluation: Evaluation) -> list[dict[str, Any]]:
+    """Return the inputs of a case as tensors: all together, or sample by sample."""
+    inputs = case.inputs()
+    batches = _split(case, inputs) if evaluation.split else [inputs]
+    return [component.tensors(batch) for batch in batches]
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    """Put the samples of a batch together again; what has no axis is the same in all."""
+    return torch.cat(parts) if parts[0].ndim else parts[0]
+
+
+def _enter_probe(errors: Errors, name: str, tensor: Tensor, wanted: Tensor) -> None:
+    if name in TABLES:
+        errors.tables[name] = entry_errors(name, to_numpy(tensor), to_numpy(wanted))
+        return
+    difference = float((tensor.to(torch.float64) - wanted).norm())
+    errors.probes[name] = relative_error(difference, float(wanted.to(torch.float64).norm()))
+
+
+def _enter_output(errors: Errors, name: str, value: np.ndarray, wanted: np.ndarray) -> None:
+    """Enter the errors of an output; of timesteps entry by entry, where they have fractions.
+
+    Raises:
+        GoldenError: Whole timesteps are others in an honest evaluation: no port could be judged.
+    """
+    if name == TIMESTEPS:
+        if wanted.dtype.kind == "f":
+            errors.tables[name] = entry_errors(name, value, wanted)
+        elif not np.array_equal(value, wanted):
+            message = "an honest evaluation has other timesteps, and they are whole numbers"
+            raise GoldenError(message)
+    elif wanted.dtype.kind == "f":
+        errors.outputs[name] = whole_errors(value, wanted)
 
 
 _STEPS_FIRST = ("model_outputs", "noise")
@@ -129,6 +162,17 @@ def _split(case: Case, inputs: dict[str, np.ndarray]) -> list[dict[str, np.ndarr
     ]
 
 
+def _can_be_split(case: Case) -> bool:
+    """Say whether there are several samples, each with its own rows of every input."""
+    inputs = case.inputs()
+    rows = {
+        array.shape[1 if name in _STEPS_FIRST and not case.is_network else 0]
+        for name, array in inputs.items()
+        if array.ndim
+    }
+    return len(rows) == 1 and rows != {1}
+
+
 def batch_size(inputs: dict[str, np.ndarray]) -> int:
     """Return the number of samples: rows of the first input that has an axis."""
     return next(len(array) for array in inputs.values() if array.ndim)
@@ -142,7 +186,7 @@ def calibrations(component: Component, case: Case, arithmetic: str) -> list[Eval
     largest, decides: its embedding is the noisiest.
     """
     chosen = [e for e in (*CALIBRATION, *SAMPLING_CALIBRATION) if e.applies(case, arithmetic)]
-    if batch_size(case.inputs()) == 1:
+    if not _can_be_split(case):
         chosen = [e for e in chosen if not e.split]
     if arithmetic == "float32" and time_proj_of(component.module) is not None:
         chosen += _worst_half_ulps(component, case)
@@ -158,7 +202,7 @@ def _worst_half_ulps(component: Component, case: Case) -> list[Evaluation]:
 def _embedding_errors(component: Component, case: Case) -> list[Tensor]:
     """Return the error of each draw of the timestep embedding, float64 (timesteps, width)."""
     inputs = case.inputs()
-    first = first_timestep(read_config(inputs["config"])) if case.is_pipeline else None
+    first = _first_timestep(inputs) if case.is_pipeline else None
     timestep = torch.tensor(inputs["timestep"] if first is None else first).reshape(-1)
     time_proj = time_proj_of(component.module)
     exact = oracle.float64_time_proj(time_proj)(timestep.double())
@@ -167,6 +211,15 @@ def _embedding_errors(component: Component, case: Case) -> list[Tensor]:
         with half_ulp_evaluation(seed).around(component.module), torch.no_grad():
             errors.append(time_proj(timestep).double() - exact)
     return errors
+
+
+def _first_timestep(inputs: dict[str, np.ndarray]) -> float:
+    """Return the first timestep of a pipeline's run."""
+    config = read_config(inputs["config"])
+    algorithm, steps = config["scheduler"], config["num_inference_steps"]
+    strength = float(inputs.get("strength", 1))
+    late = {"begin_index": steps_left_out(algorithm, steps, strength)}
+    return first_timestep(algorithm, config | late)
 
 
 _FREQUENCIES_ALIKE = 2
@@ -225,7 +278,7 @@ def with_neighbours(entries: np.ndarray) -> np.ndarray:
 
 
 def at_least_median(probes: dict[str, float]) -> dict[str, float]:
-    """Give each step of a scheduler at least the median noise of all steps.
+    """Give each step of a scheduler, and each timestep, at least the median noise of all.
 
     A step is one or two coefficients, too few to take a worst of: by luck they may all be exact.
     """
@@ -233,10 +286,13 @@ def at_least_median(probes: dict[str, float]) -> dict[str, float]:
     for name, error in probes.items():
         steps.setdefault(name.partition("#")[0], []).append(error)
     return {
-        name: max(error, float(np.median(steps[term]))) if term in SCHEDULER_STEPS else error
+        name: max(error, float(np.median(steps[term]))) if term in _FEW_NUMBERS else error
         for name, error in probes.items()
         for term in [name.partition("#")[0]]
     }
+
+
+_FEW_NUMBERS = (*SCHEDULER_STEPS, "timestep")
 
 
 def with_parts(outputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -19,7 +19,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cache
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import diffusers
 import numpy as np
@@ -33,11 +33,8 @@ from transformers import AttentionInterface
 
 from conformance import modes
 from conformance.adapters.diffusers_networks import NETWORKS, Tokenizer
-from conformance.adapters.diffusers_sampling import (
-    make_scheduler,
-    pipeline_component,
-    scheduler_component,
-)
+from conformance.adapters.diffusers_pipelines import pipeline_component
+from conformance.adapters.diffusers_schedulers import make_scheduler, scheduler_component
 from conformance.adapters.torch_module import TorchComponent, assign_weights
 from conformance.adapters.torch_sampling import PipelineComponent, SchedulerComponent
 from conformance.errors import GoldenError
@@ -59,7 +56,21 @@ def versions() -> dict[str, str]:
 
 
 class Float64Guard(modes.Mode):
-    """Fail on any operation that reads or makes a floating tensor that is not float64."""
+    """Fail on any operation that reads or makes a floating tensor that is not float64.
+
+    Tensors made of Python floats are float64 meanwhile.
+    """
+
+    def __enter__(self) -> Self:
+        """Set the default dtype."""
+        self.before = torch.get_default_dtype()
+        torch.set_default_dtype(torch.float64)
+        return super().__enter__()
+
+    def __exit__(self, *error: object) -> None:
+        """Restore the default dtype."""
+        torch.set_default_dtype(self.before)
+        super().__exit__(*error)
 
     def operation(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run the operation and look at what went in and came out."""
@@ -96,7 +107,7 @@ def float64_module(name: str) -> ModuleType:
     """
     original = importlib.import_module(name)
     source = inspect.getsource(original)
-    rewritten = source.replace("torch.float32", "torch.float64").replace(".float()", ".double()")
+    rewritten = source.replace("float32", "float64").replace(".float()", ".double()")
     alias = f"{name}__float64"
     module_spec = importlib.util.spec_from_loader(alias, loader=None)
     if module_spec is None:
@@ -130,9 +141,10 @@ def reference(component: str, variant: Variant, weights: Weights, dtype: torch.d
         make = float64_scheduler if exact else make_scheduler
         return scheduler_component(component.partition("/")[2], dtype, make=make)
     if component in PIPELINES:
-        pipeline = pipeline_component(variant, weights, dtype)
+        pipeline = pipeline_component(component, variant, weights, dtype)
         if exact:
             pipeline.module.make = float64_scheduler
+            pipeline.module.load_module = float64_module
             pipeline.module.unet.time_proj = float64_time_proj(pipeline.module.unet.time_proj)
         return pipeline
     return network(component, variant, weights, dtype)

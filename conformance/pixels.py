@@ -18,7 +18,7 @@ def judge_pixels(
     name: str,
     value: np.ndarray,
     image: np.ndarray,
-    truth: np.ndarray,
+    truth: np.ndarray | None,
     noise: float,
     arithmetic: str,
 ) -> Record:
@@ -30,9 +30,10 @@ def judge_pixels(
 
     Args:
         name: Name of the output.
-        value: What the port returned, uint8 (B, H, W, 3), as `truth`.
+        value: What the port returned, uint8 (B, H, W, 3).
         image: The port's image in 0..1, (B, 3, H, W).
-        truth: The oracle's picture, uint8; for PSNR and SSIM, which are shown, never judged.
+        truth: The oracle's picture, uint8; for PSNR and SSIM, which are shown, never judged. None
+            where it is not kept.
         noise: Noise of the image's worst element, over its RMS.
         arithmetic: What the port computed in.
 
@@ -49,13 +50,13 @@ def judge_pixels(
     ratio = float(np.max(beyond)) / unit
     verdict = tolerance.verdict(ratio)
     wrong = int(np.count_nonzero(~(beyond <= tolerance.LIMIT * unit)))
-    note = _similarity(value, truth)
+    note = "" if truth is None else _similarity(value, truth)
     if verdict == "fail":
         note = f"{wrong} of {value.size} pixels wrong, {_cause(signed)}; {note}"
     return Record(
         name,
         "output",
-        list(truth.shape),
+        list(value.shape),
         float(np.max(beyond)),
         unit,
         ratio,

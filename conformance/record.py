@@ -25,6 +25,7 @@ from conformance.golden import FORMAT, SOURCE, SPLICE, TRACE, Golden
 from conformance.honest import FLOATS, HELD_OUT
 from conformance.judge import IMAGE, TIME_PROJ
 from conformance.large import EDGE, PICTURE_EDGE, WHOLE_LIMIT, Large
+from conformance.layout import PIXELS
 from conformance.manifest import golden_path, manifest_path
 from conformance.noise import (
     Errors,
@@ -39,7 +40,6 @@ from conformance.recipe import SEED, digest
 from conformance.sampling import (
     SCHEDULER_STEPS,
     TABLES,
-    TEXT_TO_IMAGE,
     kept_steps,
     step_name,
 )
@@ -51,8 +51,6 @@ from conformance.variants import Variant
 Say = Callable[[str], None]
 Noise = dict[str, dict[str, Errors]]
 """By mode and arithmetic."""
-
-_MOST_HALF_STEPS = 100
 
 
 class Reference:
@@ -92,7 +90,7 @@ def values_of(truth: oracle.Truth) -> Values:
 def case_probes(case: Case) -> list[str]:
     """Return what the oracle is watched at: probes, tables, and steps of sketched outputs."""
     if not case.is_network:
-        return case.scenario.terms()
+        return case.terms
     names = spec.probe_names(case.component, case.variant.size)
     if case.every_probe:
         return list(names)
@@ -118,7 +116,7 @@ def arithmetics(case: Case) -> tuple[str, ...]:
     adds up to over a thousand steps has no typical size.
     """
     raised = any(recipe.mean for recipe in case.scenario.recipes(case.variant).values())
-    if case.variant.regime == "dense" or raised or case.scenario.calls > _MOST_HALF_STEPS:
+    if case.variant.regime == "dense" or raised or not case.scenario.in_halves:
         return FLOATS
     return ARITHMETICS
 
@@ -198,7 +196,7 @@ def modes(case: Case) -> tuple[str, ...]:
     The 860M model takes minutes for each evaluation: it is spliced where every probe is recorded.
     """
     spliced = case.has_splice_mode
-    if case.full_size and case.component in {"unet", TEXT_TO_IMAGE}:
+    if case.full_size and (case.is_pipeline or case.component == "unet"):
         spliced = case.every_probe
     return (TRACE, SPLICE) if spliced else (TRACE,)
 
@@ -233,9 +231,12 @@ def _golden(case: Case, truth: oracle.Truth, noise: Noise) -> Golden:
     sketched = sketched_outputs(case, truth)
     whole = {n: a for n, a in outputs.items() if a.dtype.kind in "iu" or a.size <= WHOLE_LIMIT}
     edge = EDGE
+    pictures = {}
     if case.is_pipeline:
         del whole[IMAGE]
         edge = PICTURE_EDGE
+        if not case.scenario.keeps_pixels:
+            pictures[PIXELS] = whole.pop(PIXELS).shape
     buckets = STEP_BUCKETS if case.is_scheduler else BUCKETS
     return Golden(
         case=case.id,
@@ -243,7 +244,12 @@ def _golden(case: Case, truth: oracle.Truth, noise: Noise) -> Golden:
         inputs=input_facts(case),
         outputs=whole,
         output_names=[*sketched, *outputs],
-        large={n: Large.of(array, edge) for n, array in outputs.items() if n not in whole},
+        large={
+            n: Large.of(array, edge)
+            for n, array in outputs.items()
+            if n not in whole and n not in pictures
+        },
+        pictures=pictures,
         sketched=sketched,
         tables={name: to_numpy(t) for name, t in truth.probes.items() if name in TABLES},
         table_noise={a: u.tables for a, u in units.items() if a in FLOATS},
@@ -264,12 +270,12 @@ def _golden(case: Case, truth: oracle.Truth, noise: Noise) -> Golden:
 def step_coefficients(case: Case, rows: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Read the coefficients of every kept step off the oracle's samples."""
     inputs = case.inputs()
+    given = {k: rows[step_name("model_inputs", k)] for k in kept_steps(case.scenario.calls)}
     return {
         step_name("samples", k): terms.coefficients(
-            terms.entering(inputs, rows[step_name("model_inputs", k)], k),
-            rows[step_name("samples", k)],
+            terms.entering(case.component, inputs, given, k), rows[step_name("samples", k)]
         )
-        for k in kept_steps(case.scenario.calls)
+        for k in given
     }
 
 

@@ -39,6 +39,7 @@ from conformance.segments import ignores_values, spliced
 from conformance.tensors import rounded
 from conformance.terms import wrong_terms
 from conformance.traces import Traces, Values, find_traces, judged_by
+from conformance.trajectory import trajectory
 
 MESSAGE = 600
 """Longest message kept, in characters."""
@@ -105,6 +106,7 @@ class Result:
             "detail": self.detail,
             "hunts": self.case.scenario.hunts,
             "missing": self.missing,
+            **({"trajectory": trajectory(self.records)} if self.case.is_pipeline else {}),
             "probes": [record.as_json() for record in self.records],
         }
 

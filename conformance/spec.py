@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Collection
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -91,6 +92,15 @@ def architectures(component: str) -> dict[str, dict[str, Any]]:
     return _load(golden_root(), "variants")[CHECKPOINT_FOLDERS[component]]
 
 
+INPAINT_SUFFIX = "-inpaint"
+"""Of sizes whose UNet reads a mask and a masked picture too."""
+
+
+def known_size(known: Collection[str], size: str) -> str:
+    """Return the name of a size among those of a network: only a UNet has its own to inpaint."""
+    return size if size in known else size.removesuffix(INPAINT_SUFFIX)
+
+
 def checkpoint_shapes(folder: str, size: str) -> dict[str, tuple[int, ...]]:
     """Return the names and shapes of one folder of a checkpoint, in the checkpoint's order.
 
@@ -102,7 +112,8 @@ def checkpoint_shapes(folder: str, size: str) -> dict[str, tuple[int, ...]]:
         Name to shape.
     """
     facts = _load(golden_root(), "parameters")[folder]
-    rows = zip(facts["names"], facts["shapes"][size], strict=True)
+    shapes = facts["shapes"]
+    rows = zip(facts["names"], shapes[known_size(shapes, size)], strict=True)
     return {name: tuple(shape) for name, shape in rows if shape is not None}
 
 

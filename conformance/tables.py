@@ -6,14 +6,19 @@ import numpy as np
 
 from conformance import tolerance
 from conformance.compare import Record, max_abs_of, rms_of
+from conformance.sampling import TIMESTEPS
 from conformance.tolerance import HALVES
 
 
-def entry_errors(value: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """Return the relative error of each entry; against an exact zero any error is infinite."""
+def entry_errors(name: str, value: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """Return the relative error of each entry; against an exact zero any error is infinite.
+
+    Timesteps end near 0, but below one of the training their unit is that one.
+    """
+    scale = np.maximum(np.abs(truth), 1) if name == TIMESTEPS else np.abs(truth)
     with np.errstate(all="ignore"):
         difference = np.abs(value.astype(np.float64) - truth)
-        return np.where(difference == 0, 0.0, difference / np.abs(truth))
+        return np.where(difference == 0, 0.0, difference / scale)
 
 
 def table_arithmetic(arithmetic: str) -> str:
@@ -22,7 +27,12 @@ def table_arithmetic(arithmetic: str) -> str:
 
 
 def judge_table(
-    name: str, value: np.ndarray, truth: np.ndarray, noise: np.ndarray, arithmetic: str
+    name: str,
+    value: np.ndarray,
+    truth: np.ndarray,
+    noise: np.ndarray,
+    arithmetic: str,
+    kind: str = "probe",
 ) -> Record:
     """Judge a table by its worst entry.
 
@@ -32,11 +42,12 @@ def judge_table(
         truth: The oracle's float64 entries.
         noise: Relative noise of each entry.
         arithmetic: What the port computed in; tables of half-precision models are float32.
+        kind: `probe` or `output`.
 
     Returns:
         The record of the entry with the worst ratio.
     """
-    errors = entry_errors(value, truth)
+    errors = entry_errors(name, value, truth)
     ratios = errors / np.maximum(noise, tolerance.floor(table_arithmetic(arithmetic)))
     worst = int(np.argmax(np.where(np.isnan(ratios), np.inf, ratios)))
     ratio = float(ratios[worst])
@@ -44,7 +55,7 @@ def judge_table(
     note = f"entry {worst} is {value[worst]:.9g}, expected {truth[worst]:.9g}"
     return Record(
         name,
-        "probe",
+        kind,
         list(truth.shape),
         float(errors[worst]),
         float(noise[worst]),

@@ -7,11 +7,11 @@ off the oracle's when a golden is recorded, off a port's when it is wrong.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from conformance.sampling import read_config
+from conformance.sampling import WARM_UP, read_config
 from conformance.tolerance import LIMIT
 
 if TYPE_CHECKING:
@@ -21,7 +21,12 @@ if TYPE_CHECKING:
 PAST = 5
 """Model outputs that a step may read: the newest, and four before it."""
 
-TERMS = ("sample", *(f"model output {-i}" if i else "model output" for i in range(PAST)), "noise")
+TERMS = (
+    "sample",
+    *(f"model output {-i}" if i else "model output" for i in range(PAST)),
+    "noise",
+    "sample -1",
+)
 
 _LINEAR = 1e-3
 """Largest residual, over the step's norm, of what counts as a linear combination."""
@@ -29,26 +34,49 @@ _LINEAR = 1e-3
 Arrays = Mapping[str, np.ndarray]
 
 
-def entering(inputs: Arrays, model_input: np.ndarray, step: int) -> dict[str, np.ndarray]:
+def entering(
+    component: str, inputs: Arrays, model_inputs: Mapping[int, np.ndarray], step: int
+) -> dict[str, np.ndarray]:
     """Return what may enter a step, by name of `TERMS`.
 
     Args:
+        component: A scheduler.
         inputs: Of the case.
-        model_input: What the model was given at this step: the sample, scaled.
+        model_inputs: By call of the model, what it was given: the sample, scaled.
         step: Which call of the model.
 
     Returns:
-        Arrays of one shape. The second step of PLMS takes the first one again: its sample is the
-        run's first.
+        Arrays of one shape; without `sample` where the call that the step began with is not known.
     """
     config = read_config(inputs["config"])
-    again = "skip_prk_steps" in config and step == 1
-    terms = {"sample": inputs["sample"] if again else model_input}
+    begun = step - _since_beginning(component, config, step)
+    terms = {}
+    if step == 1 and begun == 0:
+        terms["sample"] = inputs["sample"]
+    elif begun in model_inputs:
+        terms["sample"] = model_inputs[begun]
     for i in range(min(PAST, step + 1)):
         terms[TERMS[1 + i]] = inputs["model_outputs"][step - i]
     if "noise" in inputs:
         terms["noise"] = inputs["noise"][step]
+    if component == "scheduler/dpmpp_2m" and step - 1 in model_inputs:
+        terms["sample -1"] = model_inputs[step - 1]
     return terms
+
+
+_STAGES = 4
+
+
+def _since_beginning(component: str, config: Mapping[str, Any], step: int) -> int:
+    """Return how many calls ago a step began that asks the model several times.
+
+    PLMS takes its first step twice; Heun's steps have two calls, Runge-Kutta's four.
+    """
+    if component == "scheduler/heun":
+        return step % 2
+    if component == "scheduler/pndm" and not config["skip_prk_steps"]:
+        return step % _STAGES if step < WARM_UP else 0
+    return int(component == "scheduler/pndm" and step == 1)
 
 
 def coefficients(terms: Arrays, result: np.ndarray) -> np.ndarray:
@@ -63,6 +91,8 @@ def coefficients(terms: Arrays, result: np.ndarray) -> np.ndarray:
         result is no linear combination, as when x0 is clipped.
     """
     found = np.full(len(TERMS), np.nan)
+    if "sample" not in terms:
+        return found
     columns = np.stack([terms[name].astype(np.float64).ravel() for name in terms], axis=1)
     wanted = result.astype(np.float64).ravel()
     if not np.isfinite(wanted).all():
@@ -89,7 +119,8 @@ def wrong_terms(golden: Golden, inputs: Arrays, outputs: Arrays, record: Record,
     truth = golden.coefficients.get(record.name)
     if truth is None or np.isnan(truth).all():
         return ""
-    terms = entering(inputs, outputs["model_inputs"][step], step)
+    component = golden.case.rpartition("/")[0].removesuffix("/-")
+    terms = entering(component, inputs, dict(enumerate(outputs["model_inputs"])), step)
     result = outputs["samples"][step]
     found = coefficients(terms, result)
     when = f"step {step}, timestep {golden.outputs['timesteps'][step]}"

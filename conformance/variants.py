@@ -16,7 +16,7 @@ from conformance import spec
 from conformance.errors import unknown_name
 from conformance.recipe import SEED, TensorRecipe
 from conformance.regimes import REGIMES, UNIT, tensor_recipe
-from conformance.sampling import PIPELINES, SCHEDULERS
+from conformance.sampling import INPAINT, PIPELINES, SCHEDULERS
 
 BLOCK_VARIANTS = ("tiny",)
 
@@ -41,9 +41,10 @@ class Variant:
     def architecture(self, component: str) -> dict[str, Any]:
         """Return the component's widths, heads and groups, as in `golden/spec/variants.json`.
 
-        Those of a block are the whole UNet's.
+        Those of a block are the whole UNet's; what is not made for inpainting has the plain size.
         """
-        return spec.architectures(component)[self.size]
+        known = spec.architectures(component)
+        return known[spec.known_size(known, self.size)]
 
     def weights(self, component: str, seed: int = SEED) -> Weights:
         """Return the component's weights: drawn when read, never stored."""
@@ -149,10 +150,10 @@ def variant_names(component: str = "unet") -> list[str]:
     if component in spec.BLOCKS:
         return list(BLOCK_VARIANTS)
     if component in PIPELINES:
-        return [size for size in sizes() if not size.endswith("-inpaint")]
+        return [s for s in sizes() if component == INPAINT or not s.endswith(spec.INPAINT_SUFFIX)]
     names = []
     for size in sizes(component):
-        regimes = REGIMES[:1] if size.endswith("-inpaint") else REGIMES
+        regimes = REGIMES[:1] if size.endswith(spec.INPAINT_SUFFIX) else REGIMES
         names += [size if regime == UNIT else f"{size}-{regime}" for regime in regimes]
     return names
 

@@ -3,9 +3,9 @@
 `sd1_impl.tokenizer` cuts the prompt into tokens, `sd1_impl.text_encoder` reads them,
 `sd1_impl.unet` predicts the noise in the latents, `sd1_impl.schedulers` lead from noise to latents,
 `sd1_impl.vae` turns latents into images and images into latents; `sd1_impl.pipeline` puts them
-together, and every number is in `sd1_impl.config` and `sd1_impl.scheduler_config`. Start with
-`sd1_impl.unet`: its forward pass is the figure in the paper. Or draw something:
-``python -m sd1_impl "a photograph of a cat"``.
+together, `sd1_impl.image_to_image` and `sd1_impl.inpainting` begin with an image. Every number is
+in `sd1_impl.config` and `sd1_impl.scheduler_config`. Start with `sd1_impl.unet`: its forward pass
+is the figure in the paper. Or draw something: ``python -m sd1_impl "a photograph of a cat"``.
 
 Attribute names are the keys of the diffusers checkpoints, so that ``load_state_dict(strict=True)``
 needs no rename table; `sd1_impl.checkpoint` knows the two leftovers of older files. Nothing here
@@ -23,6 +23,8 @@ from sd1_impl.config import (
     UNetConfig,
     VAEConfig,
 )
+from sd1_impl.image_to_image import EditedPicture, Image2Image
+from sd1_impl.inpainting import Inpaint, InpaintedPicture
 from sd1_impl.pipeline import Picture, Prompts, Step, Text2Image
 from sd1_impl.scheduler_config import (
     SD_V1_DDIM,
@@ -82,12 +84,16 @@ __all__ = [
     "DPMPP2MConfig",
     "DPMSolverMultistepScheduler",
     "DiagonalGaussian",
+    "EditedPicture",
     "EulerAncestralConfig",
     "EulerAncestralDiscreteScheduler",
     "EulerConfig",
     "EulerDiscreteScheduler",
     "HeunConfig",
     "HeunDiscreteScheduler",
+    "Image2Image",
+    "Inpaint",
+    "InpaintedPicture",
     "LMSConfig",
     "LMSDiscreteScheduler",
     "PNDMConfig",

@@ -1,4 +1,7 @@
-"""Draw a picture: ``python -m sd1_impl PROMPT``; ``--help`` says the rest."""
+"""Draw a picture: ``python -m sd1_impl PROMPT``; ``--help`` says the rest.
+
+With ``--image`` the picture begins with another, with ``--mask`` only a part of it is drawn anew.
+"""
 # ruff: noqa: T201 - a command line prints
 
 import argparse
@@ -12,10 +15,13 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, NoReturn
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
 from sd1_impl.checkpoint import load_pipeline
+from sd1_impl.image_to_image import Image2Image
+from sd1_impl.inpainting import Inpaint
 from sd1_impl.pipeline import Picture, Step, Text2Image
 from sd1_impl.schedulers import SCHEDULERS, Scheduler
 from sd1_impl.synthetic import synthetic_pipeline
@@ -24,6 +30,7 @@ from sd1_impl.tokenizer import CONTEXT_LENGTH
 PROMPT = "a photograph of an astronaut riding a horse"
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 SIZE, TINY_SIZE = (512, 512), (256, 256)
+STRENGTH, MASKED_STRENGTH = 0.8, 1.0
 EXIT_USAGE, EXIT_INTERRUPTED = 2, 130
 
 
@@ -67,14 +74,28 @@ def _parser() -> argparse.ArgumentParser:
         "--weights", type=Path, metavar="DIR", help="folder in diffusers' layout, such as SD v1-5's"
     )
     weights.add_argument(
-        "--synthetic", choices=("tiny", "sd1"), help="random weights of this size; default tiny"
+        "--synthetic",
+        choices=("tiny", "sd1", "tiny-inpaint", "sd1-inpaint"),
+        help="random weights of this size; default tiny",
+    )
+    parser.add_argument("--image", type=Path, metavar="FILE", help="a picture to begin with")
+    parser.add_argument(
+        "--mask", type=Path, metavar="FILE", help="draw only where this picture is white"
+    )
+    parser.add_argument(
+        "--strength",
+        type=float,
+        help="how much of the image is given up, above 0, to 1; default 0.8, with --mask 1",
     )
     parser.add_argument("--negative-prompt", default="", metavar="TEXT", help="what to avoid")
     parser.add_argument("--steps", type=int, default=50, help="denoising steps, default 50")
     parser.add_argument("--guidance", type=float, default=7.5, help="default 7.5; 1 is off")
     parser.add_argument("--seed", type=_seed, default=0, help="of the noise, default 0")
     parser.add_argument(
-        "--size", type=_size, help="WIDTHxHEIGHT, default 512x512; 256x256 with tiny weights"
+        "--size",
+        type=_size,
+        help="WIDTHxHEIGHT, default 512x512, or 256x256 with tiny weights; an image is resized "
+        "to it, default its own size",
     )
     parser.add_argument(
         "--scheduler", choices=SCHEDULERS, help="default the weights' own, which is SD v1's pndm"
@@ -114,16 +135,24 @@ def _say(line: str) -> None:
 
 def _draw(arguments: argparse.Namespace) -> None:
     """Load, draw, save; and say how."""
-    image = _image_module(arguments.out)
+    image_module = _image_module(arguments.out)
     started = time.perf_counter()
-    pipeline = _pipeline(arguments)
-    width, height = arguments.size or (TINY_SIZE if _is_tiny(arguments) else SIZE)
+    task, inputs = _task(arguments)
+    pipeline = _pipeline(task, arguments)
     if arguments.scheduler:
         pipeline.scheduler = _scheduler(arguments.scheduler, pipeline.scheduler)
-    calls = len(pipeline.scheduler.timesteps(arguments.steps))
+    if isinstance(pipeline, Image2Image):
+        height, width = inputs["image"].shape[1:3]
+        run = pipeline.start_run(arguments.steps, inputs["strength"])
+        begins = f"strength {inputs['strength']:g}, "
+    else:
+        height, width = inputs["height"], inputs["width"]
+        run = pipeline.scheduler.start(arguments.steps)
+        begins = ""
+    calls = len(run.timesteps)
     _say(
         f"{type(pipeline.scheduler).__name__}, {arguments.steps} steps ({calls} calls of the UNet),"
-        f" guidance {arguments.guidance:g}, seed {arguments.seed}, {width}x{height},"
+        f" {begins}guidance {arguments.guidance:g}, seed {arguments.seed}, {width}x{height},"
         f" {arguments.dtype} on {arguments.device}"
     )
     _warn_of_long_texts(pipeline, arguments)
@@ -133,13 +162,12 @@ def _draw(arguments: argparse.Namespace) -> None:
             negative_prompt=arguments.negative_prompt,
             num_inference_steps=arguments.steps,
             guidance_scale=arguments.guidance,
-            height=height,
-            width=width,
             generator=torch.Generator().manual_seed(arguments.seed),
             callback=callback,
+            **inputs,
         )
     _warn_of_overflow(picture, arguments.dtype)
-    image.fromarray(picture.image_uint8[0].numpy()).save(arguments.out)
+    image_module.fromarray(picture.image_uint8[0].numpy()).save(arguments.out)
     _say(f"{arguments.out}, after {time.perf_counter() - started:.1f} s")
 
 
@@ -157,12 +185,43 @@ def _image_module(out: Path) -> Any:
 
 
 def _is_tiny(arguments: argparse.Namespace) -> bool:
-    return arguments.weights is None and arguments.synthetic != "sd1"
+    return arguments.weights is None and arguments.synthetic not in ("sd1", "sd1-inpaint")
 
 
-def _pipeline(arguments: argparse.Namespace) -> Text2Image:
+def _task(arguments: argparse.Namespace) -> tuple[type[Text2Image], dict[str, Any]]:
+    """Return the pipeline that the options ask for, and the arguments that only it has."""
+    if arguments.image is None:
+        for option in ("mask", "strength"):
+            if getattr(arguments, option) is not None:
+                raise ValueError(f"--{option} needs --image, a picture to begin with")
+        width, height = arguments.size or (TINY_SIZE if _is_tiny(arguments) else SIZE)
+        return Text2Image, {"height": height, "width": width}
+    strength = STRENGTH if arguments.mask is None else MASKED_STRENGTH
+    if arguments.strength is not None:
+        strength = arguments.strength
+    image = _read_picture(arguments.image, "RGB", arguments.size)
+    if arguments.mask is None:
+        return Image2Image, {"image": image, "strength": strength}
+    mask = _read_picture(arguments.mask, "L", arguments.size)
+    return Inpaint, {"image": image, "mask": mask, "strength": strength}
+
+
+def _read_picture(path: Path, mode: str, size: tuple[int, int] | None) -> torch.Tensor:
+    """Return a file's pixels, ``(1, H, W, 3)`` of "RGB" or ``(1, H, W)`` of "L", grey."""
+    from PIL import Image, ImageOps
+
+    with Image.open(path) as file:
+        picture = ImageOps.exif_transpose(file).convert(mode)
+    if size is not None:
+        # Between black and white a mask has no middle.
+        way = Image.Resampling.NEAREST if mode == "L" else Image.Resampling.LANCZOS
+        picture = picture.resize(size, way)
+    return torch.from_numpy(np.array(picture))[None]
+
+
+def _pipeline(task: type[Text2Image], arguments: argparse.Namespace) -> Text2Image:
     """Load or make the weights, and say which."""
-    where = {"dtype": getattr(torch, arguments.dtype), "device": arguments.device}
+    where = {"pipeline": task, "dtype": getattr(torch, arguments.dtype), "device": arguments.device}
     if arguments.weights is not None:
         pipeline = load_pipeline(arguments.weights, **where)
         _say(f"weights: {arguments.weights}")

@@ -73,6 +73,7 @@ PARTS = {
 def load_pipeline(
     folder: str | Path,
     *,
+    pipeline: type[Text2Image] = Text2Image,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
 ) -> Text2Image:
@@ -80,6 +81,7 @@ def load_pipeline(
 
     Args:
         folder: The folder, see above.
+        pipeline: What to build: `Text2Image`, `Image2Image` or `Inpaint`.
         dtype: Of the weights; what the files have is converted.
         device: Where the weights are put.
 
@@ -88,7 +90,8 @@ def load_pipeline(
 
     Raises:
         CheckpointError: If a file is missing or unreadable, if weights are missing, left over or
-            of another shape, or if a config is not one of SD v1.
+            of another shape, if a config is not one of SD v1, or if the pipeline has no use for
+            its UNet.
     """
     folder = Path(folder)
     _check_files(folder)
@@ -100,12 +103,12 @@ def load_pipeline(
     with torch.device("meta"):  # no memory, no random weights: the file's take their place
         networks = {name: part.network(configs[name]) for name, part in PARTS.items()}
     try:
-        pipeline = Text2Image(CLIPTokenizer(), **networks, scheduler=scheduler)
+        pipe = pipeline(CLIPTokenizer(), **networks, scheduler=scheduler)
     except ValueError as error:
         raise CheckpointError(f"{folder}: {error}") from error
     for name, part in PARTS.items():
         _load_weights(networks[name], folder / name / part.weights, dtype, device)
-    return pipeline
+    return pipe
 
 
 def _check_files(folder: Path) -> None:

@@ -27,15 +27,17 @@ VARIANTS_FILE = Path(__file__).parents[1] / "golden" / "spec" / "variants.json"
 def synthetic_pipeline(
     size: str = "tiny",
     *,
+    pipeline: type[Text2Image] = Text2Image,
     seed: int = 0,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
 ) -> Text2Image:
-    """Build a text-to-image pipeline with random weights, and SD v1's tokenizer and scheduler.
+    """Build a pipeline with random weights, and SD v1's tokenizer and scheduler.
 
     Args:
         size: "tiny" (17 million parameters), "odd" (widths that divide badly) or "sd1" (SD v1's
-            1,066 million).
+            1,066 million); "tiny-inpaint" and "sd1-inpaint" have a UNet made for inpainting.
+        pipeline: What to build: `Text2Image`, `Image2Image` or `Inpaint`.
         seed: Of the weights; the same seed gives the same weights in every dtype.
         dtype: Of the weights, any floating one.
         device: Where they end.
@@ -44,7 +46,7 @@ def synthetic_pipeline(
         The pipeline.
 
     Raises:
-        ValueError: If there is no such size.
+        ValueError: If there is no such size, or if the pipeline has no use for its UNet.
     """
     with torch.device("meta"):
         networks = {
@@ -54,11 +56,12 @@ def synthetic_pipeline(
             "unet": UNet(UNetConfig(**_architecture("unet", size))),
             "vae": AutoencoderKL(VAEConfig(**_architecture("vae", size))),
         }
+    pipe = pipeline(CLIPTokenizer(), **networks, scheduler=PNDMScheduler(SD_V1_PNDM))
     generator = torch.Generator().manual_seed(seed)
     for network in networks.values():
         randomise(network.to_empty(device="cpu"), generator)
         network.to(device, dtype)
-    return Text2Image(CLIPTokenizer(), **networks, scheduler=PNDMScheduler(SD_V1_PNDM))
+    return pipe
 
 
 @torch.no_grad()
@@ -86,8 +89,9 @@ def randomise(network: nn.Module, generator: torch.Generator) -> None:
 
 def _architecture(component: str, size: str) -> dict[str, Any]:
     """Return a component's widths and depths, as arguments of its config."""
-    sizes = json.loads(VARIANTS_FILE.read_text(encoding="utf-8"))[component]
-    complete = [name for name in sizes if "-" not in name]  # the others have an inpainting UNet
-    if size not in complete:
-        raise ValueError(f"size is {size!r}, expected one of {', '.join(complete)}")
-    return {k: tuple(v) if isinstance(v, list) else v for k, v in sizes[size].items()}
+    sizes = json.loads(VARIANTS_FILE.read_text(encoding="utf-8"))
+    if size not in sizes["unet"]:
+        raise ValueError(f"size is {size!r}, expected one of {', '.join(sizes['unet'])}")
+    # Only the UNet is another one for inpainting.
+    own = sizes[component].get(size) or sizes[component][size.removesuffix("-inpaint")]
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in own.items()}

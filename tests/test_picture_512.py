@@ -48,7 +48,7 @@ def draw(who: str) -> dict[str, np.ndarray]:
     dtype = torch.float64 if exact else torch.float32
     component = oracle.reference(PICTURE.component, PICTURE.variant, weights, dtype)
     if exact:
-        truth = oracle.evaluate(component, PICTURE, PICTURE.scenario.terms())
+        truth = oracle.evaluate(component, PICTURE, PICTURE.terms)
         tensors = {name: truth.probes[name] for name in LATENTS} | truth.outputs
         return {name: tensor.numpy() for name, tensor in tensors.items()}
     found = {}

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import diffusers
 
-from conformance.adapters import diffusers_sampling as sampling
+from conformance.adapters import diffusers_pipelines as pipelines
+from conformance.adapters import diffusers_schedulers as schedulers
 from conformance.adapters.diffusers_networks import NETWORKS, Tokenizer
 from conformance.adapters.torch_module import TorchPort
 
 
 def port() -> TorchPort:
     """Return diffusers, with transformers, as a port."""
-    return TorchPort(
-        "diffusers", diffusers.__version__, NETWORKS, Tokenizer, others=sampling.LOADERS
-    )
+    others = schedulers.LOADERS | pipelines.LOADERS
+    return TorchPort("diffusers", diffusers.__version__, NETWORKS, Tokenizer, others=others)

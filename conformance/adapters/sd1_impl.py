@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from conformance import __version__
+from conformance.adapters import sd1_impl_pipelines as pipelines
 from conformance.adapters import sd1_impl_sampling as sampling
 from conformance.adapters.sd1_impl_networks import NETWORKS, Tokenizer
 from conformance.adapters.torch_module import TorchPort
@@ -10,4 +11,6 @@ from conformance.adapters.torch_module import TorchPort
 
 def port() -> TorchPort:
     """Return sd1_impl as a port."""
-    return TorchPort("sd1_impl", __version__, NETWORKS, Tokenizer, others=sampling.LOADERS)
+    return TorchPort(
+        "sd1_impl", __version__, NETWORKS, Tokenizer, others=sampling.LOADERS | pipelines.LOADERS
+    )

@@ -16,6 +16,7 @@ from conformance.sampling import (
     SCHEDULER_STEPS,
     SPLICED_TERMS,
     TABLES,
+    TIMESTEPS,
     read_config,
     step_name,
     term_and_step,
@@ -78,7 +79,7 @@ class SchedulerComponent:
             callback: Gets name and tensor.
 
         Returns:
-            `timesteps`, int64.
+            `timesteps`: int64, or float64 where some have fractions.
         """
         wanted = set(names)
 
@@ -98,7 +99,10 @@ class SchedulerComponent:
             own = None if noise is None else noise[i]
             sample = sampler.step(tensors["model_outputs"][i], t, sample, own)
             see(step_name("samples", i), sample)
-        return {"timesteps": torch.as_tensor(sampler.timesteps).to(torch.int64)}
+        timesteps = torch.as_tensor(sampler.timesteps)
+        if tensors["config"].get("use_karras_sigmas") and timesteps.is_floating_point():
+            return {TIMESTEPS: timesteps.to(torch.float64)}  # whole by chance only
+        return {TIMESTEPS: _whole(timesteps)}
 
     @torch.no_grad()
     def run(
@@ -119,6 +123,12 @@ class SchedulerComponent:
         outputs = {n: to_numpy(t) for n, t in self.traced(tensors, names, keep).items()}
         outputs |= {term: np.stack(seen[term]) for term in SCHEDULER_STEPS}
         return outputs, {name: seen[name][0] for name in probes if name in seen}
+
+
+def _whole(timesteps: Tensor) -> Tensor:
+    """Return timesteps as integers where all are whole, else in float64."""
+    whole = timesteps.to(torch.int64)
+    return whole if bool((whole == timesteps).all()) else timesteps.to(torch.float64)
 
 
 @dataclass
@@ -151,7 +161,9 @@ class PipelineComponent:
             elif array.dtype.kind == "U":
                 read[name] = array.tolist()
             elif array.ndim == 0:
-                read[name] = float(array)
+                read[name] = array.item()
+            elif array.dtype.kind == "u":
+                read[name] = torch.tensor(array).to(self.device)
             else:
                 read[name] = torch.tensor(array).to(self.device, self.dtype)
         return read

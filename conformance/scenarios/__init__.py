@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from conformance.errors import unknown_name
-from conformance.sampling import PIPELINES, SCHEDULERS
+from conformance.sampling import IMAGE_TO_IMAGE, INPAINT, SCHEDULERS, TEXT_TO_IMAGE
 from conformance.scenarios.blocks import BLOCK_SCENARIOS
+from conformance.scenarios.edits import IMAGE_TO_IMAGE_SCENARIOS, INPAINT_SCENARIOS
 from conformance.scenarios.pictures import PICTURE_SCENARIOS
 from conformance.scenarios.scenario import BASE, Scenario
 from conformance.scenarios.schedulers import scheduler_scenarios
@@ -25,7 +26,9 @@ _KNOWN: dict[str, Sequence[Scenario]] = {
     "vae_encoder": IMAGE_SCENARIOS,
     "vae_decoder": LATENTS_SCENARIOS,
     **{name: scheduler_scenarios(name.partition("/")[2]) for name in SCHEDULERS},
-    **dict.fromkeys(PIPELINES, PICTURE_SCENARIOS),
+    TEXT_TO_IMAGE: PICTURE_SCENARIOS,
+    IMAGE_TO_IMAGE: IMAGE_TO_IMAGE_SCENARIOS,
+    INPAINT: INPAINT_SCENARIOS,
 }
 
 _INPAINT = "-inpaint"
@@ -51,6 +54,8 @@ def scenarios(component: str, variant: Variant) -> list[Scenario]:
         known = _KNOWN[component]
     else:
         raise unknown_name("component", component, [TOKENIZER, *_KNOWN])
+    if component == INPAINT:
+        return [s for s in known if variant.size in s.sizes]
     size = variant.size.removesuffix(_INPAINT)
     chosen = [s for s in known if variant.regime in s.regimes and size in s.sizes]
     if variant.size.endswith(_INPAINT):

@@ -43,11 +43,24 @@ class Scenario(ABC):
         return ""
 
     @property
+    def in_halves(self) -> bool:
+        """Whether half-precision arithmetic is judged here too, where the weights allow it."""
+        return True
+
+    @property
+    def keeps_pixels(self) -> bool:
+        """Whether a golden keeps the oracle's 8-bit picture, for PSNR and SSIM."""
+        return False
+
+    @property
     def calls(self) -> int:
         """Return how often the model is asked: once, but by schedulers and pipelines."""
         return 1
 
-    def terms(self) -> list[str]:
+    def terms(
+        self,
+        variant: Variant,  # noqa: ARG002 - of pipelines it matters
+    ) -> list[str]:
         """Return what a scheduler or a pipeline is watched at, in the order of execution."""
         return []
 

@@ -10,19 +10,25 @@ import numpy as np
 from conformance.recipe import SEED, TensorRecipe
 from conformance.sampling import (
     SCHEDULER_STEPS,
-    TABLES,
     adds_noise,
     calls,
     config_array,
     kept_steps,
+    refusal,
     settings,
     step_name,
+    tables,
 )
-from conformance.scenarios.scenario import BASE, Scenario, input_recipe
+from conformance.scenarios.grid import Row, rows
+from conformance.scenarios.scenario import Scenario, input_recipe
 from conformance.variants import NO_VARIANT, Variant
 
 SHAPE = (2, 4, 6, 7)
 """Batch, channels, height, width: no two alike, so that a mixed-up axis shows."""
+
+
+LONG = 100
+"""Calls beyond which a golden keeps no table of the run, and its noise is taken of fewer draws."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +36,7 @@ class SchedulerScenario(Scenario):
     """One run of a scheduler, open loop: the model's outputs are data.
 
     Attributes:
-        algorithm: `ddpm`, `ddim` or `pndm`.
+        algorithm: One of `sampling.ALGORITHMS`.
         steps: `num_inference_steps`.
         changes: Settings that differ from SD v1's.
         tables: Whether the golden holds the noise schedule too: those with the same schedule share.
@@ -55,14 +61,24 @@ class SchedulerScenario(Scenario):
         return ", ".join(f"{name} {value}" for name, value in self.changes.items())
 
     @property
+    def in_halves(self) -> bool:
+        """Whether half-precision arithmetic is judged here too: other spacings add nothing."""
+        return "timestep_spacing" not in self.changes and self.calls <= LONG
+
+    @property
     def calls(self) -> int:
         """Return how often the model is asked."""
         return calls(self.algorithm, self.config)
 
-    def terms(self) -> list[str]:
+    def terms(
+        self,
+        variant: Variant,  # noqa: ARG002 - none applies
+    ) -> list[str]:
         """Return the tables, where they are kept, and the steps that are."""
         steps = kept_steps(self.calls)
-        own = TABLES if self.tables else ()
+        own = tables(self.algorithm, schedule=self.tables)
+        if self.calls > LONG:
+            own = tuple(name for name in own if name not in {"sigmas", "lambdas"})
         return [*own, *(step_name(term, k) for k in steps for term in SCHEDULER_STEPS)]
 
     def inputs(self, variant: Variant, seed: int = SEED) -> dict[str, np.ndarray]:
@@ -93,130 +109,24 @@ class SchedulerScenario(Scenario):
         }
 
 
-@dataclass(frozen=True)
-class _Row:
-    """A scenario of several schedulers."""
-
-    name: str
-    hunts: str
-    steps: int
-    changes: dict[str, Any] = field(default_factory=dict)
-    algorithms: tuple[str, ...] = ("ddpm", "ddim", "pndm")
-    tables: bool = False
-    refused: str = ""
-    noise_shift: int = 0
-
-
-_ROWS = (
-    _Row(
-        BASE,
-        "linear betas, another range, a table in half precision, final alpha 1, steps_offset 0, "
-        "coefficients of a neighbouring step",
-        50,
-        tables=True,
-    ),
-    _Row("steps1", "division by the number of steps less one", 1, algorithms=("ddpm", "ddim")),
-    _Row("steps2", "first and last step mixed up; PLMS before it has a past", 2),
-    _Row("steps3", "range() with a stride: four steps for three", 3),
-    _Row("steps7", "range() with a stride: eight steps for seven", 7),
-    _Row("steps30", "range() with a stride: 31 steps for 30", 30),
-    _Row("steps999", "every timestep but 0: rounding that adds up, tables off by one", 999),
-    _Row(
-        "linear",
-        "the schedule of another family baked in",
-        7,
-        {"beta_schedule": "linear"},
-        tables=True,
-    ),
-    _Row(
-        "pixels",
-        "range of the betas, offset and final alpha baked in",
-        10,
-        {"beta_schedule": "linear", "beta_start": 0.0001, "beta_end": 0.02, "steps_offset": 0},
-        tables=True,
-    ),
-    _Row("offset0", "steps_offset baked in; a table read at -1", 20, {"steps_offset": 0}),
-    _Row(
-        "alpha-one",
-        "the final alpha baked in, or set and ignored",
-        7,
-        {"set_alpha_to_one": True},
-        ("ddim", "pndm"),
-        tables=True,
-    ),
-    _Row("velocity", "epsilon assumed", 7, {"prediction_type": "v_prediction"}),
-    _Row("late", "a run that begins late steps from the wrong timestep", 20, {"begin_index": 5}),
-    _Row("eta0.5", "eta ignored, squared, or used without its root", 7, {"eta": 0.5}, ("ddim",)),
-    _Row("eta1", "noise added but the direction not shortened", 7, {"eta": 1.0}, ("ddim",)),
-    _Row(
-        "clip",
-        "x0 not clipped, or epsilon derived anew from the clipped x0",
-        7,
-        {"clip_sample": True},
-        ("ddpm", "ddim"),
-    ),
-    _Row(
-        "large",
-        "the posterior's variance whatever is asked for",
-        7,
-        {"variance_type": "fixed_large"},
-        ("ddpm",),
-    ),
-    _Row(
-        "loud-noise",
-        "the deviation of the noise wrong in its fourth digit",
-        7,
-        {"begin_index": 3},
-        algorithms=("ddpm",),
-        noise_shift=8,
-    ),
-    _Row(
-        "loud-last",
-        "the least variance: the last step's noise is 1e-10 of the sample, here 1e-6",
-        1,
-        algorithms=("ddpm",),
-        noise_shift=13,
-    ),
-    _Row(
-        "steps1000",
-        "numbers made up where there are none to compute",
-        1000,
-        refused=(
-            "1000 steps with steps_offset 1 begin at timestep 1000: the reference reads past its "
-            "table"
-        ),
-    ),
-    _Row(
-        "steps1",
-        "numbers made up where there are none to compute",
-        1,
-        algorithms=("pndm",),
-        refused=(
-            "PLMS takes its first step twice, from a second prediction; with one timestep there is "
-            "none, and the reference silently predicts once"
-        ),
-    ),
-)
-
-
 def scheduler_scenarios(algorithm: str) -> list[SchedulerScenario]:
     """Return the scenarios of one scheduler, `base` first.
 
     Args:
-        algorithm: `ddpm`, `ddim` or `pndm`.
+        algorithm: One of `sampling.ALGORITHMS`.
     """
-    return [
-        SchedulerScenario(
-            row.name,
-            row.hunts,
-            sizes=(NO_VARIANT,),
-            algorithm=algorithm,
-            steps=row.steps,
-            changes=row.changes,
-            tables=row.tables,
-            refused=row.refused,
-            noise_shift=row.noise_shift,
-        )
-        for row in _ROWS
-        if algorithm in row.algorithms
-    ]
+    return [_scenario(algorithm, row) for row in rows(algorithm)]
+
+
+def _scenario(algorithm: str, row: Row) -> SchedulerScenario:
+    return SchedulerScenario(
+        row.name,
+        row.hunts,
+        sizes=(NO_VARIANT,),
+        algorithm=algorithm,
+        steps=row.steps,
+        changes=row.changes,
+        tables=row.tables,
+        refused=refusal(algorithm, settings(algorithm, row.steps, **row.changes)),
+        noise_shift=row.noise_shift,
+    )

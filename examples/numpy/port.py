@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from sd1_numpy.layers import Array
 from sd1_numpy.module import Module, Network, Recorder, See
-from sd1_numpy.pipeline import TextToImage
+from sd1_numpy.pipeline import Pipeline
 from sd1_numpy.resnet import resnet
 from sd1_numpy.schedulers import SCHEDULERS, open_loop, scheduler_of
 from sd1_numpy.text import text_encoder
@@ -44,6 +44,15 @@ NETWORKS: dict[str, Callable[..., Arrays]] = {
     "block/down_blocks.0.resnets.0": resnet_alone,
     "block/time_embedding": time_embedding_alone,
 }
+
+
+TASKS: dict[str, Callable[..., Arrays]] = {
+    "pipeline/txt2img": Pipeline.txt2img,
+    "pipeline/img2img": Pipeline.img2img,
+    "pipeline/inpaint": Pipeline.inpaint,
+}
+
+SCALARS = ("guidance_scale", "strength", "num_images_per_prompt")
 
 
 def tokenize(tokenizer: Tokenizer, _see: See, text: Array) -> Arrays:
@@ -92,10 +101,10 @@ class Component:
         return self.evaluate(recorder.see, **read), recorder.seen
 
     def read(self, name: str, array: Array) -> Any:
-        """Take settings and the scale out of their arrays; cast what the networks compute with."""
+        """Take settings and numbers out of their arrays; cast what the networks compute with."""
         if name == "config":
             return json.loads(array.item())
-        if name == "guidance_scale":
+        if name in SCALARS:
             return array.item()
         return array.astype(self.dtype) if array.dtype.kind == "f" else array
 
@@ -109,7 +118,7 @@ class Port:
         return {
             "name": "numpy",
             "version": "1.0",
-            "components": ["tokenizer", *NETWORKS, *schedulers, "pipeline/txt2img"],
+            "components": ["tokenizer", *NETWORKS, *schedulers, *TASKS],
             "arithmetics": ["float32", "float64"],
             "details": {"numpy": np.__version__},
         }
@@ -133,21 +142,26 @@ class Port:
         """
 
         def network(name: str, own: Mapping[str, Array]) -> Network:
-            cast = {parameter: own[parameter].astype(arithmetic, copy=False) for parameter in own}
-            return Network(NETWORKS[name], cast, variant.architecture(name))
+            return Network(NETWORKS[name], own, variant.architecture(name))
+
+        def cast(own: Mapping[str, Array]) -> dict[str, Array]:
+            return {name: own[name].astype(arithmetic, copy=False) for name in own}
 
         evaluate: Callable[..., Arrays]
         if component in NETWORKS:
-            evaluate = network(component, weights)
+            evaluate = network(component, cast(weights))
         elif component == "tokenizer":
             evaluate = partial(tokenize, Tokenizer())
-        elif component == "pipeline/txt2img":
-            evaluate = TextToImage(
+        elif component in TASKS:
+            vae = cast(weights.part("vae"))
+            pipeline = Pipeline(
                 Tokenizer(),
-                network("text_encoder", weights.part("text_encoder")),
-                network("unet", weights.part("unet")),
-                network("vae_decoder", weights.part("vae")),
+                network("text_encoder", cast(weights.part("text_encoder"))),
+                network("unet", cast(weights.part("unet"))),
+                network("vae_encoder", vae),
+                network("vae_decoder", vae),
             )
+            evaluate = partial(TASKS[component], pipeline)
         else:
             evaluate = partial(schedule, component.removeprefix("scheduler/"))
         return Component(evaluate, arithmetic)

@@ -42,6 +42,7 @@ class HeunDiscreteScheduler(SigmaSchedule):
 
     config: HeunConfig
     takes_timesteps: ClassVar[bool] = True
+    order: ClassVar[int] = 2
     run_type: ClassVar[type[SigmaRun]] = HeunRun
 
     def grid(self, timesteps: NDArray) -> tuple[NDArray, NDArray[np.float64]]:

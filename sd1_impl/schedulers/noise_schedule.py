@@ -69,10 +69,12 @@ class NoiseSchedule:
         final_alpha_cumprod: What takes the place of ``alphas_cumprod`` after the last step.
         takes_timesteps: Whether `start` takes timesteps of the caller's own; as in diffusers.
         fractional: Whether a timestep may lie between two of the training.
+        order: How many calls of the model a step has; of PLMS the first alone has two.
     """
 
     takes_timesteps: ClassVar[bool] = False
     fractional: ClassVar[bool] = False
+    order: ClassVar[int] = 1
 
     def __init__(self, config: SchedulerConfig, *, set_alpha_to_one: bool) -> None:
         self.config = config

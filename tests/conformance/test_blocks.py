@@ -244,7 +244,7 @@ def test_every_record_is_in_one_block(case_id):
     case = find_case(case_id)
     network = case.is_network
     names = (
-        spec.probe_names(case.component, case.variant.size) if network else case.scenario.terms()
+        spec.probe_names(case.component, case.variant.size) if network else case.terms
     )
     records = [record(name) for name in names] + [record("latents#0", kind="output")]
     result = spliced(case.id, records)

@@ -168,7 +168,7 @@ def test_stored_steps(case_: Case) -> None:
     golden = stored(case_)
     calls = case_.scenario.calls
     assert not golden.exact
-    assert [*golden.tables, *golden.probes] == case_.scenario.terms()
+    assert [*golden.tables, *golden.probes] == case_.terms
     assert golden.sketches.shape == (len(golden.probes), 16 if case_.is_scheduler else 64)
     assert {"float32", "float64"} <= set(golden.noise) == set(golden.output_noise)
     outputs = golden.output_shapes

@@ -128,3 +128,10 @@ def test_variants_offered(fake, offered: str, verdict: str) -> None:
     assert result.verdict == verdict
     text = find_case("tokenizer/-/plain")
     assert Runner(port).run(text, Execution().for_case(text)).verdict == "pass"
+
+
+def test_pictures_that_go_in_are_left_alone() -> None:
+    """Bytes have their channels last in every port; the noise beside them is turned."""
+    pixels, noise = np.zeros((2, 64, 48, 3), np.uint8), np.zeros((2, 4, 8, 6), np.float32)
+    assert channels_last(pixels) is pixels
+    assert channels_last(noise).shape == (2, 8, 6, 4)

@@ -15,6 +15,9 @@ from conformance.case import find_case, select_cases
 from conformance.golden import load_golden
 from conformance.pixels import judge_pixels
 from conformance.sampling import (
+    ALGORITHMS,
+    IMAGE_TO_IMAGE,
+    INPAINT,
     OWN,
     PUBLISHED,
     adds_noise,
@@ -24,6 +27,7 @@ from conformance.sampling import (
     read_config,
     settings,
 )
+from conformance.scenarios.grid import SPACINGS
 from conformance.tables import judge_table
 from conformance.terms import TERMS, coefficients, entering
 
@@ -53,8 +57,25 @@ def test_settings_are_sd_v1s() -> None:
         ("pndm", {}, 21, False),
         ("pndm", {"begin_index": 5}, 16, False),
         ("ddpm", {"begin_index": 19}, 1, True),
+        ("pndm", {"skip_prk_steps": False}, 29, False),
+        ("heun", {}, 39, False),
+        ("heun", {"begin_index": 12}, 27, False),
+        ("euler_ancestral", {}, 20, True),
+        ("dpmpp_2m", {}, 20, False),
     ],
-    ids=["ddpm", "ddim", "eta", "pndm", "late", "last"],
+    ids=[
+        "ddpm",
+        "ddim",
+        "eta",
+        "pndm",
+        "late",
+        "last",
+        "warm-up",
+        "heun",
+        "heun-late",
+        "ancestral",
+        "dpmpp",
+    ],
 )
 def test_calls_and_noise(algorithm: str, changes: dict, count: int, noisy: bool) -> None:  # noqa: FBT001
     """The model is asked once a step, once more by PLMS; DDPM adds noise, DDIM if it is told to."""
@@ -79,7 +100,7 @@ def test_kept_steps(count: int) -> None:
 @pytest.mark.parametrize("case", SAMPLING, ids=lambda c: c.id)
 def test_terms_are_in_the_order_of_execution(case) -> None:
     """Sorting by place gives back what a case is watched at; outputs come where they are made."""
-    terms = case.scenario.terms()
+    terms = case.terms
     shuffled = random.Random(0).sample(terms, len(terms))  # noqa: S311 - any order
     assert sorted(shuffled, key=lambda n: spec.place(case.component, n)) == terms
     if case.is_pipeline:
@@ -93,12 +114,51 @@ def test_every_scenario_of_the_issue_is_there() -> None:
     pictures = [c.scenario for c in SAMPLING if c.is_pipeline and c.variant.name == "tiny"]
     assert {0.0, 1.0, 7.5} <= {s.guidance_scale for s in pictures}
     assert {1, 2, 7, 50} <= {s.steps for s in pictures}
-    assert {s.algorithm for s in pictures} == {"ddpm", "ddim", "pndm"}
+    assert {s.algorithm for s in pictures} == set(ALGORITHMS)
     assert any(len(set(s.prompts)) > 1 for s in pictures)
     assert any(s.height != s.width for s in pictures)
-    for name in ("ddpm", "ddim", "pndm"):
-        own = {c.scenario.steps for c in SAMPLING if c.component == f"scheduler/{name}"}
-        assert {1, 2, 7, 50, 999, 1000} <= own
+    for task in (IMAGE_TO_IMAGE, INPAINT):
+        edits = [c.scenario for c in SAMPLING if c.component == task]
+        assert {s.algorithm for s in edits} == set(ALGORITHMS)
+        assert {0.1, 0.5, 1.0} <= {s.strength for s in edits}
+        assert {0.0, 1.0, 7.5} <= {s.guidance_scale for s in edits}
+        assert {1, 2, 3} <= {len(s.prompts) for s in edits}
+        assert {1, 2} <= {s.each for s in edits}
+    recorded = [c for c in SAMPLING if c.is_scheduler and not c.refused]
+    assert len(recorded) >= 300
+    for name in ALGORITHMS:
+        own = [c.scenario for c in recorded if c.component == f"scheduler/{name}"]
+        long = set() if name == "lms" else {999}  # the reference integrates LMS numerically
+        assert {2, 3, 7, 20, 30, 50} | long <= {s.steps for s in own}
+        assert {s.config["timestep_spacing"] for s in own} == set(SPACINGS)
+        assert any(s.config["begin_index"] for s in own)
+
+
+REFUSED = [case for case in SAMPLING if case.refused]
+
+
+@pytest.mark.parametrize("case", REFUSED, ids=lambda c: c.id)
+def test_where_nothing_is_recorded_the_reference_has_no_answer(case) -> None:
+    """It raises, is not finite, asks at a timestep that no model knows, or leaves a step out."""
+    diffusers = pytest.importorskip("conformance.adapters.diffusers").port()
+    component = diffusers.load(case.component, case.variant, case.weights(), "float32", "cpu")
+    try:
+        outputs, _ = component.run(case.inputs())
+    except (IndexError, ValueError):
+        return
+    finite = all(np.isfinite(array).all() for array in outputs.values())
+    known = outputs["timesteps"].max() < case.scenario.config["num_train_timesteps"]
+    whole = len(outputs["timesteps"]) == case.scenario.steps + (case.component == "scheduler/pndm")
+    assert not (finite and known and whole)
+
+
+@pytest.mark.parametrize("case", REFUSED, ids=lambda c: c.id)
+def test_sd1_impl_names_the_setting_that_it_refuses(case) -> None:
+    """A ValueError says which number of steps, and why."""
+    port = pytest.importorskip("conformance.adapters.sd1_impl").port()
+    component = port.load(case.component, case.variant, case.weights(), "float32", "cpu")
+    with pytest.raises(ValueError, match=rf"{case.scenario.steps}\b"):
+        component.run(case.inputs())
 
 
 def test_a_table_is_judged_by_its_worst_entry() -> None:
@@ -160,7 +220,7 @@ def test_terms_of_a_step_are_read_off() -> None:
         "noise": rng.standard_normal((7, *shape)),
     }
     here = rng.standard_normal(shape)
-    terms = entering(inputs, here, 3)
+    terms = entering("scheduler/ddpm", inputs, {3: here}, 3)
     assert list(terms) == [*TERMS[:5], "noise"]
     result = 1.5 * here - 0.25 * inputs["model_outputs"][3] + 2 * inputs["noise"][3]
     found = dict(zip(TERMS, coefficients(terms, result), strict=True))
@@ -177,11 +237,38 @@ def test_plms_takes_its_first_step_again() -> None:
     """The second step of PLMS starts from the run's first sample; DDIM's from the first result."""
     sample, here = np.zeros((1, 4, 2, 2)), np.ones((1, 4, 2, 2))
     outputs = np.ones((8, 1, 4, 2, 2))
+    given = dict.fromkeys(range(8), here)
     for algorithm, wanted in (("pndm", sample), ("ddim", here)):
+        name = f"scheduler/{algorithm}"
         config = config_array(settings(algorithm, 7))
         inputs = {"config": config, "sample": sample, "model_outputs": outputs}
-        assert entering(inputs, here, 1)["sample"] is wanted
-        assert entering(inputs, here, 2)["sample"] is here
+        assert entering(name, inputs, given, 1)["sample"] is wanted
+        assert entering(name, inputs, given, 2)["sample"] is here
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "changes", "step", "begun"),
+    [
+        ("heun", {}, 3, 2),
+        ("heun", {}, 4, 4),
+        ("pndm", {"skip_prk_steps": False}, 7, 4),
+        ("pndm", {"skip_prk_steps": False}, 12, 12),
+        ("dpmpp_2m", {}, 5, 5),
+    ],
+)
+def test_a_step_of_several_calls_starts_where_it_began(
+    algorithm: str, changes: dict, step: int, begun: int
+) -> None:
+    """Heun's second call and Runge-Kutta's others read the sample of the step's first."""
+    given = {k: np.full((1, 4, 2, 2), float(k)) for k in range(20)}
+    config = config_array(settings(algorithm, 7, **changes))
+    inputs = {"config": config, "sample": given[0], "model_outputs": np.ones((20, 1, 4, 2, 2))}
+    terms = entering(f"scheduler/{algorithm}", inputs, given, step)
+    assert terms["sample"] is given[begun]
+    assert ("sample -1" in terms) == (algorithm == "dpmpp_2m")
+    del given[begun]
+    lost = entering(f"scheduler/{algorithm}", inputs, given, step)
+    assert np.isnan(coefficients(lost, given[1])).all()
 
 
 @pytest.mark.parametrize("name", ["scheduler/ddim/-/steps7", "scheduler/ddim/-/base"])

@@ -1,4 +1,4 @@
-"""The C port: it conforms, a wrong choice in its source is named, and nothing makes it crash."""
+"""The C port: its decoder conforms, a wrong choice in it is named, and nothing makes it crash."""
 
 import json
 import shlex
@@ -23,7 +23,7 @@ from conformance.variants import parse_variant
 COMPILER = shutil.which("cc")
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="no C compiler: cc is not on the path")
 
-SOURCE = Path(__file__).parents[2] / "examples/c/vae_decoder.c"
+SOURCE = Path(__file__).parents[2] / "examples/c"
 STRICT = ("-std=c11", "-Wall", "-Wextra", "-Wpedantic", "-Werror")
 SANITIZERS = ("-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined")
 
@@ -55,11 +55,11 @@ WRONG = {
 """What is replaced in the source, and by what; a case that sees it, and the first wrong layer."""
 
 
-def build(folder: Path, source: str, *flags: str) -> Path:
-    """Compile a source; return the program."""
-    (folder / "port.c").write_text(source, encoding="utf-8")
-    program = folder / "vae_decoder"
-    command = [COMPILER, *STRICT, "-O2", *flags, "-o", program, folder / "port.c", "-lm"]
+def build(folder: Path, *flags: str, decoder: Path = SOURCE / "vae_decoder.c") -> Path:
+    """Compile the sources, another decoder among them if it is given; return the program."""
+    program = folder / "port"
+    sources = [decoder, *(p for p in SOURCE.glob("*.c") if p.name != "vae_decoder.c")]
+    command = [COMPILER, *STRICT, "-O2", *flags, "-I", SOURCE, "-o", program, *sources, "-lm"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert not done.returncode, done.stderr
     return program
@@ -68,7 +68,7 @@ def build(folder: Path, source: str, *flags: str) -> Path:
 @pytest.fixture(scope="module")
 def program(tmp_path_factory):
     """The port, built as its README says."""
-    return build(tmp_path_factory.mktemp("c"), SOURCE.read_text(encoding="utf-8"))
+    return build(tmp_path_factory.mktemp("c"))
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +79,7 @@ def checked_program(tmp_path_factory):
     trial = [COMPILER, *SANITIZERS, "-o", folder / "empty", folder / "empty.c"]
     if subprocess.run(trial, capture_output=True, check=False).returncode:
         pytest.skip("this C compiler has no address sanitizer")
-    return build(folder, SOURCE.read_text(encoding="utf-8"), *SANITIZERS)
+    return build(folder, *SANITIZERS)
 
 
 def judge(program: Path, case_id: str, mode: str):
@@ -109,9 +109,11 @@ def test_conforms(program, variant, mode):
 def test_wrong_choice_is_named(tmp_path, name):
     """One wrong choice in the source fails at the layer that it is in."""
     (right, wrong), (case_id, probe) = WRONG[name]
-    source = SOURCE.read_text(encoding="utf-8")
+    source = (SOURCE / "vae_decoder.c").read_text(encoding="utf-8")
     assert source.count(right) == 1
-    result = judge(build(tmp_path, source.replace(right, wrong)), case_id, TRACE)
+    changed = tmp_path / "changed.c"
+    changed.write_text(source.replace(right, wrong), encoding="utf-8")
+    result = judge(build(tmp_path, decoder=changed), case_id, TRACE)
     assert result.verdict == "fail"
     assert (result.first_divergence["probe"], result.first_divergence["kind"]) == (probe, "fault")
 
@@ -216,12 +218,14 @@ def test_malformed_lines(child):
     ("change", "key", "named"),
     [
         ({"component": "unet"}, "error", "unet"),
+        ({"component": "scheduler/unipc"}, "error", "scheduler/unipc"),
+        ({"component": "scheduler/ddim", "arithmetic": "float16"}, "unsupported", "float64"),
         ({"weights": "/no/such/folder"}, "error", "/no/such/folder"),
         ({"arithmetic": "float64"}, "unsupported", "float32"),
         ({"layout": "compvis"}, "unsupported", "diffusers"),
         ({"architecture": {}}, "error", "block_out_channels"),
     ],
-    ids=["component", "folder", "arithmetic", "layout", "architecture"],
+    ids=["component", "scheduler", "its arithmetic", "folder", "arithmetic", "layout", "sizes"],
 )
 def test_load_refused(child, change, key, named):
     """A load that cannot be done is refused with what is wrong; the next one works."""

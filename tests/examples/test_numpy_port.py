@@ -1,4 +1,4 @@
-"""The NumPy port conforms, depends on NumPy alone, and is caught when something in it is wrong."""
+"""The NumPy port's networks conform, need NumPy alone, and are caught where something is wrong."""
 
 from __future__ import annotations
 
@@ -11,11 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from conformance.case import find_case, select_cases
+from conformance.case import find_case
 from conformance.execution import Execution
 from conformance.golden import load_golden
 from conformance.port import resolve
-from conformance.results import earliest
 from conformance.runner import Runner
 from conformance.tolerance import LIMIT
 
@@ -34,10 +33,7 @@ CASES = [
     "vae_encoder/tiny/base",
     "vae_encoder/tiny/oddsize",
     "vae_decoder/tiny/base",
-    "pipeline/txt2img/tiny/base",
-    "pipeline/txt2img/tiny/guidance0",
 ]
-SCHEDULERS = select_cases(["scheduler/*"])
 NETWORKS = [case for case in CASES if find_case(case).is_network]
 
 
@@ -68,19 +64,6 @@ def test_conforms(runner, case_id: str, dtype: str) -> None:
     assert result.worst.ratio < LIMIT / 2
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("case", SCHEDULERS, ids=lambda case: case.id)
-def test_schedulers_conform(runner, case, dtype: str) -> None:
-    """Every setting passes, step by step and table by table; what has no answer is refused."""
-    result = judged(runner, case.id, dtype)
-    assert result.verdict == "pass", result.message
-    if case.refused:
-        assert result.message.startswith("refused with ValueError")
-        return
-    assert result.worst.ratio < LIMIT / 2
-    assert {record.name for record in result.records} == {*case.scenario.terms(), "timesteps"}
-
-
 @pytest.mark.parametrize("case_id", NETWORKS)
 def test_offers_every_probe(runner, case_id: str) -> None:
     """A network hands out all that it is asked for, in the order of execution."""
@@ -102,7 +85,7 @@ def test_needs_nothing_but_numpy() -> None:
         [sys.executable, "-c", script], cwd=FOLDER, capture_output=True, text=True, check=True
     )
     foreign = set(json.loads(done.stdout)) - set(sys.stdlib_module_names)
-    assert foreign == {"port", "sd1_numpy"}
+    assert foreign - {"numpy"} == {"port", "sd1_numpy"}  # NumPy loads some of its parts late
 
 
 def test_splices(runner) -> None:
@@ -156,29 +139,6 @@ def test_the_recorder_refuses_what_would_blind_it() -> None:
         recorder.see("y", np.ones(2))
 
 
-@pytest.mark.parametrize(
-    ("algorithm", "setting", "value"),
-    [
-        ("ddim", "timestep_spacing", "trailing"),
-        ("ddim", "beta_schedule", "squaredcos_cap_v2"),
-        ("ddpm", "variance_type", "learned"),
-        ("pndm", "skip_prk_steps", False),
-        ("pndm", "use_karras_sigmas", True),
-    ],
-)
-def test_declines_settings_that_it_would_ignore(
-    runner, algorithm: str, setting: str, value: object
-) -> None:
-    """A setting that a scheduler does not have is refused by its name."""
-    case = find_case(f"scheduler/{algorithm}/-/steps7")
-    inputs = case.inputs()
-    config = json.loads(inputs["config"].item()) | {setting: value}
-    loaded = runner.load(case, Execution())
-    with pytest.raises(Exception, match=setting) as raised:
-        loaded.run(inputs | {"config": np.array(json.dumps(config))})
-    assert type(raised.value).__name__ == "UnsupportedError"
-
-
 def exchanged(wrapped):
     """Exchange cosines and sines."""
     return lambda times, width: np.roll(wrapped(times, width), width // 2, axis=1)
@@ -192,21 +152,6 @@ def unmasked(wrapped):
 def by_tanh(_wrapped):
     """Approximate GELU as GPT-2 does."""
     return lambda x: x * (1 + np.tanh(0.7978845608 * (x + 0.044715 * x**3))) / 2
-
-
-def one_more(wrapped):
-    """Add a timestep, as range() with a stride does where steps do not divide 1000."""
-    return lambda self, every: wrapped(self, [*every, 0])
-
-
-def one_entry_off(wrapped):
-    """Change one entry of the table in its fourth digit."""
-    return lambda self, count: wrapped(self, count) * np.where(np.arange(count) == 500, 1.0001, 1)
-
-
-def third_step_off(wrapped):
-    """Change one step in its fourth digit."""
-    return lambda self, k, *rest: wrapped(self, k, *rest) * (1.0001 if k == 2 else 1)
 
 
 FIRST_TRANSFORMER = "down_blocks.0.attentions.0.transformer_blocks.0"
@@ -228,73 +173,16 @@ WRONG = {
         "text_model.encoder.layers.0.self_attn.out_proj.input",
     ),
     "scale": ("vae", "SCALE", 0.18, "vae_decoder/tiny/base", "post_quant_conv.input"),
-    "plms": (
-        "schedulers",
-        "PNDM.BLENDS",
-        ((1,), (1, 0), (1, 0, 0), (1, 0, 0, 0)),
-        "scheduler/pndm/-/steps7",
-        "samples#2",
-    ),
-    "long": ("schedulers", "DDIM.asked", one_more, "scheduler/ddim/-/base", "timesteps"),
-    "table": ("schedulers", "DDIM.betas", one_entry_off, "scheduler/ddim/-/base", "betas"),
-    "step": ("schedulers", "DDIM.step", third_step_off, "scheduler/ddim/-/base", "samples#2"),
 }
 """Part, what stands in it, what is put there, the case and the probe where it shows first."""
-
-
-HINTS = {
-    "long": "shape (51,), expected (50,)",
-    "table": "entry 500 is 0.0048154355, expected",
-    "step": "times the sample instead of",
-}
-"""What the hint says of some of them."""
-
-
-def spoil(monkeypatch, wrong: str) -> tuple[str, str]:
-    """Make one choice wrong; return the case and the probe that show it."""
-    room, name, value, case_id, probe = WRONG[wrong]
-    *owners, last = name.split(".")
-    owner = part(room)
-    for step in owners:
-        owner = getattr(owner, step)
-    made = value(getattr(owner, last)) if callable(value) else value
-    monkeypatch.setattr(owner, last, made)
-    return case_id, probe
 
 
 @pytest.mark.parametrize("wrong", WRONG)
 def test_a_wrong_choice_is_caught(runner, monkeypatch, wrong: str) -> None:
     """The first divergence is the layer that was made wrong."""
-    case_id, probe = spoil(monkeypatch, wrong)
+    room, name, value, case_id, probe = WRONG[wrong]
+    owner = part(room)
+    monkeypatch.setattr(owner, name, value(getattr(owner, name)) if callable(value) else value)
     result = judged(runner, case_id)
-    assert result.verdict == "fail"
+    assert result.verdict == "fail", result.message
     assert result.first_divergence["probe"] == probe
-    assert HINTS.get(wrong, "") in result.first_divergence["hint"]
-
-
-def test_settings_beyond_sd1_come_last(runner, monkeypatch) -> None:
-    """A port that ignores a setting is told which, after what is wrong with SD v1 itself."""
-    scheduler = part("schedulers").Scheduler
-    plain = scheduler.betas
-
-    def deaf(self, count):
-        self.config = self.config | {"beta_schedule": "scaled_linear"}
-        return plain(self, count)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(scheduler, "betas", deaf)
-        ignored = judged(runner, "scheduler/ddim/-/linear")
-    case_id, _ = spoil(monkeypatch, "step")
-    wrong = judged(runner, case_id)
-    assert ignored.first_divergence["probe"] == "betas"
-    hint = ignored.first_divergence["hint"]
-    assert "this case asks for beta_schedule linear, as not in SD v1" in hint
-    assert earliest([ignored.as_json(), wrong.as_json()])["case"] == wrong.item_id
-
-
-def test_an_answer_where_there_is_none_is_skipped(runner, monkeypatch) -> None:
-    """A port that computes what the reference cannot is not judged by it."""
-    monkeypatch.setattr(part("schedulers").PNDM, "asked", lambda _self, every: every * 2)
-    result = judged(runner, "scheduler/pndm/-/steps1")
-    assert result.verdict == "skip"
-    assert "the answer cannot be judged: PLMS takes its first step twice" in result.message

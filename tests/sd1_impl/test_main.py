@@ -1,5 +1,6 @@
 """The command ``python -m sd1_impl``, and the example: pictures, seeds, mistakes."""
 
+import inspect
 import os
 import re
 import runpy
@@ -14,18 +15,32 @@ import pytest
 import torch
 
 import sd1_impl.__main__ as command
-from sd1_impl import SD_V1_EULER, SD_V1_PNDM, DDPMScheduler, PNDMScheduler, load_pipeline
+from sd1_impl import (
+    SD_V1_EULER,
+    SD_V1_PNDM,
+    DDPMScheduler,
+    Image2Image,
+    Inpaint,
+    PNDMScheduler,
+    Text2Image,
+    load_pipeline,
+)
 
 Image = pytest.importorskip("PIL.Image")
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 QUICK = ["--steps", "2", "--size", "64x64"]
+EDIT = ["--image", "image.png", "--mask", "mask.png"]
 
 
 @pytest.fixture
 def draw(tmp_path: Path, tiny, monkeypatch):
     """Run the command quickly, with weights that are there already; return the picture."""
-    monkeypatch.setattr(command, "synthetic_pipeline", lambda *_, **__: copy(tiny))
+
+    def pipeline(*_: object, pipeline: type, **__: object) -> Text2Image:
+        return pipeline(tiny.tokenizer, tiny.text_encoder, tiny.unet, tiny.vae, tiny.scheduler)
+
+    monkeypatch.setattr(command, "synthetic_pipeline", pipeline)
 
     def run(*arguments: str) -> np.ndarray:
         out = tmp_path / "picture.png"
@@ -34,6 +49,19 @@ def draw(tmp_path: Path, tiny, monkeypatch):
             return np.asarray(image)
 
     return run
+
+
+@pytest.fixture
+def pictures(tmp_path: Path, monkeypatch) -> tuple[np.ndarray, np.ndarray]:
+    """Save image.png and mask.png in the working folder; return their pixels."""
+    monkeypatch.chdir(tmp_path)
+    generator = np.random.default_rng(0)
+    image = generator.integers(0, 256, (64, 72, 3), dtype=np.uint8)
+    mask = np.zeros((64, 72), np.uint8)
+    mask[:40, :32] = 255
+    Image.fromarray(image).save("image.png")
+    Image.fromarray(mask).save("mask.png")
+    return image, mask
 
 
 def test_it_draws_a_png_and_says_how(tmp_path: Path):
@@ -90,6 +118,71 @@ def test_it_draws_what_the_library_draws(draw, tiny):
     )
     got = draw("a cat", "--negative-prompt", "blurry", "--guidance", "3", "--seed", "5")
     assert np.array_equal(got, wanted.image_uint8[0].numpy())
+
+
+@pytest.mark.parametrize("strength", [None, "0.5"], ids=["default", "half"])
+@pytest.mark.parametrize("kind", [Image2Image, Inpaint])
+def test_it_begins_with_an_image(draw, tiny, pictures, capsys, kind: type, strength: str | None):
+    """And draws what the library does, at its default strengths; as large as the image."""
+    arguments = ["a cat", "--image", "image.png", "--size", "72x64", "--steps", "4"]
+    arguments += ["--mask", "mask.png"] if kind is Inpaint else []
+    got = draw(*arguments, *([] if strength is None else ["--strength", strength]))
+    inputs = {"image": torch.from_numpy(pictures[0])[None]}
+    if kind is Inpaint:
+        inputs["mask"] = torch.from_numpy(pictures[1])[None]
+    if strength is not None:
+        inputs["strength"] = float(strength)
+    ours = kind(tiny.tokenizer, tiny.text_encoder, tiny.unet, tiny.vae, tiny.scheduler)
+    seeded = torch.Generator().manual_seed(0)
+    wanted = ours("a cat", num_inference_steps=4, generator=seeded, **inputs)
+    assert np.array_equal(got, wanted.image_uint8[0].numpy())
+    value = strength or f"{inspect.signature(kind.__call__).parameters['strength'].default:g}"
+    calls = {"0.8": 4, "1": 5, "0.5": 3}[value]
+    said = capsys.readouterr().out
+    assert f"4 steps ({calls} calls of the UNet), strength {value}, guidance 7.5, seed" in said
+    assert ", 72x64, " in said
+
+
+@pytest.mark.usefixtures("pictures")
+def test_an_image_has_its_own_size_or_the_one_asked_for(draw, monkeypatch):
+    """Its own by default; resized, a mask stays black and white."""
+    seen = {}
+    plain = Inpaint.__call__
+
+    def call(self: Inpaint, *args: object, **inputs: object) -> object:
+        seen.update(inputs)
+        return plain(self, *args, **inputs)
+
+    monkeypatch.setattr(Inpaint, "__call__", call)
+    monkeypatch.setattr(sys.modules[__name__], "QUICK", ["--steps", "2"])
+    assert draw(*EDIT).shape == (64, 72, 3)
+    assert draw(*EDIT, "--size", "88x80").shape == (80, 88, 3)
+    assert seen["image"].shape == (1, 80, 88, 3)
+    assert seen["mask"].unique().tolist() == [0, 255]
+
+
+def test_other_formats_are_read(draw, pictures):
+    """Transparency is dropped, colour becomes grey, and a turned photograph upright."""
+    image, _ = pictures
+    wanted = draw(*EDIT, "--size", "72x64")
+    turned = Image.fromarray(np.rot90(image)).convert("RGBA")
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned to the left: to be shown turned to the right
+    turned.save("turned.png", exif=exif)
+    Image.open("mask.png").convert("RGB").save("mask.png")
+    got = draw("--image", "turned.png", "--mask", "mask.png", "--size", "72x64")
+    assert np.array_equal(got, wanted)
+
+
+@pytest.mark.usefixtures("pictures")
+def test_inpainting_weights_want_a_mask(capsys):
+    """With one they are used; without, one line says so."""
+    arguments = [*QUICK, "--synthetic", "tiny-inpaint"]
+    assert command.main([*arguments, *EDIT, "--out", "out.png"]) == 0
+    capsys.readouterr()
+    assert command.main(arguments) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "the UNet reads 9: it is made for inpainting (`Inpaint`, with a mask)" in line
 
 
 def test_trained_weights_are_used(draw, weights_folder: Path, capsys):
@@ -154,6 +247,17 @@ MISTAKES = {
     "both": (["--weights", ".", "--synthetic", "tiny"], "not allowed with argument --weights"),
     "ending": (["--out", "picture"], "--out picture has no ending of a picture's, such as .png"),
     "no-folder": (["--out", "no/p.png"], "--out no/p.png cannot be written: its folder has to"),
+    "no-image": (["--mask", "mask.png"], "--mask needs --image, a picture to begin with"),
+    "strength-alone": (["--strength", "0.5"], "--strength needs --image, a picture to begin with"),
+    "no-file": (["--image", "nowhere.png"], "No such file or directory: "),
+    "no-picture": (["--image", __file__], "cannot identify image file"),
+    "odd-size": (["--image", "odd.png"], "image is 64 high and 70 wide, expected multiples of 8"),
+    "other-size": (
+        ["--image", "image.png", "--mask", "odd.png"],
+        "mask has shape (1, 64, 70), expected (masks, height, width), with the image's height and",
+    ),
+    "strength": (["--image", "image.png", "--strength", "0"], "strength is 0.0, expected more"),
+    "no-step": (["--image", "image.png", "--strength", "0.01"], "strength 0.01 leaves none of 50"),
     "unknown": (["--step", "3", "--foo"], "unrecognized arguments: --foo"),
 }
 
@@ -162,6 +266,8 @@ MISTAKES = {
 def test_a_mistake_is_one_line(draw, tmp_path: Path, capsys, monkeypatch, arguments, message):
     """Exit code 2, no traceback, and an earlier picture stays."""
     monkeypatch.chdir(tmp_path)
+    for name, width in (("image.png", 72), ("odd.png", 70)):
+        Image.new("RGB", (width, 64)).save(name)
     before = draw("a cat")
     capsys.readouterr()
     with pytest.raises(SystemExit) as exit_:

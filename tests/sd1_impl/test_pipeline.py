@@ -13,13 +13,11 @@ from torch import Tensor
 import sd1_impl
 from sd1_impl import CLIPTextEncoder, CLIPTokenizer, Step, Text2Image, synthetic_pipeline
 from sd1_impl.schedulers import SCHEDULERS as ALGORITHMS
-from sd1_impl.schedulers import NoiseSchedule, Run
+from sd1_impl.schedulers import Run
 
 diffusers = pytest.importorskip("diffusers")
-transformers = pytest.importorskip("transformers")
 
 PROMPT, NEGATIVE = "a photograph of an astronaut riding a horse", "blurry, low quality"
-ROUNDING = {torch.float64: 5e-13, torch.float32: 5e-5}  # float32: that of diffusers' tables
 SMALL = {"height": 64, "width": 64}
 CHANGES = {
     **{n: {} for n in ("pndm", "ddim", "ddpm", "lms", "euler", "euler_ancestral", "dpmpp_2m")},
@@ -36,73 +34,10 @@ SCHEDULERS = {
 }
 
 
-def their_scheduler(ours: NoiseSchedule, dtype: torch.dtype):
-    """Return diffusers' scheduler of this config; in float64 with our tables."""
-    left_out = {"eta", "min_variance"}
-    if isinstance(ours, sd1_impl.EulerAncestralDiscreteScheduler):
-        left_out.add("use_karras_sigmas")
-    config = {k: v for k, v in vars(ours.config).items() if k not in left_out}
-    theirs = getattr(diffusers, type(ours).__name__)(**config)
-    if dtype == torch.float64:
-        theirs.alphas_cumprod = torch.from_numpy(ours.alphas_cumprod.copy())
-        theirs.final_alpha_cumprod = torch.tensor(ours.final_alpha_cumprod, dtype=dtype)
-    return theirs
-
-
-def their_pipeline(ours: Text2Image, tokenizer):
-    """Return diffusers' pipeline with our weights, and in float64 our sinusoids of the time."""
-    unet, vae, text = ours.unet.config, ours.vae.config, ours.text_encoder.config
-    their_unet = diffusers.UNet2DConditionModel(
-        sample_size=64,
-        block_out_channels=unet.block_out_channels,
-        attention_head_dim=unet.num_heads,
-        cross_attention_dim=unet.cross_attention_dim,
-        norm_num_groups=unet.norm_num_groups,
-    )
-    levels = len(vae.block_out_channels)
-    their_vae = diffusers.AutoencoderKL(
-        block_out_channels=vae.block_out_channels,
-        layers_per_block=vae.layers_per_block,
-        norm_num_groups=vae.norm_num_groups,
-        down_block_types=["DownEncoderBlock2D"] * levels,
-        up_block_types=["UpDecoderBlock2D"] * levels,
-    )
-    their_text_encoder = transformers.CLIPTextModel(
-        transformers.CLIPTextConfig(
-            vocab_size=text.vocab_size,
-            hidden_size=text.hidden_size,
-            intermediate_size=text.intermediate_size,
-            num_hidden_layers=text.num_layers,
-            num_attention_heads=text.num_heads,
-        )
-    )
-    their_unet.load_state_dict(ours.unet.state_dict())
-    their_vae.load_state_dict(ours.vae.state_dict())
-    state = ours.text_encoder.state_dict()
-    their_text_encoder.load_state_dict({k.removeprefix("text_model."): state[k] for k in state})
-    dtype = ours.unet.conv_in.weight.dtype
-    their_unet.time_proj.register_forward_hook(
-        lambda _, args, __: ours.unet.time_proj(args[0].to(dtype))
-    )
-    theirs = diffusers.StableDiffusionPipeline(
-        vae=their_vae.to(dtype),
-        text_encoder=their_text_encoder.to(dtype),
-        tokenizer=tokenizer,
-        unet=their_unet.to(dtype),
-        scheduler=their_scheduler(ours.scheduler, dtype),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
-    theirs.set_progress_bar_config(disable=True)
-    return theirs
-
-
 @pytest.fixture(scope="module")
-def pipelines(tiny, their_tokenizer) -> dict[torch.dtype, tuple]:
+def pipelines(pair) -> dict[torch.dtype, tuple]:
     """Our pipeline and diffusers' by dtype."""
-    ours = {torch.float32: tiny, torch.float64: synthetic_pipeline("tiny", dtype=torch.float64)}
-    return {dtype: (ours[dtype], their_pipeline(ours[dtype], their_tokenizer)) for dtype in ours}
+    return {dtype: pair(Text2Image, dtype=dtype) for dtype in (torch.float32, torch.float64)}
 
 
 @pytest.fixture
@@ -114,50 +49,6 @@ def pipeline(tiny) -> Text2Image:
 def normal(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
     """Return normal data."""
     return torch.randn(shape, generator=torch.Generator().manual_seed(1), dtype=dtype)
-
-
-def assert_close(got: Tensor, wanted: Tensor, what: str) -> None:
-    """Compare by relative L2 distance, at the rounding of the dtype."""
-    assert (got.dtype, got.shape) == (wanted.dtype, wanted.shape), what
-    assert float((got - wanted).norm() / wanted.norm()) < ROUNDING[got.dtype], what
-
-
-def assert_same_pictures(pair: tuple, prompt: str | list[str], **arguments) -> None:
-    """Run both pipelines from the same seed; compare every step's tensors, pixels, and draws."""
-    ours, theirs = pair
-    names = ["latent_model_input", "noise_pred", "latents"]
-    if arguments["guidance_scale"] > 1:
-        names += ["noise_pred_uncond", "noise_pred_text"]
-    theirs.scheduler = their_scheduler(ours.scheduler, ours.unet.conv_in.weight.dtype)
-    theirs._callback_tensor_inputs = names
-    wanted, got, generators = [], [], [torch.Generator().manual_seed(0) for _ in range(2)]
-    their_image = theirs(
-        prompt,
-        generator=generators[0],
-        eta=getattr(ours.scheduler.config, "eta", 0.0),
-        output_type="pt",
-        callback_on_step_end=lambda _, *step: wanted.append(step) or {},
-        callback_on_step_end_tensor_inputs=names,
-        **arguments,
-    ).images
-    picture = ours(prompt, generator=generators[1], callback=got.append, **arguments)
-
-    assert len(got) == len(wanted)
-    for step, (index, timestep, tensors) in zip(got, wanted, strict=True):
-        assert step.index == index
-        assert step.timestep == pytest.approx(float(timestep), abs=2e-3)  # Karras, float32
-        model_input = tensors.pop("latent_model_input")[: len(step.latents)]
-        assert_close(step.model_input, model_input, f"step {index}, model_input")
-        for name, tensor in tensors.items():
-            assert_close(getattr(step, name), tensor, f"step {index}, {name}")
-        assert (step.noise_pred_uncond is None) == ("noise_pred_uncond" not in names)
-    assert_close(picture.latents, wanted[-1][2]["latents"], "latents")
-    assert_close(picture.image, their_image, "image")
-    pixels = 255 * theirs.image_processor.pt_to_numpy(their_image)
-    off = abs(picture.image_uint8.numpy() - pixels.round())
-    assert off.max() <= 1
-    assert off.mean() < 2e-3
-    assert torch.equal(generators[0].get_state(), generators[1].get_state())
 
 
 RUNS = {
@@ -175,23 +66,22 @@ RUNS = {
 
 
 @pytest.mark.parametrize("run", RUNS.values(), ids=RUNS.keys())
-def test_float64_is_diffusers(pipelines, run: dict):
+def test_float64_is_diffusers(pipelines, same_pictures, run: dict):
     """From the same latents every step's tensors and the picture agree, to rounding."""
     defaults = {"num_inference_steps": 3, "guidance_scale": 7.5, **SMALL}
     run = {"prompt": PROMPT, "negative_prompt": NEGATIVE, **defaults, **run}
     batch = len(run["prompt"]) if isinstance(run["prompt"], list) else 1
     size = run["height"] // 8, run["width"] // 8
     latents = normal(batch, 4, *size, dtype=torch.float64)
-    assert_same_pictures(pipelines[torch.float64], **run, latents=latents)
+    same_pictures(pipelines[torch.float64], **run, latents=latents)
 
 
 @pytest.mark.parametrize("name", SCHEDULERS)
-def test_a_seed_means_what_it_means_in_diffusers(pipelines, name: str):
+def test_a_seed_means_what_it_means_in_diffusers(pair, same_pictures, name: str):
     """In float32, latents and every step's noise are the same draws, and no draw is left over."""
-    ours, theirs = pipelines[torch.float32]
-    ours = Text2Image(ours.tokenizer, ours.text_encoder, ours.unet, ours.vae, SCHEDULERS[name])
+    both = pair(Text2Image, scheduler=SCHEDULERS[name])
     run = {"num_inference_steps": 3, "guidance_scale": 7.5, "negative_prompt": [NEGATIVE] * 2}
-    assert_same_pictures((ours, theirs), [PROMPT, "a cat"], **run, **SMALL)
+    same_pictures(both, [PROMPT, "a cat"], **run, **SMALL)
 
 
 @pytest.mark.parametrize(
@@ -346,6 +236,7 @@ def test_parts_may_have_their_own_dtypes(pipelines, pipeline):
 
 TERMS = {"encode": 2, "draw": 1, "initial_latents": 1, "predict_noise": 4, "guide": 4}
 TERMS |= {"decode": 1, "to_image": 1, "to_uint8": 1, "encode_prompts": 1, "denoise": 1}
+TERMS |= {"repeat_prompts": 1, "given_or_drawn": 1, "finish": 1}
 
 
 @pytest.mark.parametrize("name", TERMS)
