@@ -181,7 +181,7 @@ class Golden:
                 for name, kept in self.large.items()
                 for part in _LARGE_PARTS
             },
-            **{f"output.{name}": array for name, array in self.outputs.items()},
+            **{f"output.{name}": _narrowed(array) for name, array in self.outputs.items()},
             **{f"table.{name}": array for name, array in self.tables.items()},
             **self._coefficient_arrays(),
             **self._embedding_arrays(),
@@ -289,7 +289,7 @@ class Golden:
             case=facts["case"],
             hunts=facts["hunts"],
             inputs=facts["inputs"],
-            outputs=_with_prefix(arrays, "output."),
+            outputs={n: _widened(a) for n, a in _with_prefix(arrays, "output.").items()},
             probes=[row[0] for row in facts["probes"]],
             shapes=[tuple(row[1:]) for row in facts["probes"]],
             sketches=arrays["sketches"],
@@ -322,6 +322,17 @@ class Golden:
 
 
 _LARGE_PARTS = ("buckets", "rows", "columns")
+
+
+def _narrowed(array: np.ndarray) -> np.ndarray:
+    """Return integers in 16 bits, if they have the room: ids and timesteps do."""
+    if array.dtype == np.int64 and array.size and 0 <= array.min() <= array.max() < 2**16:
+        return array.astype(np.uint16)
+    return array
+
+
+def _widened(array: np.ndarray) -> np.ndarray:
+    return array.astype(np.int64) if array.dtype == np.uint16 else array
 
 
 def _with_prefix(arrays: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:

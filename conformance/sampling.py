@@ -196,6 +196,8 @@ def refusal(algorithm: str, config: dict[str, Any]) -> str:
             "none, and the reference silently predicts once"
         )
     more = algorithm == "dpmpp_2m"  # its grid has one timestep more, and leaves the last out
+    if more and config["use_karras_sigmas"]:
+        return ""  # what is asked for by sigma is on no grid of timesteps
     if spacing == "leading":
         intervals = count + more
         first = (intervals - 1) * (total // intervals) + offset
@@ -205,7 +207,7 @@ def refusal(algorithm: str, config: dict[str, Any]) -> str:
                 f"{count} steps with steps_offset {offset} begin at timestep {first}: the "
                 f"reference {'has the sigma of the last for it' if clamped else _PAST_THE_TABLE}"
             )
-    if spacing == "linspace" and more and count >= total and not config["use_karras_sigmas"]:
+    if spacing == "linspace" and more and count >= total:
         return (
             f"{count + 1} evenly spaced timesteps of {total} are not all different when rounded: "
             "two sigmas are equal, and the reference divides by their difference"

@@ -59,13 +59,17 @@ class DPMSolverMultistepScheduler(SigmaSchedule):
         "trailing" spacing has none.
         """
         total, spacing = self.config.num_train_timesteps, self.config.timestep_spacing
-        timesteps = super().spaced(num_inference_steps)  # and its refusals
+        self.check_count(num_inference_steps)
+        if self.config.use_karras_sigmas:
+            return np.linspace(total - 1, 0, num_inference_steps)  # `grid` takes but their number
+        if spacing == "trailing":
+            return super().spaced(num_inference_steps)
         if spacing == "linspace":
             timesteps = np.linspace(0, total - 1, num_inference_steps + 1).round()[:0:-1]
-        elif spacing == "leading":
+        else:
             stride = total // (num_inference_steps + 1)
             timesteps = self.leading(num_inference_steps + 1, stride)[:-1]
-        if not self.config.use_karras_sigmas and not (np.diff(timesteps) < 0).all():
+        if not (np.diff(timesteps) < 0).all():
             raise ValueError(
                 f"num_inference_steps is {num_inference_steps}, but with timestep_spacing "
                 f"{spacing!r} there are not that many different timesteps"

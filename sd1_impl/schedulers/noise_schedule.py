@@ -106,8 +106,7 @@ class NoiseSchedule:
     def spaced(self, num_inference_steps: int) -> NDArray[np.float64]:
         """Return `timesteps` before "linspace" is rounded; raises as it does."""
         total, spacing = self.config.num_train_timesteps, self.config.timestep_spacing
-        if not 1 <= num_inference_steps <= total:
-            raise ValueError(f"num_inference_steps is {num_inference_steps}, expected 1 to {total}")
+        self.check_count(num_inference_steps)
         if spacing == "linspace":
             return np.linspace(0, total - 1, num_inference_steps)[::-1]
         if spacing == "trailing":
@@ -115,6 +114,12 @@ class NoiseSchedule:
             stride = total / num_inference_steps
             return np.arange(total, 0, -stride).round()[:num_inference_steps] - 1
         return self.leading(num_inference_steps, total // num_inference_steps)
+
+    def check_count(self, num_inference_steps: int) -> None:
+        """Refuse more steps than there are timesteps, and none."""
+        total = self.config.num_train_timesteps
+        if not 1 <= num_inference_steps <= total:
+            raise ValueError(f"num_inference_steps is {num_inference_steps}, expected 1 to {total}")
 
     def leading(self, num_inference_steps: int, stride: int) -> NDArray[np.float64]:
         """Return the first timestep of every stride, plus the offset."""

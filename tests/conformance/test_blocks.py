@@ -243,9 +243,7 @@ def test_every_record_is_in_one_block(case_id):
     """The blocks share out every record and every output, in order, and none is left without."""
     case = find_case(case_id)
     network = case.is_network
-    names = (
-        spec.probe_names(case.component, case.variant.size) if network else case.terms
-    )
+    names = spec.probe_names(case.component, case.variant.size) if network else case.terms
     records = [record(name) for name in names] + [record("latents#0", kind="output")]
     result = spliced(case.id, records)
     parts = [of_block(result, block) for block in block_names(case)]

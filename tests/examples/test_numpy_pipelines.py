@@ -29,7 +29,7 @@ CASES = [
     "inpaint/tiny/base",
     "inpaint/tiny/each2",
     "inpaint/tiny/strength1",
-    "inpaint/tiny/dpmpp_2m",
+    "inpaint/tiny/dpmpp-2m",
     "inpaint/tiny-inpaint/base",
     "inpaint/tiny-inpaint/shared",
     "inpaint/tiny-inpaint/everywhere",
