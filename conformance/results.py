@@ -26,6 +26,7 @@ from conformance.port import EXEC, Hello
 from conformance.report.html import write_html
 from conformance.report.junit import write_junit
 from conformance.runner import Runner
+from conformance.sampling import PIPELINES, SCHEDULERS
 from conformance.spec import BLOCKS
 from conformance.tolerance import LIMIT, badness
 from conformance.xfails import Xfails, unexcused
@@ -211,6 +212,16 @@ class Results:
         return summary
 
 
+def _missing(offered: Collection[str]) -> list[str]:
+    """Return the components that a port lacks; `scheduler/*` where it has no scheduler at all."""
+    missing = [name for name in COMPONENTS if name not in {*BLOCKS, *offered}]
+    for family in (SCHEDULERS, PIPELINES):
+        if set(family) <= set(missing):
+            place = missing.index(family[0])
+            missing[place : place + len(family)] = [f"{family[0].partition('/')[0]}/*"]
+    return missing
+
+
 def summarise(
     lines: list[dict[str, Any]],
     port: dict[str, str],
@@ -239,7 +250,7 @@ def summarise(
     else:
         verdict = "conformant"
     ratios = [float(line["ratio"]) for line in lines if line["ratio"] is not None]
-    missing = [name for name in COMPONENTS if name not in {*BLOCKS, *hello.components}]
+    missing = _missing(hello.components)
     return {
         "suite": __version__,
         "port": port,

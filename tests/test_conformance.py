@@ -5,6 +5,7 @@ import importlib.util
 import numpy as np
 import pytest
 
+from conformance.compare import relative_error
 from conformance.errors import UnsupportedError
 from conformance.execution import Execution
 from conformance.golden import load_golden
@@ -65,5 +66,6 @@ def test_live_oracle(sd1_case, live_oracle, sd1_runner):
     for name, (found, tensor) in pairs.items():
         wanted = tensor.numpy()
         assert found.size == wanted.size, name
-        error = np.linalg.norm(found.reshape(wanted.shape) - wanted) / np.linalg.norm(wanted)
+        difference = float(np.linalg.norm(found.reshape(wanted.shape) - wanted))
+        error = relative_error(difference, float(np.linalg.norm(wanted)))
         assert ratio(error, noise[name], "float32") <= LIMIT, name

@@ -205,6 +205,14 @@ def test_refuses_to_encode_without_noise(runner, missing: str) -> None:
         loaded.run(inputs)
 
 
+def test_a_unet_that_inpaints_does_nothing_else(runner) -> None:
+    """Text to image with a UNet of 9 channels is refused."""
+    case = find_case("pipeline/inpaint/tiny-inpaint/base")
+    loaded = runner.port.load("pipeline/txt2img", case.variant, case.weights(), "float32", "cpu")
+    with pytest.raises(ValueError, match="the UNet reads 9 channels, not 4"):
+        loaded.run(given("txt2img/tiny/base"))
+
+
 def test_begin_index_is_not_strength(runner) -> None:
     """A picture's run begins where strength says: another beginning is declined, not ignored."""
     inputs = given("img2img/tiny/base")

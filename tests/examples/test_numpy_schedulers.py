@@ -212,6 +212,7 @@ def test_declines_settings_that_it_would_ignore(
         ("ddim", {"begin_index": -1}, "begin_index is -1"),
         ("ddim", {"eta": 1.1}, "eta is 1.1, expected 0 to 1"),
         ("ddim", {"steps_offset": 500}, "do not fit into 1000"),
+        ("heun", {"clip_sample": True, "clip_sample_range": 0}, "clip_sample_range is 0"),
         ("pndm", {"skip_prk_steps": False, "num_inference_steps": 3}, "num_inference_steps is 3"),
         ("pndm", {"skip_prk_steps": False, "begin_index": 1}, "begin_index is 1, expected 0 with"),
         ("heun", {"begin_index": 3}, "begin_index is 3, expected an even one"),
@@ -223,6 +224,19 @@ def test_refuses_what_is_no_run(port, algorithm: str, changes: dict, message: st
     config = json.loads(find_case(f"scheduler/{algorithm}/-/steps7").inputs()["config"].item())
     with pytest.raises(ValueError, match=message):
         port.scheduler_of(algorithm, config | changes)
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "scenario"),
+    [("ddpm", "steps7"), ("ddim", "eta1"), ("euler_ancestral", "steps7")],
+)
+def test_refuses_to_go_without_noise(runner, algorithm: str, scenario: str) -> None:
+    """Where steps add noise it has to be given."""
+    case = find_case(f"scheduler/{algorithm}/-/{scenario}")
+    inputs = case.inputs()
+    del inputs["noise"]
+    with pytest.raises(ValueError, match="noise is missing"):
+        runner.load(case, Execution()).run(inputs)
 
 
 def one_more(wrapped):

@@ -183,6 +183,11 @@ class Pipeline:
             `latents#0` ... after each step, `image` (B n, 3, 8 h, 8 w) in 0..1, `image_uint8`
             (B n, 8 h, 8 w, 3).
         """
+        given = initial.shape[1] + sum(x.shape[1] for x in beside)
+        if given != self.unet.sizes["in_channels"]:
+            raise ValueError(
+                f"the UNet reads {self.unet.sizes['in_channels']} channels, not {given}"
+            )
         text = self.encode(see, "", prompt, num_images_per_prompt)
         guided = guidance_scale > 1
         negative = None

@@ -39,6 +39,13 @@ SETTINGS: Settings = {
 """Those of every scheduler."""
 
 
+def needed(noise: Array | None) -> Array:
+    """Return the noise of a step that adds some."""
+    if noise is None:
+        raise ValueError("noise is missing: the steps of this run add some")
+    return noise
+
+
 class Scheduler:
     """One run, from its first call of the model to its last.
 
@@ -83,6 +90,9 @@ class Scheduler:
                 raise UnsupportedError(f"{type(self).__name__} has no setting {name}")
             if known[name] and value not in known[name]:
                 raise UnsupportedError(f"{type(self).__name__} has no {name} {value!r}")
+        limit = self.config.get("clip_sample_range", 1)
+        if not limit > 0:
+            raise ValueError(f"clip_sample_range is {limit}, expected more than 0")
 
     def betas(self, count: int) -> Array:
         """Return the variances of the noise that training adds at each timestep."""
@@ -100,7 +110,7 @@ class Scheduler:
         spacing = self.config["timestep_spacing"]
         if spacing == "linspace":
             return np.linspace(0, self.trained - 1, count)[::-1]
-        if spacing == "trailing":  # a stride rounded down would have room for one more, at -1
+        if spacing == "trailing":  # rounding can leave room for one more, at -1
             return np.arange(self.trained, 0, -self.trained / count).round()[:count] - 1
         stride = self.trained // count
         every = np.arange(count)[::-1] * float(stride) + self.config["steps_offset"]

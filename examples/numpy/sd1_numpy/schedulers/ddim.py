@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from sd1_numpy.layers import Array
-from sd1_numpy.schedulers.base import ANY, EITHER, Settings
+from sd1_numpy.schedulers.base import ANY, EITHER, Settings, needed
 from sd1_numpy.schedulers.shares import ShareScheduler
 
 
@@ -35,4 +35,4 @@ class DDIM(ShareScheduler):
         x_0, e = self.split(said, x, a)
         sigma = self.config["eta"] * math.sqrt((1 - b) / (1 - a) * (1 - a / b))
         x = math.sqrt(b) * x_0 + math.sqrt(1 - b - sigma**2) * e
-        return x + sigma * noise if sigma > 0 else x
+        return x + sigma * needed(noise) if self.config["eta"] > 0 else x

@@ -8,7 +8,7 @@ import math
 from typing import ClassVar
 
 from sd1_numpy.layers import Array
-from sd1_numpy.schedulers.base import ANY, EITHER, Settings
+from sd1_numpy.schedulers.base import ANY, EITHER, Settings, needed
 from sd1_numpy.schedulers.shares import ShareScheduler
 
 
@@ -34,4 +34,4 @@ class DDPM(ShareScheduler):
         variance = max((1 - b) / (1 - a) * beta, 1e-20)
         if self.config["variance_type"] == "fixed_large":
             variance = beta
-        return mean + math.sqrt(variance) * noise
+        return mean + math.sqrt(variance) * needed(noise)

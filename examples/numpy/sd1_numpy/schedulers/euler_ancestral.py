@@ -8,7 +8,7 @@ import math
 from typing import ClassVar
 
 from sd1_numpy.layers import Array
-from sd1_numpy.schedulers.base import Settings
+from sd1_numpy.schedulers.base import Settings, needed
 from sd1_numpy.schedulers.sigmas import SigmaScheduler
 
 
@@ -21,4 +21,4 @@ class EulerAncestral(SigmaScheduler):
         """Go down to t^2 / s; the squares of that and of the fresh noise add up to t^2."""
         s, t = self.sigma(k), self.sigma(k + 1)
         fresh = t * math.sqrt((s - t) * (s + t)) / s
-        return x + (t**2 / s - s) * self.slope(k, said, x) + fresh * noise
+        return x + (t**2 / s - s) * self.slope(k, said, x) + fresh * needed(noise)

@@ -53,7 +53,11 @@ class SigmaScheduler(Scheduler):
         return np.interp(np.log(sigmas), np.log(self.trained_sigmas), np.arange(self.trained))
 
     def first_deviation(self, sigma: float) -> float:
-        """Return the deviation of the first sample; diffusers adds the picture's 1 here alone."""
+        """Return the deviation of the first sample.
+
+        The picture's own share of it is left out where a run begins at the noisiest timestep: so
+        diffusers has it.
+        """
         leading = self.config["timestep_spacing"] == "leading"
         return math.sqrt(sigma**2 + 1) if leading else sigma
 
