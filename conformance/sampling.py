@@ -121,7 +121,9 @@ def tables(algorithm: str, *, schedule: bool = True) -> tuple[str, ...]:
         algorithm: One of `ALGORITHMS`.
         schedule: Whether those of the noise schedule are among them, which all runs share.
     """
-    own = _RUN_TABLES if algorithm in SIGMA_FAMILY else ("final_alpha_cumprod",)
+    own: tuple[str, ...] = ("final_alpha_cumprod",)
+    if algorithm in SIGMA_FAMILY:
+        own = _RUN_TABLES
     if algorithm != "dpmpp_2m":
         own = tuple(name for name in own if name != "lambdas")
     return (*_SCHEDULE_TABLES, *own) if schedule else own

@@ -8,9 +8,15 @@ from conformance.errors import UsageError, unknown_name
 from conformance.mutants import (
     checkpoint,
     nulls,
+    nulls_sampling,
     pipeline,
+    pipeline_edits,
+    pipeline_inpainting,
     quiet,
     schedulers,
+    schedulers_grid,
+    schedulers_sigma,
+    schedulers_steps,
     text_encoder,
     tokenizer,
     unet_attention,
@@ -27,9 +33,15 @@ _MODULES = (
     checkpoint,
     vae,
     schedulers,
+    schedulers_steps,
+    schedulers_grid,
+    schedulers_sigma,
     pipeline,
+    pipeline_edits,
+    pipeline_inpainting,
     quiet,
     nulls,
+    nulls_sampling,
 )
 
 CATALOGUE: tuple[Mutant, ...] = tuple(m for module in _MODULES for m in module.MUTANTS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -92,6 +93,36 @@ def _device_gamma(pixels: Any) -> Any:
     return (255 * linear ** (1 / 2.2)).round()
 
 
+def _unscaled(_plain: Any) -> Any:
+    return lambda self, noise, _run: noise.to(next(self.unet.parameters()))
+
+
+def _still_small(plain: Any) -> Any:
+    return lambda self, latents: plain(self, latents * self.vae.config.scaling_factor)
+
+
+def _all_prompts_again(_plain: Any) -> Any:
+    """Repeat the batch of prompts as a whole, so that a prompt's pictures do not lie together."""
+
+    def repeat_prompts(_self: Text2Image, text: Any, count: int) -> Any:
+        embeds, negative = text.prompt_embeds, text.negative_prompt_embeds
+        return replace(
+            text,
+            prompt_embeds=embeds.repeat(count, 1, 1),
+            negative_prompt_embeds=None if negative is None else negative.repeat(count, 1, 1),
+        )
+
+    return repeat_prompts
+
+
+def _noise_of_the_next_step(plain: Any) -> Any:
+    def denoise(self: Text2Image, *args: Any, noise: Any = None, **settings: Any) -> Any:
+        other = None if noise is None else noise.roll(-1, 0)
+        return plain(self, *args, noise=other, **settings)
+
+    return denoise
+
+
 def _constant_text(module: Any) -> None:
     """Let the text encoder return zeros."""
     norm = module["text_encoder"].text_model.final_layer_norm
@@ -179,6 +210,44 @@ MUTANTS: tuple[Mutant, ...] = (
         patch=_term("denoise", _before_the_last_step),
     ),
     Mutant(
+        id="sch-lms-init-scale",
+        component=TEXT_TO_IMAGE,
+        wrong="The first latents are not multiplied by the first sigma",
+        cases=("tiny/lms", "tiny/leading"),
+        seen="diffusers (b50a9ae), #719, #3532",
+        evidence="R",
+        size="catastrophic",
+        patch=_term("initial_latents", _unscaled),
+    ),
+    Mutant(
+        id="pipe-latent-scale",
+        component=TEXT_TO_IMAGE,
+        wrong="The last latents are not divided by 0.18215 before they are decoded",
+        cases=("tiny/base", "tiny/ddim"),
+        seen="tinygrad (1043fa0), diffusers#5166, apple (ce8ee78)",
+        evidence="R",
+        size="catastrophic",
+        patch=_term("decode", _still_small),
+    ),
+    Mutant(
+        id="pipe-images-tiled",
+        component=TEXT_TO_IMAGE,
+        wrong="Several pictures of a prompt: the batch of prompts is repeated, not each prompt",
+        cases=("tiny/each2",),
+        evidence="I",
+        size="visible",
+        patch=_term("repeat_prompts", _all_prompts_again),
+    ),
+    Mutant(
+        id="pipe-noise-next-step",
+        component=TEXT_TO_IMAGE,
+        wrong="Every step adds the noise of the one to come",
+        cases=("tiny/ddpm", "tiny/euler-ancestral"),
+        evidence="I",
+        size="none",
+        patch=_term("denoise", _noise_of_the_next_step),
+    ),
+    Mutant(
         id="rt-trt-solid-colour",
         component=TEXT_TO_IMAGE,
         wrong="The optimised text encoder returns zeros for every prompt",
@@ -201,23 +270,12 @@ MUTANTS: tuple[Mutant, ...] = (
 )
 
 _NOISE = "noise is data here: no case lets a port draw it"
-_IMAGE = "lands with image to image: no case of the pipeline reads an image"
-_INPAINT = "lands with inpainting"
 
 NOT_RUN: tuple[NotRun, ...] = (
     NotRun("pipe-guidance-rescale-std", "sd1_impl never offers guidance rescale"),
     NotRun("pipe-seed-width", _NOISE),
     NotRun("pipe-rng-device", _NOISE),
     NotRun("pipe-seed-not-threaded", _NOISE),
-    NotRun("pipe-img2img-t-plus-one", _IMAGE),
-    NotRun("pipe-img2img-order-stride", "sd1_impl never offers two-stage samplers"),
-    NotRun("pipe-img2img-kdiff-noise", "lands with Euler and image to image"),
-    NotRun("pipe-inpaint-init-sigma", f"{_INPAINT}, and with Euler: DDIM's initial sigma is 1"),
-    NotRun("pipe-inpaint-mask-batch", _INPAINT),
-    NotRun("pipe-inpaint-channel-order", _INPAINT),
-    NotRun("pipe-init-image-batch", _IMAGE),
-    NotRun("pipe-image-range", _IMAGE),
-    NotRun("pipe-resize-multiple", _IMAGE),
     NotRun(
         "rt-sdpa-65536",
         "SD v1's UNet passes no mask, and more than 65,536 tokens of self-attention fit no case",

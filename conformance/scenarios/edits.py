@@ -162,7 +162,7 @@ _THREE: dict[str, Any] = {
     "images": 3,
 }
 _HUNTS = {
-    "strength0.1": "strength rounded up, or the step count itself reduced: one step of ten is left",
+    "strength0.1": "steps rounded to nearest or up (1.9 are 1), or the step count itself reduced",
     "strength1": "at full strength the picture left out of image to image, or kept in inpainting",
     "guidance0": "zero taken for 'not given', or for the unconditional branch alone",
     "guidance1": "guidance of scale - 1; the conditional branch is the answer",
@@ -185,7 +185,7 @@ def _common(make: Any, sizes: tuple[str, ...], once: tuple[str, ...]) -> tuple[E
         once: Of these, those that are tried with what does not depend on the UNet's channels.
     """
     return (
-        make("strength0.1", _HUNTS["strength0.1"], steps=10, strength=0.1, sizes=sizes),
+        make("strength0.1", _HUNTS["strength0.1"], steps=19, strength=0.1, sizes=sizes),
         make("strength1", _HUNTS["strength1"], **_ONE_EACH, steps=2, strength=1.0, sizes=sizes),
         make("guidance0", _HUNTS["guidance0"], guidance_scale=0.0, sizes=once),
         make("guidance1", _HUNTS["guidance1"], guidance_scale=1.0, sizes=once),

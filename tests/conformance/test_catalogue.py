@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from conformance.case import all_cases
+from conformance.case import NETWORKS, all_cases
 from conformance.fingerprint import library
+from conformance.sampling import PIPELINES, SCHEDULERS
 
 torch = pytest.importorskip("torch")
 
@@ -31,6 +32,14 @@ def test_it_is_as_large_as_promised():
     assert evidence["own"] >= 20
     assert evidence["null"] >= 12
     assert evidence["fix"] >= 5
+
+
+@pytest.mark.parametrize("component", [*NETWORKS, *SCHEDULERS, *PIPELINES])
+def test_every_component_has_wrong_and_lawful_ports(component):
+    """Power and fairness are both proved for each: with its own mutants, and null ones."""
+    own = [m for m in CATALOGUE if m.component == component]
+    assert sum(not m.null for m in own) >= 2
+    assert any(m.null for m in own)
 
 
 def test_every_row_is_complete():
