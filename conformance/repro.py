@@ -106,7 +106,7 @@ def write_repro(case: Case, probe: str | None, folder: Path) -> list[Path]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, arrays in zip(_FILES, (weights, inputs, expected), strict=True):
-            whole = {n: np.ascontiguousarray(a) for n, a in arrays.items()}
+            whole = {n: np.asarray(a, order="C") for n, a in arrays.items()}
             save_file(whole, folder / name, {"repro": json.dumps(facts)})
         (folder / "repro.py").write_text(script, encoding="utf-8")
     except (OSError, SafetensorError) as error:

@@ -190,14 +190,14 @@ def _read_as(code: str, bits: np.ndarray) -> np.ndarray:
 def _encoded(array: np.ndarray, floating: str) -> tuple[str, np.ndarray]:
     """Return the name of the dtype in which an array is written, and its bits."""
     if array.dtype.kind == "f" and floating == "bfloat16":
-        bits = np.ascontiguousarray(array, np.float32).view(np.uint32)
+        bits = np.asarray(array, np.float32, order="C").view(np.uint32)
         rounded = bits + 0x7FFF + (bits >> 16 & 1)
         bits = np.where(np.isnan(array), bits | 1 << 22, rounded)  # a NaN stays one
         return "BF16", (bits >> 16).astype("<u2")
     if array.dtype.kind == "f" and floating in _FLOATING:
         with np.errstate(over="ignore"):
             array = array.astype(floating)
-    little = np.ascontiguousarray(array).astype(array.dtype.newbyteorder("<"), copy=False)
+    little = np.asarray(array, order="C").astype(array.dtype.newbyteorder("<"), copy=False)
     return _OF_NUMPY[little.dtype], little
 
 

@@ -89,7 +89,7 @@ def write_pack(path: Path, case: Case, values: Values) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         arrays = values.probes | {_OUTPUT + name: a for name, a in values.outputs.items()}
-        whole = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+        whole = {name: np.asarray(array, order="C") for name, array in arrays.items()}
         save_file(whole, temporary, {"pack": json.dumps(facts)})
         temporary.replace(path)
     except (OSError, SafetensorError) as error:
