@@ -57,7 +57,7 @@ class Evaluation:
             half-precision units takes minutes for what it does in seconds under `float32 sums`,
             and sequential float64 sums are stood for by float32's, scaled.
         in_pipelines: Those in which a whole pipeline is evaluated so too. In float64 one evaluation
-            is enough: the noise of its networks is float32's, scaled.
+            of its networks is enough: their noise is float32's, scaled.
         most_calls: Cases that ask the model more often are not evaluated so too.
     """
 

@@ -16,7 +16,7 @@ import torch
 from torch.utils._python_dispatch import _disable_current_modes
 
 from conformance.adapters.diffusers_schedulers import MakeScheduler
-from conformance.honest import HALF_ULP_RUNS, PICTURES, SCHEDULER, Evaluation
+from conformance.honest import FLOATS, HALF_ULP_RUNS, PICTURES, SCHEDULER, Evaluation
 from conformance.modes import CoefficientUlp, Mode, RoundedCoefficients, TableUlp
 from conformance.oracle import float64_scheduler
 from conformance.scenarios.schedulers import LONG
@@ -118,8 +118,15 @@ def _evaluation(
     components: tuple[str, ...] = (SCHEDULER,),
     most_calls: float = math.inf,
 ) -> Evaluation:
-    around = partial(_made, change)
-    return Evaluation(name, around, arithmetics, components=components, most_calls=most_calls)
+    return Evaluation(
+        name,
+        partial(_made, change),
+        arithmetics,
+        components=components,
+        at_full_size=_SINGLE,
+        in_pipelines=(*FLOATS, *HALVES),  # no noise of a network stands for that of a step
+        most_calls=most_calls,
+    )
 
 
 _FEW_DRAWS = 4
