@@ -5,7 +5,6 @@ from __future__ import annotations
 import traceback
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -55,11 +54,6 @@ def _few(names: list[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")  # noqa: PLR2004
 
 
-def _kind(golden: Golden, name: str) -> np.dtype[Any] | None:
-    """Return the dtype of an output that is kept whole."""
-    return golden.outputs[name].dtype if name in golden.outputs else None
-
-
 def check_contract(golden: Golden, outputs: Arrays, probes: Arrays, arithmetic: str) -> None:
     """Level 0: names and dtypes are exact."""
     missing = [name for name in golden.output_shapes if name not in outputs]
@@ -78,12 +72,13 @@ def check_contract(golden: Golden, outputs: Arrays, probes: Arrays, arithmetic: 
         message = f"{golden.case}: the port returned probe {unknown[0]!r}, which was not asked for"
         raise PortError(message)
     floating = "float32" if arithmetic == "bfloat16" else arithmetic
+    integers = {n: a.dtype.name for n, a in golden.outputs.items() if a.dtype.kind in "iu"}
+    integers |= dict.fromkeys(golden.pictures, "uint8")
     for name, array in outputs.items():
         if name == TIMESTEPS and array.dtype.kind in "iuf":
             continue  # 981 is 981 in any type
-        kind = np.dtype(np.uint8) if name in golden.pictures else _kind(golden, name)
-        integer = kind is not None and kind.kind in "iu"
-        wanted = str(kind) if integer else floating
+        integer = name in integers
+        wanted = integers.get(name, floating)
         if array.dtype.name != wanted:
             if not integer and arithmetic == "bfloat16":
                 wanted = "bfloat16 widened to float32"

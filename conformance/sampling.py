@@ -22,8 +22,12 @@ TIMESTEPS = "timesteps"
 """Output of a scheduler; where they have fractions, judged entry by entry too."""
 
 _SCHEDULE_TABLES = ("betas", "alphas_cumprod")
-_RUN_TABLES = ("sigmas", "lambdas", "init_noise_sigma")
-TABLES = (*_SCHEDULE_TABLES, "final_alpha_cumprod", *_RUN_TABLES)
+_OWN_TABLES = {
+    **dict.fromkeys(ALGORITHMS, ("final_alpha_cumprod",)),
+    **dict.fromkeys(SIGMA_FAMILY, ("sigmas", "init_noise_sigma")),
+    "dpmpp_2m": ("sigmas", "lambdas", "init_noise_sigma"),
+}
+TABLES = (*_SCHEDULE_TABLES, "final_alpha_cumprod", "sigmas", "lambdas", "init_noise_sigma")
 """Probes that are judged entry by entry: a norm would not see a wrong fourth digit of one."""
 
 PUBLISHED: dict[str, Any] = {
@@ -121,11 +125,7 @@ def tables(algorithm: str, *, schedule: bool = True) -> tuple[str, ...]:
         algorithm: One of `ALGORITHMS`.
         schedule: Whether those of the noise schedule are among them, which all runs share.
     """
-    own: tuple[str, ...] = ("final_alpha_cumprod",)
-    if algorithm in SIGMA_FAMILY:
-        own = _RUN_TABLES
-    if algorithm != "dpmpp_2m":
-        own = tuple(name for name in own if name != "lambdas")
+    own = _OWN_TABLES[algorithm]
     return (*_SCHEDULE_TABLES, *own) if schedule else own
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from conformance.adapters.torch_module import DTYPES, Load
 from conformance.adapters.torch_sampling import SchedulerComponent
 from conformance.errors import UnsupportedError
-from conformance.sampling import RUN, SCHEDULERS
+from conformance.sampling import RUN, SCHEDULERS, SIGMA_FAMILY
 
 if TYPE_CHECKING:
     from conformance.variants import Variant, Weights
@@ -115,7 +115,7 @@ def _tables(algorithm: str, scheduler: Any) -> dict[str, Any]:
         "betas": scheduler.betas,
         "alphas_cumprod": scheduler.alphas_cumprod,
     }
-    if algorithm in {"ddpm", "ddim", "pndm"}:
+    if algorithm not in SIGMA_FAMILY:
         final = getattr(scheduler, "final_alpha_cumprod", None)
         tables["final_alpha_cumprod"] = scheduler.one if final is None else final
         return tables

@@ -58,6 +58,19 @@ class Patch:
                 delattr(owner, name)
 
 
+Change = Callable[[Patch], None]
+
+
+def wrapped(owner: Any, name: str, make: Callable[[Any], Any]) -> Change:
+    """Return what puts `make(what it was)` in the place of a method, or a module's function."""
+    return lambda patch: patch.wrap(owner, name, make)
+
+
+def replaced(owner: Any, name: str, other: Any) -> Change:
+    """Return what puts another function in the place of one."""
+    return lambda patch: patch.setattr(owner, name, other)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Mutant:
     """A deliberately wrong port: `sd1_impl` with one wrong choice.
@@ -87,7 +100,7 @@ class Mutant:
     evidence: str = "own"
     size: str = "subtle"
     module: Callable[[Any], None] | None = None
-    patch: Callable[[Patch], None] | None = None
+    patch: Change | None = None
     dtype: str = "float32"
     refuses: bool = False
     dormant: bool = False

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from conformance.mutants.mutant import Mutant, NotRun, Patch
+from conformance.mutants.mutant import Change, Mutant, NotRun, Patch, replaced, wrapped
 from sd1_impl.attention import BasicTransformerBlock, CrossAttention
 from sd1_impl.embeddings import Timesteps
 from sd1_impl.pipeline import Text2Image
@@ -54,12 +54,7 @@ def _null(name: str, component: str, way: str, **change: Any) -> Mutant:
     )  # fmt: skip
 
 
-def _set(owner: Any, name: str, other: Fun) -> Callable[[Patch], None]:
-    """Return what puts a function in the place of one."""
-    return lambda patch: patch.setattr(owner, name, other)
-
-
-def _around(*names: str, make: Callable[[Fun], Fun]) -> Callable[[Patch], None]:
+def _around(*names: str, make: Callable[[Fun], Fun]) -> Change:
     """Return what replaces functions of `torch.nn.functional` by `make(the function)`."""
 
     def change(patch: Patch) -> None:
@@ -80,7 +75,7 @@ def _each(kind: Any, forward: Fun) -> Callable[[Any], None]:
     return spoil
 
 
-def _embedding(angles: Fun) -> Callable[[Patch], None]:
+def _embedding(angles: Fun) -> Change:
     """Return another way to the angles, a function of `(B, 1)` timesteps, k, how many, period."""
 
     def forward(self: Timesteps, timesteps: Tensor) -> Tensor:
@@ -89,7 +84,7 @@ def _embedding(angles: Fun) -> Callable[[Patch], None]:
         found = angles(timesteps[:, None], k, len(k), self.max_period).to(timesteps.dtype)
         return torch.cat([found.cos(), found.sin()], dim=-1)
 
-    return _set(Timesteps, "forward", forward)
+    return replaced(Timesteps, "forward", forward)
 
 
 def _affine(normed: Tensor, like: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -183,7 +178,7 @@ def _linear_as_convolution(layer: nn.Linear, tokens: Tensor) -> Tensor:
     return F.conv2d(tokens.mT.unsqueeze(-1), kernel, layer.bias).squeeze(-1).mT
 
 
-def _attend(weights: Fun, *, lowest: bool = False) -> Callable[[Patch], None]:
+def _attend(weights: Fun, *, lowest: bool = False) -> Change:
     """Return attention by a function from scores to weights, its mask added: -inf or the lowest."""
 
     def attention(query: Tensor, key: Tensor, value: Tensor, *, is_causal: bool = False) -> Tensor:
@@ -194,7 +189,7 @@ def _attend(weights: Fun, *, lowest: bool = False) -> Callable[[Patch], None]:
             scores = scores + torch.zeros_like(scores).masked_fill(later, number)
         return weights(scores) @ value
 
-    return _set(F, _SDPA, attention)
+    return replaced(F, _SDPA, attention)
 
 
 def _softmax(scores: Tensor) -> Tensor:
@@ -276,7 +271,7 @@ def _reciprocal(module: Any) -> None:
     module.decode = lambda latents: module.decoder(module.post_quant_conv(latents * factor))
 
 
-def _tables(change: Fun) -> Callable[[Patch], None]:
+def _tables(change: Fun) -> Change:
     """Return other tables of a noise schedule, each a function of the right one and the betas."""
 
     def make(plain: Fun) -> Fun:
@@ -287,7 +282,7 @@ def _tables(change: Fun) -> Callable[[Patch], None]:
 
         return init
 
-    return lambda patch: patch.wrap(NoiseSchedule, "__init__", make)
+    return wrapped(NoiseSchedule, "__init__", make)
 
 
 def _ddim_direct(
@@ -321,34 +316,36 @@ MUTANTS: tuple[Mutant, ...] = (
           patch=_embedding(lambda t, k, n, period: t * torch.exp(-(math.log(period) / n) * k))),
     _null("embed-float64", UNET, "the angles are computed in float64 and rounded once",
           patch=_embedding(lambda t, k, n, period: t.double() * period ** (-k.double() / n))),
-    _null("group-norm-two-passes", UNET, "a norm by hand", patch=_set(F, _NORM, _two_passes)),
-    _null("group-norm-welford", UNET, "a norm by merged chunks", patch=_set(F, _NORM, _welford)),
+    _null("group-norm-two-passes", UNET, "a norm by hand", patch=replaced(F, _NORM, _two_passes)),
+    _null("group-norm-welford", UNET, "a norm by merged chunks",
+          patch=replaced(F, _NORM, _welford)),
     _null("conv1x1-linear", UNET, "1x1 convolutions as matrices",
           patch=_around(_CONV, make=_unit_as_linear)),
-    _null("conv-unfold", UNET, "convolutions as one product", patch=_set(F, _CONV, _unfolded)),
+    _null("conv-unfold", UNET, "convolutions as one product", patch=replaced(F, _CONV, _unfolded)),
     _null("conv-bias-afterwards", UNET, "the bias is added to a convolution without one",
           patch=_around(_CONV, make=lambda plain: lambda x, weight, bias, *how: (
               plain(x, weight, None, *how) + bias[:, None, None]))),
     _null("linear-column-of-ones", UNET, "the bias is one more column of the matrix",
-          patch=_set(F, "linear", _column_of_ones)),
+          patch=replaced(F, "linear", _column_of_ones)),
     _null("attention-plain", UNET, "softmax of the scores, times the values",
           patch=_attend(lambda scores: scores.softmax(-1))),
     _null("attention-scaled-query", UNET, "queries are scaled before the product",
-          patch=_set(F, _SDPA, lambda query, key, value: (
+          patch=replaced(F, _SDPA, lambda query, key, value: (
               (query * query.shape[-1] ** -0.5 @ key.mT).softmax(-1) @ value))),
     _null("attention-root-of-scale", UNET, "its root scales queries and keys",
-          patch=_set(F, _SDPA, _root_of_scale)),
-    _null("attention-flash", UNET, "keys in blocks, powers of two", patch=_set(F, _SDPA, _flash)),
+          patch=replaced(F, _SDPA, _root_of_scale)),
+    _null("attention-flash", UNET, "keys in blocks, powers of two",
+          patch=replaced(F, _SDPA, _flash)),
     _null("attention-by-heads", UNET, "head after head", patch=_around(_SDPA, make=_by_heads)),
     _null("attention-by-queries", UNET, "in chunks", patch=_around(_SDPA, make=_by_queries)),
     _null("qkv-fused", UNET, "one product for queries, keys and values", module=_fused),
     _null("silu-reciprocal", UNET, "SiLU as a quotient",
-          patch=_set(F, "silu", lambda x: x / (1 + torch.exp(-x)))),
+          patch=replaced(F, "silu", lambda x: x / (1 + torch.exp(-x)))),
     _null("gelu-erf", UNET, "GELU by its definition",
-          patch=_set(F, "gelu", lambda x: 0.5 * x * (1 + torch.erf(x / math.sqrt(2))))),
+          patch=replaced(F, "gelu", lambda x: 0.5 * x * (1 + torch.erf(x / math.sqrt(2))))),
     _null("upsample-repeat", UNET, "pixels repeated, then cut",
-          patch=_set(F, "interpolate", _repeated)),
-    _null("upsample-index", UNET, "pixels by index", patch=_set(F, "interpolate", _indexed)),
+          patch=replaced(F, "interpolate", _repeated)),
+    _null("upsample-index", UNET, "pixels by index", patch=replaced(F, "interpolate", _indexed)),
     _null("residual-first-tokens", UNET, "streams are added to what was computed",
           module=_each(BasicTransformerBlock, _block)),
     _null("residual-first-resnet", UNET, "maps are added to what was computed",
@@ -360,9 +357,9 @@ MUTANTS: tuple[Mutant, ...] = (
     _null("clip-mask-finite", TEXT, "the lowest number is added, once, to the masked scores",
           patch=_attend(_softmax, lowest=True)),
     _null("clip-quick-gelu", TEXT, "a quotient for the sigmoid", module=_each(MLP, _quick_gelu)),
-    _null("clip-layer-norm", TEXT, "a norm by hand", patch=_set(F, "layer_norm", _layer_norm)),
+    _null("clip-layer-norm", TEXT, "a norm by hand", patch=replaced(F, "layer_norm", _layer_norm)),
     _null("clip-one-hot", TEXT, "tables read by a product",
-          patch=_set(F, "embedding", lambda ids, table, *_: (
+          patch=replaced(F, "embedding", lambda ids, table, *_: (
               F.one_hot(ids, len(table)).to(table.dtype) @ table))),
     _null("encoder-attention-convolutions", ENCODER, "linear layers as 1x1 convolutions",
           module=_each(nn.Linear, _linear_as_convolution)),
@@ -378,13 +375,14 @@ MUTANTS: tuple[Mutant, ...] = (
     _null("ddim-tables-by-logarithms", DDIM, "products as sums of logarithms",
           patch=_tables(lambda betas, _: (betas, np.exp(np.cumsum(np.log1p(-betas)))))),
     _null("ddim-direct", DDIM, "one linear combination",
-          patch=_set(DDIMScheduler, "step", _ddim_direct)),
+          patch=replaced(DDIMScheduler, "step", _ddim_direct)),
     _null("pndm-by-original", PNDM, "by way of the clean sample",
-          patch=_set(PNDMScheduler, "transfer", _pndm_by_original)),
+          patch=replaced(PNDMScheduler, "transfer", _pndm_by_original)),
     _null("guidance-of-both", PICTURE, "(1 - s) of one prediction plus s of the other",
-          patch=_set(Text2Image, "guide", lambda _, uncond, text, s: (1 - s) * uncond + s * text)),
+          patch=replaced(Text2Image, "guide", lambda _, uncond, text, s: (
+              (1 - s) * uncond + s * text))),
     _null("branches-apart", PICTURE, "the UNet is asked once for each prompt",
-          patch=_set(Text2Image, "predict_noise", _branches_apart)),
+          patch=replaced(Text2Image, "predict_noise", _branches_apart)),
 )  # fmt: skip
 
 NOT_RUN: tuple[NotRun, ...] = ()

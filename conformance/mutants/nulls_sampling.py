@@ -11,8 +11,7 @@ import torch
 from numpy.polynomial import Polynomial
 from torch import Tensor
 
-from conformance.mutants.mutant import Mutant, NotRun
-from conformance.mutants.schedulers import Change, method
+from conformance.mutants.mutant import Change, Mutant, NotRun, replaced, wrapped
 from conformance.sampling import IMAGE_TO_IMAGE, INPAINT, SIGMA_FAMILY, TEXT_TO_IMAGE
 from sd1_impl.image_to_image import Image2Image
 from sd1_impl.inpainting import Inpaint
@@ -43,11 +42,6 @@ def _null(name: str, component: str, way: str, patch: Change) -> Mutant:
         id=f"null-{name}", component=component, wrong=f"Nothing: {way}", cases=_CASES[component],
         evidence="null", size="none", patch=patch,
     )  # fmt: skip
-
-
-def _instead(owner: Any, name: str, other: Fun) -> Change:
-    """Return what puts a function in the place of one."""
-    return lambda patch: patch.setattr(owner, name, other)
 
 
 # Tables
@@ -182,34 +176,34 @@ _DPM = "scheduler/dpmpp_2m"
 
 MUTANTS: tuple[Mutant, ...] = (
     *(_null(f"{name}-float32-grid", f"scheduler/{name}", "sigmas are rounded to float32 once",
-            method(SCHEDULERS[name][1], "grid", _rounded_grid))
+            wrapped(SCHEDULERS[name][1], "grid", _rounded_grid))
       for name in SIGMA_FAMILY),
     _null("euler-sigmas-by-logarithms", "scheduler/euler", "sigmas as exponentials of logarithms",
-          method(SigmaSchedule, "__init__", _sigmas_by_logarithms)),
+          wrapped(SigmaSchedule, "__init__", _sigmas_by_logarithms)),
     _null("euler-along-the-noise", "scheduler/euler", "the predicted noise is the slope",
-          method(EulerDiscreteScheduler, "solve", _along_the_noise)),
+          wrapped(EulerDiscreteScheduler, "solve", _along_the_noise)),
     _null("euler-to-the-clean-sample", "scheduler/euler", "a mean of sample and clean sample",
-          _instead(EulerDiscreteScheduler, "solve", _to_the_clean_sample)),
+          replaced(EulerDiscreteScheduler, "solve", _to_the_clean_sample)),
     _null("lms-integrated", "scheduler/lms", "polynomials are integrated by their coefficients",
-          _instead(lms, "lms_coefficients", _integrated)),
+          replaced(lms, "lms_coefficients", _integrated)),
     _null("ancestral-by-squares", "scheduler/euler_ancestral", "what goes up first, by squares",
-          _instead(EulerAncestralDiscreteScheduler, "solve", _ancestral)),
+          replaced(EulerAncestralDiscreteScheduler, "solve", _ancestral)),
     _null("heun-corrected", "scheduler/heun", "the tried sample is corrected by the second slope",
-          method(HeunDiscreteScheduler, "solve", _in_two_halves)),
+          wrapped(HeunDiscreteScheduler, "solve", _in_two_halves)),
     _null("dpm-lambdas-by-logarithms", _DPM, "lambda is a difference of logarithms in float32",
-          _instead(dpmpp_2m, "_symbols", _symbols_in_float32)),
+          replaced(dpmpp_2m, "_symbols", _symbols_in_float32)),
     _null("latents-one-by-one", TEXT_TO_IMAGE, "first latents are scaled picture by picture",
-          _instead(Text2Image, "initial_latents", _picture_by_picture)),
+          replaced(Text2Image, "initial_latents", _picture_by_picture)),
     _null("image-from-the-middle", IMAGE_TO_IMAGE, "pixels less 127.5 are divided by 127.5",
-          _instead(Image2Image, "normalize", _from_the_middle)),
+          replaced(Image2Image, "normalize", _from_the_middle)),
     _null("noise-by-place", IMAGE_TO_IMAGE, "noise levels are looked up by place, not by timestep",
-          _instead(SigmaRun, "sigma_at", _by_place)),
+          replaced(SigmaRun, "sigma_at", _by_place)),
     _null("inpaint-chosen", INPAINT, "what is known is chosen, not weighted",
-          _instead(Inpaint, "blend", _chosen)),
+          replaced(Inpaint, "blend", _chosen)),
     _null("inpaint-moved", INPAINT, "what is known is moved by the masked difference",
-          _instead(Inpaint, "blend", _moved)),
+          replaced(Inpaint, "blend", _moved)),
     _null("inpaint-mask-nearest", INPAINT, "the mask is scaled by nearest neighbours",
-          method(Inpaint, "latent_mask", _nearest)),
+          wrapped(Inpaint, "latent_mask", _nearest)),
 )  # fmt: skip
 
 NOT_RUN: tuple[NotRun, ...] = ()

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 
-from conformance.mutants.mutant import Mutant, NotRun, Patch
+from conformance.mutants.mutant import Change, Mutant, NotRun, wrapped
 from conformance.sampling import TEXT_TO_IMAGE
 from sd1_impl.pipeline import Text2Image
 
-
-def _term(name: str, make: Callable[[Any], Any]) -> Callable[[Patch], None]:
-    """Return what replaces one term of the pipeline by `make(the right one)`."""
-    return lambda patch: patch.wrap(Text2Image, name, make)
+_term = partial(wrapped, Text2Image)
+"""Return what replaces one term of the pipeline by `make(the right one)`."""
 
 
-def _bytes(convert: Callable[[Any], Any]) -> Callable[[Patch], None]:
+def _bytes(convert: Callable[[Any], Any]) -> Change:
     """Return what makes bytes by `convert`, given (B, H, W, 3) pixels in 0..255."""
 
     def make(_plain: Any) -> Any:

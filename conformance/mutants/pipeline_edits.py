@@ -8,8 +8,7 @@ from typing import Any
 
 import torch
 
-from conformance.mutants.mutant import Mutant, NotRun, Patch
-from conformance.mutants.schedulers import Change, method
+from conformance.mutants.mutant import Change, Mutant, NotRun, Patch, wrapped
 from conformance.sampling import IMAGE_TO_IMAGE
 from sd1_impl import image_to_image
 from sd1_impl.image_to_image import Image2Image
@@ -25,7 +24,7 @@ from sd1_impl.schedulers.sigma_schedule import SigmaSchedule
 
 def _normalized(change: Callable[[Any], Any]) -> Change:
     """Return what makes a picture in -1..1 by `change`, given the right one."""
-    return method(
+    return wrapped(
         Image2Image, "normalize", lambda plain: lambda self, image: change(plain(self, image))
     )
 
@@ -176,7 +175,7 @@ MUTANTS: tuple[Mutant, ...] = (
         seen="diffusers#1571, #2350; InvokeAI#210; A1111#10942, #11512",
         evidence="R",
         size="visible",
-        patch=method(Image2Image, "__call__", _floored_sides),
+        patch=wrapped(Image2Image, "__call__", _floored_sides),
     ),
     Mutant(
         id="pipe-image-mean",
@@ -185,7 +184,7 @@ MUTANTS: tuple[Mutant, ...] = (
         cases=("tiny/base", "tiny/shared"),
         seen="candle#3841, mindone#531, ComfyUI#8705",
         evidence="R",
-        patch=method(Image2Image, "encode_pixels", _mean_for_sample),
+        patch=wrapped(Image2Image, "encode_pixels", _mean_for_sample),
     ),
     Mutant(
         id="pipe-image-latents-unscaled",
@@ -194,7 +193,7 @@ MUTANTS: tuple[Mutant, ...] = (
         cases=("tiny/base", "tiny/shared"),
         evidence="I",
         size="catastrophic",
-        patch=method(Image2Image, "encode_image", _not_scaled),
+        patch=wrapped(Image2Image, "encode_image", _not_scaled),
     ),
     Mutant(
         id="pipe-init-image-batch",
@@ -204,7 +203,7 @@ MUTANTS: tuple[Mutant, ...] = (
         seen="diffusers#793",
         evidence="R",
         size="visible",
-        patch=method(Image2Image, "to_batch", _each_several_times),
+        patch=wrapped(Image2Image, "to_batch", _each_several_times),
     ),
     Mutant(
         id="pipe-strength-rounded-up",
@@ -212,7 +211,7 @@ MUTANTS: tuple[Mutant, ...] = (
         wrong="The share of the steps that the strength leaves is rounded up",
         cases=("tiny/strength0.1",),
         evidence="I",
-        patch=method(image_to_image, "count_steps", _rounded_up),
+        patch=wrapped(image_to_image, "count_steps", _rounded_up),
         refuses=True,
     ),
     Mutant(
@@ -223,7 +222,7 @@ MUTANTS: tuple[Mutant, ...] = (
         seen="CompVis/stable-diffusion#533, InvokeAI#1946, sdkit#4",
         evidence="R",
         size="visible",
-        patch=method(Image2Image, "noisy_latents", _step_before),
+        patch=wrapped(Image2Image, "noisy_latents", _step_before),
     ),
     Mutant(
         id="pipe-img2img-order-stride",
@@ -234,7 +233,7 @@ MUTANTS: tuple[Mutant, ...] = (
         evidence="R",
         size="catastrophic",
         refuses=True,
-        patch=method(HeunDiscreteScheduler, "start", _one_call_a_step),
+        patch=wrapped(HeunDiscreteScheduler, "start", _one_call_a_step),
     ),
     Mutant(
         id="pipe-img2img-kdiff-noise",
@@ -244,7 +243,7 @@ MUTANTS: tuple[Mutant, ...] = (
         seen="InvokeAI#889, imaginAIry#277",
         evidence="R",
         size="visible",
-        patch=method(Image2Image, "noisy_latents", _as_ddim),
+        patch=wrapped(Image2Image, "noisy_latents", _as_ddim),
     ),
     Mutant(
         id="sch-lms-add-noise",
@@ -254,7 +253,7 @@ MUTANTS: tuple[Mutant, ...] = (
         seen="diffusers#253 (da7d4cf)",
         evidence="R",
         size="visible",
-        patch=method(LMSDiscreteScheduler, "levels", _of_variance_one),
+        patch=wrapped(LMSDiscreteScheduler, "levels", _of_variance_one),
     ),
     Mutant(
         id="sch-dpm-add-noise",
@@ -264,7 +263,7 @@ MUTANTS: tuple[Mutant, ...] = (
         seen="diffusers#5158",
         evidence="R",
         size="visible",
-        patch=method(DPMSolverMultistepScheduler, "levels", _of_growing_variance),
+        patch=wrapped(DPMSolverMultistepScheduler, "levels", _of_growing_variance),
     ),
     Mutant(
         id="sch-add-noise-noflatten",
@@ -275,7 +274,7 @@ MUTANTS: tuple[Mutant, ...] = (
         evidence="R",
         size="catastrophic",
         refuses=True,
-        patch=method(NoiseSchedule, "add_noise", _levels_not_reshaped),
+        patch=wrapped(NoiseSchedule, "add_noise", _levels_not_reshaped),
     ),
     Mutant(
         id="fix-img2img-full-strength",

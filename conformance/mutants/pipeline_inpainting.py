@@ -7,8 +7,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from conformance.mutants.mutant import Mutant, NotRun, Patch
-from conformance.mutants.schedulers import method
+from conformance.mutants.mutant import Mutant, NotRun, Patch, wrapped
 from conformance.sampling import INPAINT
 from sd1_impl.image_to_image import Image2Image
 from sd1_impl.inpainting import WHITE, Inpaint
@@ -129,7 +128,7 @@ MUTANTS: tuple[Mutant, ...] = (
         seen="diffusers#3532, #3641",
         evidence="R",
         size="catastrophic",
-        patch=method(Inpaint, "noisy_latents", _twice_scaled),
+        patch=wrapped(Inpaint, "noisy_latents", _twice_scaled),
     ),
     Mutant(
         id="pipe-inpaint-mask-batch",
@@ -139,7 +138,7 @@ MUTANTS: tuple[Mutant, ...] = (
         seen="diffusers#959, #1279, #1516; A1111#10644",
         evidence="R",
         size="visible",
-        patch=method(Inpaint, "unet_input", _first_for_all),
+        patch=wrapped(Inpaint, "unet_input", _first_for_all),
     ),
     Mutant(
         id="pipe-inpaint-channel-order",
@@ -148,7 +147,7 @@ MUTANTS: tuple[Mutant, ...] = (
         cases=("tiny-inpaint/base", "tiny-inpaint/everywhere"),
         evidence="I",
         size="catastrophic",
-        patch=method(Inpaint, "unet_input", _mask_last),
+        patch=wrapped(Inpaint, "unet_input", _mask_last),
     ),
     Mutant(
         id="pipe-inpaint-channels-divided",
@@ -158,7 +157,7 @@ MUTANTS: tuple[Mutant, ...] = (
         seen="diffusers#719, #1331, #9084",
         evidence="R",
         size="visible",
-        patch=method(Inpaint, "denoise", _all_channels_divided),
+        patch=wrapped(Inpaint, "denoise", _all_channels_divided),
     ),
     Mutant(
         id="pipe-inpaint-timestep-left",
@@ -167,7 +166,7 @@ MUTANTS: tuple[Mutant, ...] = (
         cases=("tiny/base", "tiny/ddpm"),
         evidence="I",
         size="visible",
-        patch=method(Inpaint, "known_latents", _timestep_left),
+        patch=wrapped(Inpaint, "known_latents", _timestep_left),
     ),
     Mutant(
         id="pipe-inpaint-noisy-end",
@@ -175,7 +174,7 @@ MUTANTS: tuple[Mutant, ...] = (
         wrong="What is known is put back with noise after the last step too",
         cases=("tiny/base", "tiny/ddpm"),
         evidence="I",
-        patch=method(Inpaint, "known_latents", _noisy_to_the_last),
+        patch=wrapped(Inpaint, "known_latents", _noisy_to_the_last),
     ),
     Mutant(
         id="pipe-inpaint-full-strength",
@@ -192,7 +191,7 @@ MUTANTS: tuple[Mutant, ...] = (
         cases=("tiny-inpaint/base", "tiny-inpaint/everywhere"),
         evidence="I",
         size="visible",
-        patch=method(Inpaint, "mask_image", _black),
+        patch=wrapped(Inpaint, "mask_image", _black),
     ),
     Mutant(
         id="pipe-inpaint-not-masked",
@@ -202,7 +201,7 @@ MUTANTS: tuple[Mutant, ...] = (
         seen="diffusers#959, #1279, #1516; A1111#10644",
         evidence="R",
         size="visible",
-        patch=method(Inpaint, "mask_image", _not_masked),
+        patch=wrapped(Inpaint, "mask_image", _not_masked),
     ),
     Mutant(
         id="pipe-inpaint-mask-inverted",
@@ -212,7 +211,7 @@ MUTANTS: tuple[Mutant, ...] = (
         seen="diffusers#959, #1279, #1516; A1111#10644",
         evidence="R",
         size="catastrophic",
-        patch=method(Inpaint, "binarize", _inverted),
+        patch=wrapped(Inpaint, "binarize", _inverted),
     ),
     Mutant(
         id="pipe-inpaint-mask-averaged",
@@ -221,7 +220,7 @@ MUTANTS: tuple[Mutant, ...] = (
         cases=("tiny/base", "tiny-inpaint/base"),
         evidence="I",
         size="visible",
-        patch=method(Inpaint, "latent_mask", _averaged),
+        patch=wrapped(Inpaint, "latent_mask", _averaged),
     ),
     Mutant(
         id="pipe-inpaint-mask-middle",
@@ -229,14 +228,14 @@ MUTANTS: tuple[Mutant, ...] = (
         wrong="The mask is read in the middle of the 8x8 pixels of a latent, not top left",
         cases=("tiny/base", "tiny-inpaint/base"),
         evidence="I",
-        patch=method(Inpaint, "latent_mask", _middle_of_the_square),
+        patch=wrapped(Inpaint, "latent_mask", _middle_of_the_square),
     ),
     Mutant(
         id="own-mask-129",
         component=INPAINT,
         wrong="The darkest grey that counts as white is 129",
         cases=("tiny-inpaint/base",),
-        patch=method(Inpaint, "binarize", _darker_half),
+        patch=wrapped(Inpaint, "binarize", _darker_half),
     ),
 )
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from conformance.mutants import quiet_networks
-from conformance.mutants.mutant import Mutant, NotRun, Patch
+from conformance.mutants.mutant import Change, Mutant, NotRun, Patch, wrapped
 from sd1_impl.pipeline import Text2Image
 from sd1_impl.schedulers import pndm
 from sd1_impl.schedulers.ddim import DDIMScheduler
@@ -25,12 +25,6 @@ DDPM, DDIM, PNDM = "scheduler/ddpm", "scheduler/ddim", "scheduler/pndm"
 PICTURE = "pipeline/txt2img"
 
 Fun = Callable[..., Any]
-Change = Callable[[Patch], None]
-
-
-def _wrap(owner: Any, name: str, make: Callable[[Fun], Fun]) -> Change:
-    """Return what puts `make(what it was)` in the place of a function."""
-    return lambda patch: patch.wrap(owner, name, make)
 
 
 def _configured(**changes: Callable[[float], float]) -> Change:
@@ -43,7 +37,7 @@ def _configured(**changes: Callable[[float], float]) -> Change:
 
         return init
 
-    return _wrap(NoiseSchedule, "__init__", make)
+    return wrapped(NoiseSchedule, "__init__", make)
 
 
 def _afterwards(change: Callable[[Any], None]) -> Change:
@@ -56,7 +50,7 @@ def _afterwards(change: Callable[[Any], None]) -> Change:
 
         return init
 
-    return _wrap(NoiseSchedule, "__init__", make)
+    return wrapped(NoiseSchedule, "__init__", make)
 
 
 def _entry_500(schedule: Any) -> None:
@@ -132,30 +126,30 @@ MUTANTS: tuple[Mutant, ...] = (
     # In float32 it is 1.9 times what the reference's own float32 tables are off by, and so lawful.
     _own("pndm-coefficient", PNDM, "-/steps7", "55/24 is written 2.2917", _coefficient, "float64"),
     _own("ddpm-variance", DDPM, "-/loud-noise", "The variance of one step is 0.01 % too large",
-         _wrap(DDPMScheduler, "variance", _louder_in_one_step)),
+         wrapped(DDPMScheduler, "variance", _louder_in_one_step)),
     _own("ddpm-least-variance", DDPM, "-/loud-last", "The least variance is 1e-10",
-         _wrap(DDPMScheduler, "variance", lambda plain: lambda self, t, prev_t: (
+         wrapped(DDPMScheduler, "variance", lambda plain: lambda self, t, prev_t: (
              max(plain(self, t, prev_t), 1e-10)))),
     _own("ddim-eta", DDIM, "-/eta1", "Eta is 0.1 % too large",
-         _wrap(DDIMScheduler, "sigma", lambda plain: lambda self, t, prev_t: (
+         wrapped(DDIMScheduler, "sigma", lambda plain: lambda self, t, prev_t: (
              1.001 * plain(self, t, prev_t)))),
     _own("ddim-clip-range", DDIM, "-/clip", "Clean samples are clipped at 0.9999",
          _configured(clip_sample_range=lambda bound: 0.9999 * bound)),
     _own("guidance-7.501", PICTURE, "tiny/base", "Guidance is 0.001 too strong",
-         _wrap(Text2Image, "guide", lambda plain: lambda self, uncond, text, scale: (
+         wrapped(Text2Image, "guide", lambda plain: lambda self, uncond, text, scale: (
              plain(self, uncond, text, scale + 0.001)))),
     _own("latents-louder", PICTURE, "tiny/base", "The first latents are 0.01 % too large",
-         _wrap(Text2Image, "initial_latents", lambda plain: lambda self, noise, run: (
+         wrapped(Text2Image, "initial_latents", lambda plain: lambda self, noise, run: (
              1.0001 * plain(self, noise, run)))),
     _own("last-time-0", PICTURE, "tiny/base", "The UNet is told 0 at the last step",
-         _wrap(Text2Image, "predict_noise", _last_time_too_early)),
+         wrapped(Text2Image, "predict_noise", _last_time_too_early)),
     _own("negative-place-76", PICTURE, "tiny/base",
          "The last place of the negative prompt repeats the one before",
-         _wrap(Text2Image, "encode_prompts", _last_negative_place)),
+         wrapped(Text2Image, "encode_prompts", _last_negative_place)),
     _own("image-red", PICTURE, "tiny/base", "One colour is 0.0001 too bright",
-         _wrap(Text2Image, "to_image", _red_too_bright)),
+         wrapped(Text2Image, "to_image", _red_too_bright)),
     _own("uint8-blue", PICTURE, "tiny/base", "One colour is rounded up from 0.501",
-         _wrap(Text2Image, "to_uint8", _blue_rounded_at_501)),
+         wrapped(Text2Image, "to_uint8", _blue_rounded_at_501)),
 )  # fmt: skip
 
 NOT_RUN: tuple[NotRun, ...] = quiet_networks.NOT_RUN

@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from conformance.adapters import sd1_impl_sampling as adapter
-from conformance.mutants.mutant import Mutant, NotRun, Patch
+from conformance.mutants.mutant import Change, Mutant, NotRun, wrapped
 from sd1_impl.schedulers.noise_schedule import NoiseSchedule
 from sd1_impl.schedulers.pndm import PNDMScheduler
-
-Change = Callable[[Patch], None]
-
-
-def method(owner: Any, name: str, make: Callable[[Any], Any]) -> Change:
-    """Return what replaces a method, or a module's function, by `make(the right one)`."""
-    return lambda patch: patch.wrap(owner, name, make)
 
 
 def configured(**changes: Any) -> Change:
@@ -115,7 +107,7 @@ MUTANTS: tuple[Mutant, ...] = (
         seen="A1111#14071, tinygrad#5239 (88763eb)",
         evidence="R",
         size="visible",
-        patch=method(NoiseSchedule, "__init__", _half_table),
+        patch=wrapped(NoiseSchedule, "__init__", _half_table),
     ),
     Mutant(
         id="sch-steps-offset",
@@ -135,7 +127,7 @@ MUTANTS: tuple[Mutant, ...] = (
         seen="keras-cv#2303, diffusers#444, #466, #2076, #1912; divamgupta, tinygrad",
         evidence="R",
         size="visible",
-        patch=method(NoiseSchedule, "timesteps", _range_with_a_stride),
+        patch=wrapped(NoiseSchedule, "timesteps", _range_with_a_stride),
     ),
     Mutant(
         id="sch-spacing-mismatch",
@@ -145,7 +137,7 @@ MUTANTS: tuple[Mutant, ...] = (
         seen="apple#88 (e3db2ec), diffusers#3947, keras-cv#2303, diffusers-rs (7e7fbb4)",
         evidence="R",
         size="visible",
-        patch=method(NoiseSchedule, "timesteps", _linspace),
+        patch=wrapped(NoiseSchedule, "timesteps", _linspace),
     ),
     Mutant(
         id="sch-pndm-concat-vs-add",
@@ -156,7 +148,7 @@ MUTANTS: tuple[Mutant, ...] = (
         evidence="R",
         size="catastrophic",
         refuses=True,
-        patch=method(PNDMScheduler, "timesteps", _added),
+        patch=wrapped(PNDMScheduler, "timesteps", _added),
     ),
     Mutant(
         id="sch-pndm-prk-steps",
@@ -177,7 +169,7 @@ MUTANTS: tuple[Mutant, ...] = (
         evidence="R",
         size="catastrophic",
         refuses=True,
-        patch=method(NoiseSchedule, "timesteps", _over_count_less_one),
+        patch=wrapped(NoiseSchedule, "timesteps", _over_count_less_one),
     ),
     Mutant(
         id="sch-linspace-truncated",
@@ -185,7 +177,7 @@ MUTANTS: tuple[Mutant, ...] = (
         wrong="Timesteps spread from the first to the last are cut to whole numbers, not rounded",
         cases=("-/linspace7", "-/linspace20"),
         evidence="I",
-        patch=method(NoiseSchedule, "timesteps", _truncated),
+        patch=wrapped(NoiseSchedule, "timesteps", _truncated),
     ),
     Mutant(
         id="sch-trailing-whole-stride",
@@ -193,7 +185,7 @@ MUTANTS: tuple[Mutant, ...] = (
         wrong="Trailing timesteps are whole strides apart, and 1000 over 7 is no whole number",
         cases=("-/trailing7", "-/trailing30"),
         evidence="I",
-        patch=method(NoiseSchedule, "spaced", _whole_stride),
+        patch=wrapped(NoiseSchedule, "spaced", _whole_stride),
     ),
     Mutant(
         id="fix-pndm-second-timestep",
@@ -203,7 +195,7 @@ MUTANTS: tuple[Mutant, ...] = (
         seen="diffusers#9090",
         evidence="fix",
         size="visible",
-        patch=method(PNDMScheduler, "timesteps", _second_once),
+        patch=wrapped(PNDMScheduler, "timesteps", _second_once),
     ),
 )
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from conformance.mutants.mutant import Mutant, NotRun, Patch
-from conformance.mutants.schedulers import configured, method
+from conformance.mutants.mutant import Mutant, NotRun, Patch, wrapped
+from conformance.mutants.schedulers import configured
 from sd1_impl.schedulers import sigma_schedule
 from sd1_impl.schedulers.dpmpp_2m import DPMSolverMultistepScheduler
 from sd1_impl.schedulers.euler import EulerDiscreteScheduler
@@ -93,7 +93,7 @@ MUTANTS: tuple[Mutant, ...] = (
         seen="diffusers#664 (765506c)",
         evidence="R",
         size="catastrophic",
-        patch=method(LMSDiscreteScheduler, "grid", _not_reversed),
+        patch=wrapped(LMSDiscreteScheduler, "grid", _not_reversed),
     ),
     Mutant(
         id="sch-karras-hardcoded-range",
@@ -112,7 +112,7 @@ MUTANTS: tuple[Mutant, ...] = (
         cases=("-/base", "-/steps7"),
         seen="diffusers#664 (765506c)",
         evidence="R",
-        patch=method(EulerDiscreteScheduler, "sigma_of", _whole_timesteps_for_sigmas),
+        patch=wrapped(EulerDiscreteScheduler, "sigma_of", _whole_timesteps_for_sigmas),
     ),
     Mutant(
         id="sch-timesteps-cut",
@@ -120,7 +120,7 @@ MUTANTS: tuple[Mutant, ...] = (
         wrong="The model is told timesteps without their fractions",
         cases=("-/base", "-/karras7"),
         evidence="I",
-        patch=method(EulerDiscreteScheduler, "grid", _told_whole_timesteps),
+        patch=wrapped(EulerDiscreteScheduler, "grid", _told_whole_timesteps),
     ),
     Mutant(
         id="sch-offset-everywhere",
@@ -128,7 +128,7 @@ MUTANTS: tuple[Mutant, ...] = (
         wrong="The offset is added in every spacing, not in leading alone",
         cases=("-/trailing7", "-/base"),
         evidence="I",
-        patch=method(EulerDiscreteScheduler, "spaced", _offset_everywhere),
+        patch=wrapped(EulerDiscreteScheduler, "spaced", _offset_everywhere),
     ),
     Mutant(
         id="sch-init-sigma-leading",
@@ -136,7 +136,7 @@ MUTANTS: tuple[Mutant, ...] = (
         wrong="A run of leading spacing begins with the largest sigma alone, x_0 left out",
         cases=("-/leading7", "-/leading20"),
         evidence="I",
-        patch=method(EulerDiscreteScheduler, "initial_sigma", _largest_sigma),
+        patch=wrapped(EulerDiscreteScheduler, "initial_sigma", _largest_sigma),
     ),
     Mutant(
         id="sch-karras-linear-lookup",
@@ -144,7 +144,7 @@ MUTANTS: tuple[Mutant, ...] = (
         wrong="The timestep of a sigma is looked up between two on the line, not by the logarithm",
         cases=("-/karras20", "-/karras50"),
         evidence="I",
-        patch=method(EulerDiscreteScheduler, "timestep_of", _looked_up_on_the_line),
+        patch=wrapped(EulerDiscreteScheduler, "timestep_of", _looked_up_on_the_line),
     ),
     Mutant(
         id="own-karras-rho",
@@ -169,7 +169,7 @@ MUTANTS: tuple[Mutant, ...] = (
         wrong="Karras' sigmas go from the first to the last of the spacing, as in the others",
         cases=("-/karras7", "-/karras20"),
         evidence="fix",
-        patch=method(DPMSolverMultistepScheduler, "grid", _range_of_the_timesteps),
+        patch=wrapped(DPMSolverMultistepScheduler, "grid", _range_of_the_timesteps),
     ),
 )
 

@@ -7,8 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from conformance.mutants.mutant import Mutant, NotRun, Patch
-from conformance.mutants.schedulers import method
+from conformance.mutants.mutant import Mutant, NotRun, Patch, wrapped
 from sd1_impl.schedulers import dpmpp_2m, lms
 from sd1_impl.schedulers.dpmpp_2m import DPMSolverMultistepScheduler
 from sd1_impl.schedulers.euler import EulerDiscreteScheduler
@@ -168,7 +167,7 @@ MUTANTS: tuple[Mutant, ...] = (
         wrong="A run that begins late begins with the first order, as one from the start does",
         cases=("-/late", "-/karras-late"),
         evidence="fix",
-        patch=method(LMSDiscreteScheduler, "solve", _order_of_the_slopes),
+        patch=wrapped(LMSDiscreteScheduler, "solve", _order_of_the_slopes),
     ),
     Mutant(
         id="sch-scale-model-input-missing",
@@ -178,7 +177,7 @@ MUTANTS: tuple[Mutant, ...] = (
         seen="diffusers#719, #1331, #9084; diffusers-rs#32",
         evidence="R",
         size="catastrophic",
-        patch=method(EulerDiscreteScheduler, "scale_model_input", _unscaled),
+        patch=wrapped(EulerDiscreteScheduler, "scale_model_input", _unscaled),
     ),
     Mutant(
         id="sch-velocity-unscaled",
@@ -188,7 +187,7 @@ MUTANTS: tuple[Mutant, ...] = (
         evidence="I",
         size="dormant",
         dormant=True,
-        patch=method(EulerDiscreteScheduler, "denoised", _velocity_of_the_unscaled),
+        patch=wrapped(EulerDiscreteScheduler, "denoised", _velocity_of_the_unscaled),
     ),
     Mutant(
         id="sch-ancestral-down-up",
@@ -197,7 +196,7 @@ MUTANTS: tuple[Mutant, ...] = (
         cases=("-/base", "-/steps7"),
         evidence="I",
         size="visible",
-        patch=method(EulerAncestralDiscreteScheduler, "solve", _down_for_up),
+        patch=wrapped(EulerAncestralDiscreteScheduler, "solve", _down_for_up),
     ),
     Mutant(
         id="sch-ancestral-noise-shared",
@@ -206,7 +205,7 @@ MUTANTS: tuple[Mutant, ...] = (
         cases=("-/base", "-/steps7"),
         evidence="I",
         size="visible",
-        patch=method(EulerAncestralDiscreteScheduler, "solve", _one_noise_for_all),
+        patch=wrapped(EulerAncestralDiscreteScheduler, "solve", _one_noise_for_all),
     ),
     Mutant(
         id="sch-heun-wrong-sigma",
@@ -216,7 +215,7 @@ MUTANTS: tuple[Mutant, ...] = (
         seen="diffusers#1512; the bug of stable-diffusion.cpp#1435 (2bcff67), in another sampler",
         evidence="R",
         size="visible",
-        patch=method(HeunDiscreteScheduler, "scale_model_input", _scaled_as_at_the_begin),
+        patch=wrapped(HeunDiscreteScheduler, "scale_model_input", _scaled_as_at_the_begin),
     ),
     Mutant(
         id="sch-heun-second-alone",
@@ -225,7 +224,7 @@ MUTANTS: tuple[Mutant, ...] = (
         cases=("-/base", "-/steps7"),
         evidence="I",
         size="visible",
-        patch=method(HeunDiscreteScheduler, "solve", _second_slope_alone),
+        patch=wrapped(HeunDiscreteScheduler, "solve", _second_slope_alone),
     ),
     Mutant(
         id="sch-heun-tried-sample",
@@ -234,14 +233,14 @@ MUTANTS: tuple[Mutant, ...] = (
         cases=("-/base", "-/steps7"),
         evidence="I",
         size="catastrophic",
-        patch=method(HeunDiscreteScheduler, "solve", _from_the_tried_sample),
+        patch=wrapped(HeunDiscreteScheduler, "solve", _from_the_tried_sample),
     ),
     Mutant(
         id="own-heun-mean",
         component=_HEUN,
         wrong="The first of two slopes is 0.01 % too small",
         cases=("-/base",),
-        patch=method(HeunDiscreteScheduler, "solve", _not_quite_the_mean),
+        patch=wrapped(HeunDiscreteScheduler, "solve", _not_quite_the_mean),
     ),
     Mutant(
         id="sch-dpm-lower-order-final",
@@ -251,7 +250,9 @@ MUTANTS: tuple[Mutant, ...] = (
         seen="diffusers#9007, #6953, #5541, #3413",
         evidence="R",
         size="catastrophic",
-        patch=method(DPMSolverMultistepScheduler, "is_first_order", lambda _: lambda *_args: False),
+        patch=wrapped(
+            DPMSolverMultistepScheduler, "is_first_order", lambda _: lambda *_args: False
+        ),
     ),
     Mutant(
         id="sch-dpm-minus-lost",
@@ -268,7 +269,7 @@ MUTANTS: tuple[Mutant, ...] = (
         wrong="The ratio of two steps is inverted: r / 2 where the paper has 1 / (2 r)",
         cases=("-/base", "-/karras7"),
         evidence="I",
-        patch=method(DPMSolverMultistepScheduler, "solve", _inverted_ratio),
+        patch=wrapped(DPMSolverMultistepScheduler, "solve", _inverted_ratio),
     ),
     Mutant(
         id="sch-dpm-fifteen-steps",
@@ -288,7 +289,7 @@ MUTANTS: tuple[Mutant, ...] = (
         seen="diffusers#5687, #5746, #4347, #6085, #7386",
         evidence="R",
         size="visible",
-        patch=method(dpmpp_2m.DPMPP2MRun, "place", _second_match),
+        patch=wrapped(dpmpp_2m.DPMPP2MRun, "place", _second_match),
     ),
 )
 

@@ -6,8 +6,8 @@ import math
 from dataclasses import replace
 from typing import Any
 
-from conformance.mutants.mutant import Mutant, NotRun, Patch
-from conformance.mutants.schedulers import configured, method
+from conformance.mutants.mutant import Mutant, NotRun, Patch, wrapped
+from conformance.mutants.schedulers import configured
 from sd1_impl.schedulers import pndm
 from sd1_impl.schedulers.ddim import DDIMScheduler
 from sd1_impl.schedulers.ddpm import DDPMScheduler
@@ -126,7 +126,7 @@ MUTANTS: tuple[Mutant, ...] = (
         seen="tinygrad (16cb429), divamgupta, keras-cv; diffusers#465, #6068, #7128",
         evidence="C",
         size="subtle",
-        patch=method(NoiseSchedule, "alpha_cumprod", _ends_clean),
+        patch=wrapped(NoiseSchedule, "alpha_cumprod", _ends_clean),
     ),
     Mutant(
         id="sch-alpha-prev-index",
@@ -136,7 +136,7 @@ MUTANTS: tuple[Mutant, ...] = (
         seen="diffusers#465",
         evidence="R",
         size="visible",
-        patch=method(PNDMScheduler, "transfer", _one_further),
+        patch=wrapped(PNDMScheduler, "transfer", _one_further),
     ),
     Mutant(
         id="sch-prediction-type",
@@ -156,7 +156,7 @@ MUTANTS: tuple[Mutant, ...] = (
         seen="diffusers#9384, #11347",
         evidence="R",
         size="visible",
-        patch=method(Run, "following", _stride),
+        patch=wrapped(Run, "following", _stride),
     ),
     Mutant(
         id="sch-log-variance-root",
@@ -165,7 +165,7 @@ MUTANTS: tuple[Mutant, ...] = (
         cases=("-/small-log",),
         evidence="I",
         size="visible",
-        patch=method(DDPMScheduler, "variance", _root_of_a_deviation),
+        patch=wrapped(DDPMScheduler, "variance", _root_of_a_deviation),
     ),
     Mutant(
         id="sch-clip-range-baked",
@@ -195,7 +195,7 @@ MUTANTS: tuple[Mutant, ...] = (
         evidence="I",
         size="dormant",
         dormant=True,
-        patch=method(DDIMScheduler, "predict_noise", _noise_of_the_clipped),
+        patch=wrapped(DDIMScheduler, "predict_noise", _noise_of_the_clipped),
     ),
     Mutant(
         id="sch-ddim-sample-prediction",
@@ -206,7 +206,7 @@ MUTANTS: tuple[Mutant, ...] = (
         evidence="R",
         size="dormant",
         dormant=True,
-        patch=method(NoiseSchedule, "predict_noise", _output_is_noise),
+        patch=wrapped(NoiseSchedule, "predict_noise", _output_is_noise),
     ),
     Mutant(
         id="sch-ddim-eta-noise",
@@ -216,7 +216,7 @@ MUTANTS: tuple[Mutant, ...] = (
         seen="diffusers#594, #742, #1189",
         evidence="R",
         size="visible",
-        patch=method(DDIMScheduler, "sigma", _without_eta),
+        patch=wrapped(DDIMScheduler, "sigma", _without_eta),
     ),
     Mutant(
         id="sch-eta-ignored",
@@ -235,7 +235,7 @@ MUTANTS: tuple[Mutant, ...] = (
         seen="stable-diffusion.cpp#1410 (7023fc4)",
         evidence="R",
         size="visible",
-        patch=method(DDIMScheduler, "step", _own_schedule),
+        patch=wrapped(DDIMScheduler, "step", _own_schedule),
     ),
     Mutant(
         id="sch-dup-timesteps-index",
@@ -245,7 +245,7 @@ MUTANTS: tuple[Mutant, ...] = (
         seen="diffusers#5687, #5746, #4347, #6085, #7386",
         evidence="R",
         size="visible",
-        patch=method(PNDMScheduler, "step", _place_by_value),
+        patch=wrapped(PNDMScheduler, "step", _place_by_value),
     ),
     Mutant(
         id="sch-pndm-oldest-first",
@@ -273,7 +273,7 @@ MUTANTS: tuple[Mutant, ...] = (
         cases=("-/linspace7", "-/trailing7"),
         seen="diffusers#9384",
         evidence="fix",
-        patch=method(DDIMScheduler, "step", _next_timestep),
+        patch=wrapped(DDIMScheduler, "step", _next_timestep),
     ),
     Mutant(
         id="fix-ddim-final-alpha-one",

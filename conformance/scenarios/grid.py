@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from conformance.sampling import OWN, PUBLISHED
+from conformance.sampling import OWN, PUBLISHED, SIGMA_FAMILY, settings
 from conformance.scenarios.scenario import BASE
 
 STEPS = (1, 2, 3, 7, 20, 30, 50, 999, 1000)
@@ -16,10 +16,6 @@ _FEW = 7
 _SOME = 20
 _LONG = 999
 
-_EARLY = ("ddpm", "ddim", "pndm")
-_KARRAS = ("lms", "euler", "heun", "dpmpp_2m")
-_SIGMAS = (*_KARRAS, "euler_ancestral")
-_FINAL = ("euler", "dpmpp_2m")
 _NO_X0 = ("pndm", "euler_ancestral")
 """Whose reference has no prediction type `sample`."""
 
@@ -51,13 +47,15 @@ def rows(algorithm: str) -> list[Row]:
     Args:
         algorithm: One of `sampling.ALGORITHMS`.
     """
+    known = settings(algorithm, _FEW).keys()
     return [
         *_published(algorithm),
         *_other_schedules(algorithm),
         *_spacings(algorithm),
         *_predictions(algorithm),
         *_late(algorithm),
-        *(row for row, names in _OPTIONS if algorithm in names),
+        *(row for row in _OPTIONS if row.changes.keys() <= known),
+        *_particular(algorithm),
     ]
 
 
@@ -83,7 +81,7 @@ def _published(algorithm: str) -> Iterator[Row]:
     hunts = "coefficients of a neighbouring step, linear betas, another range, half tables"
     own = (
         "fractions cut off the timesteps, sigmas in the wrong order, the last sigma"
-        if algorithm in _SIGMAS
+        if algorithm in SIGMA_FAMILY
         else "final alpha 1, steps_offset 0"
     )
     yield Row(BASE, f"{hunts}, {own}", 50, tables=True)
@@ -104,11 +102,11 @@ def _other_schedules(algorithm: str) -> Iterator[Row]:
         "linear",
         "the schedule of another family baked in",
         changes={"beta_schedule": "linear"},
-        tables=algorithm in _EARLY,
+        tables=algorithm not in SIGMA_FAMILY,
     )
-    if algorithm in _EARLY:
+    if algorithm not in SIGMA_FAMILY:
         yield Row("pixels", "range of the betas, offset and final alpha baked in", 10, pixels)
-    leading = {"timestep_spacing": "leading"} if algorithm in _SIGMAS else {}
+    leading = {"timestep_spacing": "leading"} if algorithm in SIGMA_FAMILY else {}
     yield Row(
         "offset0",
         "steps_offset baked in; a table read at -1",
@@ -157,161 +155,124 @@ def _late(algorithm: str) -> Iterator[Row]:
             yield Row(f"late-{spacing}", hunts, _SOME, begin | {"timestep_spacing": spacing})
 
 
-def _karras() -> Iterator[tuple[Row, tuple[str, ...]]]:
+def _particular(algorithm: str) -> Iterator[Row]:
+    """Yield what is tried with one scheduler alone, though others have the settings too."""
+    if algorithm == "ddpm":
+        yield Row(
+            "loud-noise",
+            "the deviation of the noise wrong in its fourth digit",
+            changes={"begin_index": 3},
+            noise_shift=8,
+        )
+        yield Row(
+            "loud-last",
+            "the least variance: the last step's noise is 1e-10 of the sample, here 1e-6",
+            1,
+            noise_shift=13,
+        )
+    if algorithm == "dpmpp_2m":
+        hunts = "the order of the last step: below 15 steps the first"
+        for steps in (14, 15):
+            yield Row(f"sigma-min{steps}", hunts, steps, {"final_sigmas_type": "sigma_min"})
+
+
+def _karras() -> Iterator[Row]:
     on = {"use_karras_sigmas": True}
     hunts = "range of Karras' sigmas baked in, their exponent, timesteps not looked up by sigma"
     for steps in (2, 3, _FEW, _SOME, 50):
-        yield Row(f"karras{steps}", hunts, steps, on), _KARRAS
+        yield Row(f"karras{steps}", hunts, steps, on)
     for spacing in ("leading", "trailing"):
-        yield (
-            Row(f"karras-{spacing}", hunts, changes=on | {"timestep_spacing": spacing}),
-            _KARRAS,
-        )
-    yield (
-        Row(
-            "karras-velocity",
-            "a velocity scaled by the sigma of the timestep, not of the step",
-            changes=on | {"prediction_type": "v_prediction"},
-        ),
-        _KARRAS,
+        yield Row(f"karras-{spacing}", hunts, changes=on | {"timestep_spacing": spacing})
+    yield Row(
+        "karras-velocity",
+        "a velocity scaled by the sigma of the timestep, not of the step",
+        changes=on | {"prediction_type": "v_prediction"},
     )
-    yield (
-        Row(
-            "karras-late",
-            "a step looked up by its timestep, where several share one",
-            _SOME,
-            on | {"begin_index": 6},
-        ),
-        _KARRAS,
+    yield Row(
+        "karras-late",
+        "a step looked up by its timestep, where several share one",
+        _SOME,
+        on | {"begin_index": 6},
     )
 
 
-def _final_sigmas() -> Iterator[tuple[Row, tuple[str, ...]]]:
+def _final_sigmas() -> Iterator[Row]:
     ends = {"final_sigmas_type": "sigma_min"}
     hunts = "the last step goes to a clean sample, or nowhere"
     for steps in (1, 2, _FEW, _SOME):
-        yield Row(f"sigma-min{steps}", hunts, steps, ends), _FINAL
-    yield Row("sigma-min-karras", hunts, changes=ends | {"use_karras_sigmas": True}), _FINAL
-    dpm = ("dpmpp_2m",)
+        yield Row(f"sigma-min{steps}", hunts, steps, ends)
+    yield Row("sigma-min-karras", hunts, changes=ends | {"use_karras_sigmas": True})
     hunts = "the order of the last step"
-    higher = ends | {"lower_order_final": False}
-    yield Row("second-order-final", hunts, changes=higher), dpm
-    yield Row("second-order-to-zero", hunts, changes={"lower_order_final": False}), dpm
-    for steps in (14, 15):
-        yield Row(f"sigma-min{steps}", f"{hunts}: below 15 steps the first", steps, ends), dpm
-    yield Row("euler-at-final", hunts, _SOME, ends | {"euler_at_final": True}), dpm
-    yield Row("euler-at-final-to-zero", hunts, _SOME, {"euler_at_final": True}), dpm
+    higher = {"lower_order_final": False}
+    yield Row("second-order-final", hunts, changes=ends | higher)
+    yield Row("second-order-to-zero", hunts, changes=higher)
+    yield Row("euler-at-final", hunts, _SOME, ends | {"euler_at_final": True})
+    yield Row("euler-at-final-to-zero", hunts, _SOME, {"euler_at_final": True})
 
 
-def _runge_kutta() -> Iterator[tuple[Row, tuple[str, ...]]]:
+def _runge_kutta() -> Iterator[Row]:
     warm = {"skip_prk_steps": False}
     hunts = "the four predictions of a Runge-Kutta step: their timesteps, weights and order"
     for steps in (4, _FEW, 50):
-        yield Row(f"warm-up{steps}", hunts, steps, warm), ("pndm",)
+        yield Row(f"warm-up{steps}", hunts, steps, warm)
     for spacing in ("trailing", "linspace"):
-        yield (
-            Row(f"warm-up-{spacing}", hunts, changes=warm | {"timestep_spacing": spacing}),
-            ("pndm",),
-        )
-    yield (
-        Row("warm-up-velocity", hunts, changes=warm | {"prediction_type": "v_prediction"}),
-        ("pndm",),
-    )
+        yield Row(f"warm-up-{spacing}", hunts, changes=warm | {"timestep_spacing": spacing})
+    yield Row("warm-up-velocity", hunts, changes=warm | {"prediction_type": "v_prediction"})
 
 
-def _etas() -> Iterator[tuple[Row, tuple[str, ...]]]:
-    ddim = ("ddim",)
+def _etas() -> Iterator[Row]:
     half, whole = (
         "eta ignored, squared, or used without its root",
         "noise added but the direction not shortened",
     )
     for eta, hunts in ((0.5, half), (1.0, whole)):
         name = f"eta{eta:g}"
-        yield Row(name, hunts, changes={"eta": eta}), ddim
-        yield Row(f"{name}-steps20", hunts, _SOME, {"eta": eta}), ddim
+        yield Row(name, hunts, changes={"eta": eta})
+        yield Row(f"{name}-steps20", hunts, _SOME, {"eta": eta})
         for spacing in ("trailing", "linspace"):
             changes = {"eta": eta, "timestep_spacing": spacing}
-            yield Row(f"{name}-{spacing}", hunts, changes=changes), ddim
-    yield (
-        Row(
-            "eta1-velocity",
-            "epsilon of a velocity, where noise is added",
-            changes={"eta": 1.0, "prediction_type": "v_prediction"},
-        ),
-        ddim,
+            yield Row(f"{name}-{spacing}", hunts, changes=changes)
+    yield Row(
+        "eta1-velocity",
+        "epsilon of a velocity, where noise is added",
+        changes={"eta": 1.0, "prediction_type": "v_prediction"},
     )
 
 
-_OPTIONS: tuple[tuple[Row, tuple[str, ...]], ...] = (
-    (
-        Row(
-            "alpha-one",
-            "the final alpha baked in, or set and ignored",
-            changes={"set_alpha_to_one": True},
-        ),
-        ("ddim", "pndm"),
+_OPTIONS: tuple[Row, ...] = (
+    Row(
+        "alpha-one",
+        "the final alpha baked in, or set and ignored",
+        changes={"set_alpha_to_one": True},
     ),
-    (
-        Row(
-            "alpha-one-trailing",
-            "the final alpha baked in, or set and ignored",
-            changes={"set_alpha_to_one": True, "timestep_spacing": "trailing"},
-        ),
-        ("ddim", "pndm"),
+    Row(
+        "alpha-one-trailing",
+        "the final alpha baked in, or set and ignored",
+        changes={"set_alpha_to_one": True, "timestep_spacing": "trailing"},
     ),
     *_etas(),
-    (
-        Row(
-            "clip",
-            "x0 not clipped, or epsilon derived anew from the clipped x0",
-            changes={"clip_sample": True},
-        ),
-        ("ddpm", "ddim", "heun"),
+    Row(
+        "clip",
+        "x0 not clipped, or epsilon derived anew from the clipped x0",
+        changes={"clip_sample": True},
     ),
-    (
-        Row(
-            "clip0.5",
-            "the range that x0 is clipped to baked in",
-            changes={"clip_sample": True, "clip_sample_range": 0.5},
-        ),
-        ("ddpm", "ddim", "heun"),
+    Row(
+        "clip0.5",
+        "the range that x0 is clipped to baked in",
+        changes={"clip_sample": True, "clip_sample_range": 0.5},
     ),
-    (
-        Row(
-            "large",
-            "the posterior's variance whatever is asked for",
-            changes={"variance_type": "fixed_large"},
-        ),
-        ("ddpm",),
+    Row(
+        "large",
+        "the posterior's variance whatever is asked for",
+        changes={"variance_type": "fixed_large"},
     ),
-    (
-        Row(
-            "small-log",
-            "the variance taken for a deviation, or for its logarithm",
-            changes={"variance_type": "fixed_small_log"},
-        ),
-        ("ddpm",),
-    ),
-    (
-        Row(
-            "loud-noise",
-            "the deviation of the noise wrong in its fourth digit",
-            changes={"begin_index": 3},
-            noise_shift=8,
-        ),
-        ("ddpm",),
-    ),
-    (
-        Row(
-            "loud-last",
-            "the least variance: the last step's noise is 1e-10 of the sample, here 1e-6",
-            1,
-            noise_shift=13,
-        ),
-        ("ddpm",),
+    Row(
+        "small-log",
+        "the variance taken for a deviation, or for its logarithm",
+        changes={"variance_type": "fixed_small_log"},
     ),
     *_runge_kutta(),
     *_karras(),
     *_final_sigmas(),
 )
-"""Options of some schedulers, and of which."""
+"""Options that some schedulers have: each is tried with those that know all of its settings."""

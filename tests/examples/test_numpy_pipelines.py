@@ -12,7 +12,6 @@ import pytest
 from conformance.case import find_case
 from conformance.execution import Execution
 from conformance.port import resolve
-from conformance.runner import Runner
 from conformance.tolerance import LIMIT
 
 PORT = Path(__file__).resolve().parents[2] / "examples" / "numpy" / "port.py"
@@ -35,13 +34,6 @@ CASES = [
     "inpaint/tiny-inpaint/everywhere",
 ]
 EXACT = "inpaint/tiny/heun"
-
-
-@pytest.fixture
-def runner(monkeypatch):
-    """Run cases on the port, without asking the live oracle for a golden's age."""
-    monkeypatch.setattr(Runner, "_golden_age", lambda *_: None)
-    return Runner(resolve(f"{PORT}:factory"))
 
 
 @pytest.fixture

@@ -14,8 +14,6 @@ import pytest
 from conformance.case import find_case
 from conformance.execution import Execution
 from conformance.golden import load_golden
-from conformance.port import resolve
-from conformance.runner import Runner
 from conformance.tolerance import LIMIT
 
 FOLDER = Path(__file__).resolve().parents[2] / "examples" / "numpy"
@@ -35,13 +33,6 @@ CASES = [
     "vae_decoder/tiny/base",
 ]
 NETWORKS = [case for case in CASES if find_case(case).is_network]
-
-
-@pytest.fixture
-def runner(monkeypatch):
-    """Run cases on the port, without asking the live oracle for a golden's age."""
-    monkeypatch.setattr(Runner, "_golden_age", lambda *_: None)
-    return Runner(resolve(f"{FOLDER / 'port.py'}:factory"))
 
 
 def part(name: str):

@@ -15,20 +15,12 @@ from conformance.case import find_case, select_cases
 from conformance.execution import Execution
 from conformance.port import resolve
 from conformance.results import earliest
-from conformance.runner import Runner
 from conformance.tolerance import LIMIT
 from sd1_impl.schedulers import SCHEDULERS as REFERENCE
 from sd1_impl.schedulers import SigmaSchedule
 
 PORT = Path(__file__).resolve().parents[2] / "examples" / "numpy" / "port.py"
 CASES = select_cases(["scheduler/*"])
-
-
-@pytest.fixture
-def runner(monkeypatch):
-    """Run cases on the port, without asking the live oracle for a golden's age."""
-    monkeypatch.setattr(Runner, "_golden_age", lambda *_: None)
-    return Runner(resolve(f"{PORT}:factory"))
 
 
 @pytest.fixture
