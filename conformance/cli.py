@@ -12,12 +12,22 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from conformance import __version__, cli_golden, cli_mutants, cli_smoke
+from conformance import __version__, cli_golden, cli_mutants, cli_smoke, cli_weights
 from conformance.case import Case, find_case
-from conformance.cli_common import add_limits, add_selection, command, limits_of, selected, split
+from conformance.checkpoints import FileVariant
+from conformance.cli_common import (
+    add_limits,
+    add_selection,
+    command,
+    limits_of,
+    oracle_module,
+    selected,
+    split,
+)
 from conformance.errors import ExitCode, SuiteError, UsageError, unknown_name
 from conformance.execution import Execution, items
-from conformance.golden import SPLICE, TRACE, Golden, load_golden
+from conformance.golden import SPLICE, TRACE, Golden
+from conformance.golden_files import load_golden
 from conformance.parallel import Job, run_parallel
 from conformance.port import EXEC, Hello, close, greet, known_ports, resolve
 from conformance.report.terminal import verdict_lines
@@ -28,6 +38,7 @@ from conformance.tolerance import ARITHMETICS, LIMIT
 from conformance.traces import have_oracle
 from conformance.vocabulary import Vocabulary
 from conformance.xfails import Xfails
+from sd1_weights.errors import CheckpointError
 
 BACKENDS = ("sdpa",)
 MODES = (SPLICE, TRACE)
@@ -54,6 +65,9 @@ def main(argv: list[str] | None = None) -> int:
     except SuiteError as error:
         print(f"sd1-conformance: {error}", file=sys.stderr)
         return int(error.exit_code)
+    except CheckpointError as error:
+        print(f"sd1-conformance: {error}", file=sys.stderr)
+        return int(ExitCode.USAGE)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return int(ExitCode.BROKEN)
@@ -77,6 +91,8 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--device", default="cpu", help="device of the port, default cpu")
     run.add_argument("--backend", default="sdpa", help="attention backends, default sdpa")
     run.add_argument("--mode", help="trace, splice; default both, where splice is possible")
+    run.add_argument("--weights", type=Path, metavar="PATH", help="your own, in any layout")
+    cli_weights.add_choice(run)
     run.add_argument("--traces", type=Path, metavar="DIR", help="trace packs for splice mode")
     run.add_argument("-n", type=int, default=1, metavar="JOBS", help="processes that share the run")
     add_limits(run)
@@ -95,6 +111,7 @@ def _parser() -> argparse.ArgumentParser:
     command(commands, "ports", _ports, "print the ports that can be named")
 
     cli_smoke.add_command(commands)
+    cli_weights.add_commands(commands)
     cli_golden.add_commands(commands)
     cli_mutants.add_commands(commands)
     return parser
@@ -154,22 +171,33 @@ def scope_of(judged: list[tuple[Case, Execution]]) -> str:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    cases = selected(arguments)
+    cases, variant = cli_weights.cases_of(arguments)
     arguments.xfails = Xfails.read(arguments.xfails) if arguments.xfails else None
     job = Job(arguments.port, limits_of(arguments), arguments.traces)
     runner = job.runner()
     try:
-        return _judge(arguments, cases, job, runner)
+        return _judge(arguments, cases, job, runner, variant)
     finally:
         close(runner.port)
 
 
-def _judge(arguments: argparse.Namespace, cases: list[Case], job: Job, runner: Runner) -> int:
+def _judge(
+    arguments: argparse.Namespace,
+    cases: list[Case],
+    job: Job,
+    runner: Runner,
+    variant: FileVariant | None,
+) -> int:
     cases = offered(cases, runner.hello, named=split(arguments.component) or [])
     mode = arguments.mode or default_modes(runner.hello, arguments.traces)
     runs = executions(arguments.dtype, arguments.device, arguments.backend, mode, runner.hello)
     judged = list(items(cases, runs))
     ids = [execution.item_id(case) for case, execution in judged]
+    if variant is not None:
+        live = oracle_module("conformance.live_goldens")
+        live.record_missing(
+            cases, {run.dtype for run in runs}, lambda text: print(text, flush=True)
+        )
     results = Results(
         arguments.out,
         runner.hello,
@@ -177,7 +205,8 @@ def _judge(arguments: argparse.Namespace, cases: list[Case], job: Job, runner: R
         scope_of(judged),
         resume=ids if arguments.resume else None,
         xfails=arguments.xfails,
-        options=("--traces", str(arguments.traces)) if arguments.traces else (),
+        options=_options(arguments),
+        weights=variant.facts() if variant else None,
     )
     done = {line["case"] for line in results.lines}
     if done:
@@ -203,10 +232,18 @@ def _judge(arguments: argparse.Namespace, cases: list[Case], job: Job, runner: R
         else:
             for case, execution in left:
                 report(runner.run(case, execution).as_json())
-    summary = results.close(runner)
+    summary = results.close(runner, {case.id: case for case in cases})
     print("\n".join(verdict_lines(summary)))
     print(f"  report {arguments.out / 'index.html'}")
     return int(exit_code(summary))
+
+
+def _options(arguments: argparse.Namespace) -> tuple[str, ...]:
+    """Return what has to be said again to run one of the cases again."""
+    given = [("--traces", arguments.traces), ("--weights", arguments.weights)]
+    given.append(("--files", arguments.files))
+    words = [word for name, value in given if value for word in (name, str(value))]
+    return (*words, "--ema") if arguments.ema else tuple(words)
 
 
 def offered(cases: list[Case], hello: Hello, named: list[str]) -> list[Case]:

@@ -1,34 +1,24 @@
-"""Commands that write or check goldens, trace packs and weights."""
+"""Commands that write or check goldens and trace packs."""
 
 from __future__ import annotations
 
 import argparse
 import importlib
-import math
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from conformance.case import Case, all_cases, find_case
 from conformance.cli_common import add_selection, chosen_cases, command, oracle_module, selected
-from conformance.errors import ExitCode, unknown_name
-from conformance.golden import SPLICE, load_golden
+from conformance.errors import ExitCode
+from conformance.golden import SPLICE
+from conformance.golden_files import load_golden
 from conformance.lint import lint
-from conformance.spec import FOLDER_COMPONENTS, checkpoint_shapes
 from conformance.traces import pack_path, write_pack
-from conformance.variants import NO_VARIANT, parse_variant, variant_names
 
 
 def add_commands(commands: Any) -> None:
-    """Declare `weights` and `golden`."""
-    weights = command(commands, "weights", None, "weights from the recipe")
-    weights_commands = weights.add_subparsers(required=True, metavar="COMMAND")
-    export = command(
-        weights_commands, "export", _weights_export, "write them as a diffusers folder"
-    )
-    export.add_argument("--variant", required=True)
-    export.add_argument("--out", type=Path, required=True)
-
+    """Declare `golden` and `repro`."""
     golden = command(commands, "golden", None, "record and check goldens")
     golden_commands = golden.add_subparsers(required=True, metavar="COMMAND")
     record = command(golden_commands, "record", _golden_record, "record goldens from the oracle")
@@ -52,19 +42,6 @@ def add_commands(commands: Any) -> None:
         golden_commands, "honest", _golden_honest, "measure honest evaluations against the limit"
     )
     add_selection(honest)
-
-
-def _weights_export(arguments: argparse.Namespace) -> int:
-    if arguments.variant == NO_VARIANT:
-        raise unknown_name("variant", NO_VARIANT, variant_names())
-    variant = parse_variant(arguments.variant)
-    plain = parse_variant(variant.name.removesuffix("-inpaint"))  # for all but the UNet
-    for name, component in FOLDER_COMPONENTS.items():
-        own = variant if variant.name in variant_names(component) else plain
-        folder = own.weights(component).export(arguments.out / name)
-        count = sum(math.prod(s) for s in checkpoint_shapes(name, own.size).values())
-        print(f"{folder}: {count:,} parameters, float32, {own.name}")
-    return 0
 
 
 def _by_variant(cases: list[Case]) -> list[list[Case]]:

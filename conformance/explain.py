@@ -59,12 +59,15 @@ class Item:
     wrong: tuple[str, ...]
 
 
-def explain(lines: list[dict[str, Any]], runner: Runner) -> Explanation:
+def explain(
+    lines: list[dict[str, Any]], runner: Runner, cases: Mapping[str, Case] | None = None
+) -> Explanation:
     """Group the failures of a run by cause.
 
     Args:
         lines: All case lines.
         runner: Holds the port, which is asked again in a few failing cases.
+        cases: By id, those with other weights than the recipe's.
 
     Returns:
         Causes in the order of components. What the catalogue does not explain is grouped by kind
@@ -72,7 +75,7 @@ def explain(lines: list[dict[str, Any]], runner: Runner) -> Explanation:
     """
     found = Explanation()
     for component in COMPONENTS:
-        items = failing_items(lines, component)
+        items = failing_items(lines, component, cases)
         if not items:
             continue
         ranked = rank(marks_of(lines, component), component)[:TESTED]
@@ -89,7 +92,11 @@ def explain(lines: list[dict[str, Any]], runner: Runner) -> Explanation:
     return found
 
 
-def failing_items(lines: Iterable[Mapping[str, Any]], component: str) -> list[Item]:
+def failing_items(
+    lines: Iterable[Mapping[str, Any]],
+    component: str,
+    cases: Mapping[str, Case] | None = None,
+) -> list[Item]:
     """Return the failing items of a component, those of splice mode alone if there are any."""
     gathered: dict[str, list[str]] = {}
     for line in lines:
@@ -97,13 +104,13 @@ def failing_items(lines: Iterable[Mapping[str, Any]], component: str) -> list[It
             wrong = [p["name"] for p in line["probes"] if p["verdict"] == "fail"]
             own = gathered.setdefault(line["case"].partition("::")[0], [])
             own += wrong if line["mode"] == SPLICE else wrong[:1]
-    items = [_item(name, wrong) for name, wrong in gathered.items()]
+    items = [_item(name, wrong, cases or {}) for name, wrong in gathered.items()]
     spliced = [item for item in items if item.execution.mode == SPLICE]
     return spliced or items
 
 
-def _item(item_id: str, wrong: list[str]) -> Item:
-    case = find_case(item_id)
+def _item(item_id: str, wrong: list[str], cases: Mapping[str, Case]) -> Item:
+    case = cases.get(item_id.partition("[")[0]) or find_case(item_id)
     inside = item_id.partition("[")[2].removesuffix("]")
     dtype = next(d for d in _DTYPES if inside.startswith(f"{d}-"))
     device, *rest = inside.removeprefix(f"{dtype}-").split("-")

@@ -2,29 +2,44 @@
 
 from __future__ import annotations
 
-import json
-import os
-import struct
-import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from tqdm import tqdm
 
 from conformance import spec
 from conformance.errors import UsageError
-from conformance.regimes import tensor_recipe
+from conformance.sampling import PIPELINES, TEXT_TO_IMAGE
+from conformance.vocabulary import Vocabulary
+from sd1_weights import save
+from sd1_weights.configs import tokenizer_files
+from sd1_weights.errors import CheckpointError
+from sd1_weights.layouts import COMPVIS, DIFFUSERS
+from sd1_weights.stored import WEIGHTS, Stored
 
 if TYPE_CHECKING:
-    from conformance.variants import Weights
+    from conformance.variants import Variant, Weights
 
-_FILE_NAMES = {
-    "text_encoder": "model.safetensors",
-    "unet": "diffusion_pytorch_model.safetensors",
-    "vae": "diffusion_pytorch_model.safetensors",
-}
+LAYOUTS = (COMPVIS, DIFFUSERS)
+"""In which whole checkpoints are written."""
+
+Tensors = dict[str, Stored]
+
+
+def stored(weights: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]]) -> Tensors:
+    """Return weights as tensors on their way into a file: each is made when it is written."""
+    return {
+        name: Stored(name, "F32", shape, partial(weights.__getitem__, name))
+        for name, shape in shapes.items()
+    }
+
+
+def watched(tensors: list[Stored]) -> Iterable[Stored]:
+    """Show progress while tensors are written."""
+    return tqdm(tensors, desc="weights", unit="tensor", disable=None)
 
 
 def write_component(weights: Weights, folder: Path) -> Path:
@@ -41,131 +56,87 @@ def write_component(weights: Weights, folder: Path) -> Path:
     Raises:
         UsageError: The component has no weights, or the folder cannot be written.
     """
-    variant = weights.variant
-    if weights.component not in spec.CHECKPOINT_FOLDERS:
-        message = f"component {weights.component!r} has no weights"
-        raise UsageError(message)
-    kind = spec.CHECKPOINT_FOLDERS[weights.component]
-    recipes = weights.recipes
-    if kind == "vae":
-        both = spec.checkpoint_shapes(kind, variant.size)
-        recipes = {n: tensor_recipe(kind, n, shape, variant.regime) for n, shape in both.items()}
-    shapes = {name: recipe.shape for name, recipe in recipes.items()}
+    kind = _folder_of(weights)
+    architecture = weights.variant.architecture(weights.component)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        config = published_config(kind, variant.architecture(weights.component))
-        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        header = {"format": "pt", "sd1-conformance": f"{variant.name}, seed {weights.seed}"}
-        arrays = (recipe.draw(np.float32, weights.seed) for recipe in recipes.values())
-        _write_safetensors(folder / _FILE_NAMES[kind], shapes, arrays, header)
-    except OSError as error:
-        message = f"cannot write weights to {folder}: {error.strerror or error}"
-        raise UsageError(message) from error
+        save.write_network(folder, kind, _whole(weights), architecture, _metadata(weights), watched)
+    except CheckpointError as error:
+        raise UsageError(str(error)) from error
     return folder
 
 
-def published_config(folder: str, architecture: dict[str, Any]) -> dict[str, Any]:
-    """Translate an architecture of `golden/spec/variants.json` to the published checkpoint's keys.
+def write_compvis(weights: Weights, path: Path) -> Path:
+    """Write the weights of a component, or of a whole checkpoint, as a CompVis file.
 
     Args:
-        folder: The checkpoint's folder: `unet`, `text_encoder` or `vae`.
-        architecture: Widths, heads, groups.
+        weights: As for `write_component`, or those of a pipeline.
+        path: File to write.
 
     Returns:
-        The contents of its `config.json`: keyword arguments of diffusers' `UNet2DConditionModel`
-        (whose `attention_head_dim` is, for historical reasons, the number of heads) and
-        `AutoencoderKL`, and of transformers' `CLIPTextConfig`.
+        The path.
+
+    Raises:
+        UsageError: The component has no weights, or the file cannot be written.
     """
-    return {"unet": _unet_config, "text_encoder": _text_config, "vae": _vae_config}[folder](
-        architecture
-    )
-
-
-def _unet_config(architecture: dict[str, Any]) -> dict[str, Any]:
-    cross = "CrossAttnDownBlock2D"
-    cross_up = "CrossAttnUpBlock2D"
-    return {
-        "_class_name": "UNet2DConditionModel",
-        "sample_size": 64,
-        "in_channels": architecture["in_channels"],
-        "out_channels": architecture["out_channels"],
-        "block_out_channels": architecture["block_out_channels"],
-        "layers_per_block": architecture["layers_per_block"],
-        "cross_attention_dim": architecture["cross_attention_dim"],
-        "attention_head_dim": architecture["num_heads"],
-        "norm_num_groups": architecture["norm_num_groups"],
-        "norm_eps": 1e-5,
-        "act_fn": "silu",
-        "center_input_sample": False,
-        "downsample_padding": 1,
-        "flip_sin_to_cos": True,
-        "freq_shift": 0,
-        "mid_block_scale_factor": 1,
-        "down_block_types": [cross, cross, cross, "DownBlock2D"],
-        "up_block_types": ["UpBlock2D", cross_up, cross_up, cross_up],
-    }
-
-
-def _text_config(architecture: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "architectures": ["CLIPTextModel"],
-        "model_type": "clip_text_model",
-        "vocab_size": architecture["vocab_size"],
-        "hidden_size": architecture["hidden_size"],
-        "intermediate_size": architecture["intermediate_size"],
-        "num_hidden_layers": architecture["num_layers"],
-        "num_attention_heads": architecture["num_heads"],
-        "max_position_embeddings": architecture["max_position_embeddings"],
-        "projection_dim": architecture["hidden_size"],
-        "hidden_act": "quick_gelu",
-        "layer_norm_eps": 1e-5,
-        "bos_token_id": 49406,
-        "eos_token_id": 49407,
-        "pad_token_id": 1,
-    }
-
-
-def _vae_config(architecture: dict[str, Any]) -> dict[str, Any]:
-    levels = len(architecture["block_out_channels"])
-    return {
-        "_class_name": "AutoencoderKL",
-        "sample_size": 512,
-        "in_channels": architecture["in_channels"],
-        "out_channels": architecture["out_channels"],
-        "latent_channels": architecture["latent_channels"],
-        "block_out_channels": architecture["block_out_channels"],
-        "layers_per_block": architecture["layers_per_block"],
-        "norm_num_groups": architecture["norm_num_groups"],
-        "act_fn": "silu",
-        "scaling_factor": 0.18215,
-        "down_block_types": ["DownEncoderBlock2D"] * levels,
-        "up_block_types": ["UpDecoderBlock2D"] * levels,
-    }
-
-
-def _write_safetensors(
-    path: Path,
-    shapes: dict[str, tuple[int, ...]],
-    arrays: Iterable[np.ndarray],
-    metadata: dict[str, str],
-) -> None:
-    """Write float32 tensors one after another, so that 3.4 GB need no 3.4 GB of memory."""
-    header: dict[str, Any] = {"__metadata__": metadata}
-    end = 0
-    for name, shape in shapes.items():
-        start, end = end, end + 4 * int(np.prod(shape))
-        header[name] = {"dtype": "F32", "shape": list(shape), "data_offsets": [start, end]}
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name)
+    if weights.component in PIPELINES:
+        networks = {name: _whole(weights.part(name)) for name in spec.FOLDER_COMPONENTS}
+    else:
+        start = spec.name_start(weights.component)
+        own = {start + name: tensor for name, tensor in _whole(weights).items()}
+        networks = {_folder_of(weights): own}
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(struct.pack("<Q", len(text)))
-            file.write(text)
-            for array in tqdm(arrays, total=len(shapes), desc=path.parent.name, disable=None):
-                file.write(np.ascontiguousarray(array, dtype="<f4").data)
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+        save.write_single_file(path, networks, _metadata(weights), watched)
+    except CheckpointError as error:
+        raise UsageError(str(error)) from error
+    return path
+
+
+def write_checkpoint(variant: Variant, layout: str, dtype: str, out: Path) -> dict[str, Tensors]:
+    """Write all weights of a variant in a layout.
+
+    Args:
+        variant: Of the UNet; the other networks have the plain size.
+        layout: One of `LAYOUTS`.
+        dtype: A key of `sd1_weights.stored.WEIGHTS`.
+        out: Folder for `diffusers`, file for `compvis`.
+
+    Returns:
+        What was written, by network.
+
+    Raises:
+        CheckpointError: It cannot be written, or a value does not fit the dtype.
+    """
+    weights = variant.weights(TEXT_TO_IMAGE)
+    networks = {
+        name: {
+            key: tensor.cast(WEIGHTS[dtype]) for key, tensor in _whole(weights.part(name)).items()
+        }
+        for name in spec.FOLDER_COMPONENTS
+    }
+    metadata = _metadata(weights)
+    if layout == COMPVIS:
+        save.write_single_file(out, networks, metadata, watched)
+    else:
+        architectures = {n: variant.architecture(c) for n, c in spec.FOLDER_COMPONENTS.items()}
+        words = Vocabulary.load()
+        tokenizer = tokenizer_files(words.ids, words.merges)
+        save.write_folder(out, networks, architectures, tokenizer, metadata, watched)
+    return networks
+
+
+def _folder_of(weights: Weights) -> str:
+    if weights.component not in spec.CHECKPOINT_FOLDERS:
+        message = f"component {weights.component!r} has no weights"
+        raise UsageError(message)
+    return spec.CHECKPOINT_FOLDERS[weights.component]
+
+
+def _whole(weights: Weights) -> Tensors:
+    """Return the tensors of a component's file: both halves of the VAE share one."""
+    if weights.component in {"vae_encoder", "vae_decoder"}:
+        weights = weights.variant.weights(TEXT_TO_IMAGE, weights.seed).part("vae")
+    return stored(weights, weights.shapes)
+
+
+def _metadata(weights: Weights) -> dict[str, str]:
+    return {"sd1-conformance": f"weights of the recipe, seed {weights.seed}"}

@@ -14,7 +14,8 @@ from pathlib import Path
 
 from conformance import oracle
 from conformance.case import Case
-from conformance.golden import SPLICE, Golden, load_golden
+from conformance.golden import SPLICE, Golden
+from conformance.golden_files import load_golden
 from conformance.honest import HELD_OUT
 from conformance.noise import Errors, calibrations, measure, worst_of, worst_ratio
 from conformance.record import Reference, arithmetics, modes

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from safetensors.numpy import load, save
 
 from conformance.errors import GoldenError, UnsupportedError
 from conformance.large import Large
-from conformance.manifest import golden_path, manifest, manifest_path
 from conformance.sampling import TABLES
 from conformance.tolerance import ARITHMETICS, LIMIT
-
-if TYPE_CHECKING:
-    from conformance.case import Case
 
 FORMAT = 1
 SOURCE = "diffusers/transformers in float64"
@@ -343,55 +338,3 @@ def _arithmetic_first(key: str) -> tuple[int, str]:
     """Order noise by arithmetic, widest first."""
     arithmetic = next((i for i, a in enumerate(ARITHMETICS) if f".{a}." in key), -1)
     return arithmetic, key
-
-
-def load_golden(case: Case) -> Golden:
-    """Read the golden of a case and check every digest that protects it.
-
-    Args:
-        case: The case.
-
-    Returns:
-        The golden.
-
-    Raises:
-        GoldenError: No golden, or file or inputs do not have the digest that the manifest records.
-    """
-    path = golden_path(case.id)
-    entry = manifest()["goldens"].get(case.id)
-    if entry is None:
-        message = f"{case.id} has no golden in {manifest_path()}: record it with golden record"
-        raise GoldenError(message)
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        message = f"golden of {case.id}: cannot read {path}: {error.strerror}"
-        raise GoldenError(message) from error
-    found = hashlib.sha256(data).hexdigest()
-    if found != entry["sha256"]:
-        message = (
-            f"{path} is damaged: sha256 expected {entry['sha256']}, found {found}; "
-            "restore it from the repository"
-        )
-        raise GoldenError(message)
-    golden = Golden.from_bytes(data, str(path))
-    if golden.case != case.id:
-        message = f"{path} is the golden of {golden.case}: restore it from the repository"
-        raise GoldenError(message)
-    return golden
-
-
-def check_inputs(golden: Golden, digests: dict[str, str]) -> None:
-    """Compare input digests, so that a changed recipe is not mistaken for a wrong port.
-
-    Raises:
-        GoldenError: An input differs from the one that the oracle was given.
-    """
-    recorded = {name: facts["sha256"] for name, facts in golden.inputs.items()}
-    for name in {**recorded, **digests}:
-        if digests.get(name) != recorded.get(name):
-            message = (
-                f"{golden.case}: input {name} is not the one recorded: sha256 expected "
-                f"{recorded.get(name)}, found {digests.get(name)}; the recipe has changed"
-            )
-            raise GoldenError(message)

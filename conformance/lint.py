@@ -14,14 +14,15 @@ import numpy as np
 from conformance.case import Case, all_cases
 from conformance.compare import Record, judge_kept, judge_output
 from conformance.errors import GoldenError
-from conformance.golden import Golden, check_inputs, load_golden
+from conformance.golden import Golden
+from conformance.golden_files import check_inputs, load_golden
 from conformance.large import Large
 from conformance.manifest import golden_path, manifest_path, read_manifest
 from conformance.pixels import LEVELS
 from conformance.recipe import digest
 from conformance.sampling import TIMESTEPS, term_and_step
-from conformance.spec import golden_root
 from conformance.tolerance import LIMIT
+from sd1_weights.names import golden_root
 
 _MAY_BE_ZERO = ("timestep", "masked_image")
 """The last timestep of an evenly spaced run; a picture of which all is drawn anew."""

@@ -4,34 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from contextlib import suppress
 from pathlib import Path
 
 from conformance import oracle
+from conformance.cache import cache_folder
 from conformance.case import Case
 from conformance.errors import SuiteError
 from conformance.golden import Golden
-from conformance.manifest import manifest
+from conformance.golden_files import golden_digest
 from conformance.record import Reference, values_of
 from conformance.traces import PACK_FORMAT, Values, pack_path, read_pack, write_pack
 
-CACHE_VARIABLE = "SD1_CACHE"
-FOLDER = "sd1-traces"
 CACHE_BYTES = 4 * 2**30
 """The oldest packs are deleted when the cache grows over this."""
-
-
-def cache_folder() -> Path | None:
-    """Return the folder of cached values, which holds nothing else.
-
-    It is `sd1-traces` in `$SD1_CACHE` (empty for no cache) or in the user's cache folder.
-    """
-    chosen = os.environ.get(CACHE_VARIABLE)
-    if chosen is not None:
-        return Path(chosen) / FOLDER if chosen else None
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "sd1-conformance" / FOLDER
 
 
 class LiveTraces:
@@ -66,8 +52,9 @@ class LiveTraces:
     @staticmethod
     def _digest(case: Case) -> str:
         """Name a folder after all that the values depend on."""
-        golden = manifest()["goldens"][case.id]["sha256"]
-        facts = json.dumps([PACK_FORMAT, golden, oracle.versions(), case.seed], sort_keys=True)
+        facts = json.dumps(
+            [PACK_FORMAT, golden_digest(case), oracle.versions(), case.seed], sort_keys=True
+        )
         return hashlib.sha256(facts.encode()).hexdigest()[:16]
 
 

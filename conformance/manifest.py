@@ -11,7 +11,7 @@ from typing import Any
 from jsonschema import Draft202012Validator
 
 from conformance.errors import GoldenError
-from conformance.spec import golden_root
+from sd1_weights.names import golden_root
 
 
 def golden_path(case_id: str) -> Path:

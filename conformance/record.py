@@ -8,7 +8,7 @@ import json
 import os
 import platform
 import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -20,6 +20,7 @@ import torch
 from conformance import oracle, spec, terms
 from conformance.adapters.torch_module import DTYPES, to_numpy
 from conformance.case import Case, all_cases
+from conformance.checkpoints import FileVariant
 from conformance.errors import GoldenError
 from conformance.golden import FORMAT, SOURCE, SPLICE, TRACE, Golden
 from conformance.honest import FLOATS, HELD_OUT
@@ -47,6 +48,7 @@ from conformance.sketch import BUCKETS, STEP_BUCKETS, sketch
 from conformance.tolerance import ARITHMETICS, LIMIT
 from conformance.traces import Values
 from conformance.variants import Variant
+from sd1_weights.names import golden_root
 
 Say = Callable[[str], None]
 Noise = dict[str, dict[str, Errors]]
@@ -121,12 +123,15 @@ def arithmetics(case: Case) -> tuple[str, ...]:
     return ARITHMETICS
 
 
-def record_variant(cases: list[Case], say: Say) -> dict[str, Golden]:
+def record_variant(
+    cases: list[Case], say: Say, only: Collection[str] = ARITHMETICS
+) -> dict[str, Golden]:
     """Record all cases of one component and variant.
 
     Args:
         cases: Cases of one component and variant.
         say: Told each step, in one line.
+        only: Arithmetics whose noise is measured; float64 among them.
 
     Returns:
         Goldens by case id.
@@ -147,7 +152,7 @@ def record_variant(cases: list[Case], say: Say) -> dict[str, Golden]:
     noise: dict[str, Noise] = {case.id: {mode: {} for mode in modes(case)} for case in cases}
     for arithmetic in ARITHMETICS:
         for case in cases:
-            if arithmetic not in arithmetics(case):
+            if arithmetic not in only or arithmetic not in arithmetics(case):
                 continue
             component = reference.build(arithmetic)
             truth = truths[case.id]
@@ -175,7 +180,12 @@ def _add_embedding(golden: Golden, case: Case, reference: Reference, truth: orac
 
 
 def _claiming(case: Case, golden: Golden, truth: oracle.Truth | None = None) -> Golden:
-    """Enter the mutants that a case is to kill; refuse the golden if it does not."""
+    """Enter the mutants that a case is to kill; refuse the golden if it does not.
+
+    What mutants do on the user's own weights is not known.
+    """
+    if isinstance(case.variant, FileVariant):
+        return golden
     claims = importlib.import_module("conformance.mutants.claims")
     traces = None if truth is None else lambda *_: values_of(truth)
     problems = claims.weak_claims(case, golden, traces)
@@ -378,7 +388,7 @@ def write_spec(texts: dict[str, str]) -> None:
         texts: By file name.
     """
     for name, text in texts.items():
-        _replace(spec.golden_root() / "spec" / name, text.encode())
+        _replace(golden_root() / "spec" / name, text.encode())
 
 
 def _replace(path: Path, data: bytes) -> None:

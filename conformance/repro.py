@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from conformance.adapters.torch_module import INPUT_SUFFIX, first_tensor, to_numpy
 from conformance.case import Case
 from conformance.errors import UsageError, unknown_name
-from conformance.golden import Golden, load_golden
+from conformance.golden import Golden
+from conformance.golden_files import load_golden
 from conformance.record import Reference, values_of
 from conformance.spec import BLOCKS, probe_names
 from conformance.tolerance import LIMIT, floor

@@ -11,12 +11,12 @@ import platform
 import re
 import sys
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
 from conformance import __version__, spec
-from conformance.case import COMPONENTS, all_cases
+from conformance.case import COMPONENTS, Case, all_cases
 from conformance.errors import ExitCode, UsageError
 from conformance.explain import Explanation, explain
 from conformance.golden import SPLICE
@@ -50,6 +50,7 @@ class Results:
         machine: dict[str, str] | None = None,
         xfails: Xfails | None = None,
         options: Sequence[str] = (),
+        weights: dict[str, Any] | None = None,
     ) -> None:
         """Create the folder and write the header.
 
@@ -64,6 +65,7 @@ class Results:
             xfails: The failures that are expected of the port.
             options: What a command that runs one of these cases again must repeat and no id says,
                 such as `--traces DIR`.
+            weights: What is to be said of the user's own weights; None for the recipe's.
 
         Raises:
             UsageError: The folder cannot be written.
@@ -78,6 +80,7 @@ class Results:
         self.scope = scope
         self.xfails = xfails
         self.options = list(options)
+        self.weights = weights
         self.started = dt.datetime.now(tz=dt.UTC)
         self._header = {
             "type": "header",
@@ -86,6 +89,7 @@ class Results:
             "scope": scope,
             "limit": LIMIT,
             "goldens": manifest_digest(),
+            "weights": weights and weights["sha256"],
             "environment": self.environment,
             "options": self.options,
             "started": self.started.isoformat(timespec="seconds"),
@@ -108,7 +112,7 @@ class Results:
         records = list(self._whole_records(path))
         if not records:
             return []
-        for key in ("suite", "port", "scope", "goldens"):
+        for key in ("suite", "port", "scope", "goldens", "weights"):
             if records[0].get(key) != self._header[key]:
                 message = (
                     f"cannot resume {self.out}: its run has another {key} than this one; "
@@ -181,22 +185,26 @@ class Results:
             "problems": problems,
         }
 
-    def close(self, runner: Runner | None = None) -> dict[str, Any]:
+    def close(
+        self, runner: Runner | None = None, cases: Mapping[str, Case] | None = None
+    ) -> dict[str, Any]:
         """Write footer, summary.json, junit.xml and index.html.
 
         Args:
             runner: Holds the port: failures are traced to their causes. None leaves them be.
+            cases: By id, those with other weights than the recipe's.
 
         Returns:
             The summary.
         """
         expected = self._conclude_xfails()
         unexpected = [line for line in self.lines if line["verdict"] != "xfail"]
-        found = explain(unexpected, runner) if runner is not None else Explanation()
+        found = explain(unexpected, runner, cases) if runner is not None else Explanation()
         seconds = (dt.datetime.now(tz=dt.UTC) - self.started).total_seconds()
         summary = summarise(self.lines, self.port, self.hello, self.scope, expected)
         summary |= {"environment": self.environment, "seconds": round(seconds, 3)}
         summary["options"] = self.options
+        summary["weights"] = self.weights
         summary["faults"] = found.faults
         first = summary["first_divergence"]
         if first is not None:

@@ -20,7 +20,8 @@ from conformance.contract import call, check_contract, where_raised
 from conformance.divergence import Local, describe, first_divergence
 from conformance.errors import PortError, RaisedError, SuiteError, UnsupportedError
 from conformance.execution import Execution
-from conformance.golden import SPLICE, Golden, check_inputs, load_golden
+from conformance.golden import SPLICE, Golden
+from conformance.golden_files import check_inputs, load_golden
 from conformance.judge import (
     ISLAND,
     TIME_PROJ,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Collection
 from functools import cache
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any, NamedTuple
 from conformance.errors import GoldenError
 from conformance.sampling import PIPELINES, SCHEDULERS
 from conformance.sampling import place as sampling_place
+from sd1_weights.names import golden_root
 
 TOKENIZER = "tokenizer"
 
@@ -64,12 +64,6 @@ _PARTS = {
     "vae_decoder": ("decoder.", "post_quant_conv."),
 }
 """Keys of a shared folder that belong to a network."""
-
-
-def golden_root() -> Path:
-    """Return the folder of the goldens: `$SD1_GOLDEN`, or `golden/` beside this package."""
-    override = os.environ.get("SD1_GOLDEN")
-    return Path(override) if override else Path(__file__).resolve().parent.parent / "golden"
 
 
 @cache

@@ -24,9 +24,9 @@ from conformance.case import Case
 from conformance.compare import relative_error
 from conformance.errors import GoldenError, UnsupportedError, UsageError
 from conformance.golden import Golden
+from conformance.golden_files import golden_digest
 from conformance.judge import TIME_PROJ, judge_outputs
 from conformance.large import Large
-from conformance.manifest import manifest
 from conformance.port import Arrays
 from conformance.recipe import SEED
 from conformance.sketch import distance, sketch
@@ -69,8 +69,7 @@ def pack_path(folder: Path, case: Case) -> Path:
 
 def _facts(case: Case) -> dict[str, Any]:
     """Return what a pack says of itself: whose it is."""
-    golden = manifest()["goldens"][case.id]["sha256"]
-    return {"format": PACK_FORMAT, "case": case.id, "golden": golden}
+    return {"format": PACK_FORMAT, "case": case.id, "golden": golden_digest(case)}
 
 
 def write_pack(path: Path, case: Case, values: Values) -> None:

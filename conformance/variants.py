@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -68,6 +68,17 @@ class Variant:
         }
 
 
+class Drawn(Protocol):
+    """What gives a tensor when it is asked for: a recipe, or a file."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Return its shape."""
+
+    def draw(self, dtype: type[np.floating[Any]], seed: int = SEED) -> np.ndarray:
+        """Return its values."""
+
+
 class Weights(Mapping[str, np.ndarray]):
     """The weights of one component of one variant: a mapping from name to float32 array.
 
@@ -76,7 +87,7 @@ class Weights(Mapping[str, np.ndarray]):
     """
 
     def __init__(
-        self, component: str, variant: Variant, recipes: dict[str, TensorRecipe], seed: int
+        self, component: str, variant: Variant, recipes: Mapping[str, Drawn], seed: int
     ) -> None:
         """Keep the recipes; nothing is drawn yet."""
         self.component = component
@@ -95,6 +106,11 @@ class Weights(Mapping[str, np.ndarray]):
     def __len__(self) -> int:
         """Return the number of tensors."""
         return len(self.recipes)
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Return the shapes by name."""
+        return {name: tuple(recipe.shape) for name, recipe in self.recipes.items()}
 
     def part(self, folder: str) -> Weights:
         """Return one folder of a whole checkpoint, its names without the folder.

@@ -13,7 +13,7 @@ import numpy as np
 
 from conformance.errors import GoldenError
 from conformance.report.text import shorten
-from conformance.spec import golden_root
+from sd1_weights.names import golden_root
 
 START = "<|startoftext|>"
 END = "<|endoftext|>"

@@ -8,12 +8,11 @@ in `sd1_impl.config` and `sd1_impl.scheduler_config`. Start with `sd1_impl.unet`
 is the figure in the paper. Or draw something: ``python -m sd1_impl "a photograph of a cat"``.
 
 Attribute names are the keys of the diffusers checkpoints, so that ``load_state_dict(strict=True)``
-needs no rename table; `sd1_impl.checkpoint` knows the two leftovers of older files. Nothing here
+needs no rename table; `sd1_impl.checkpoint` reads and writes the other layouts. Nothing here
 imports diffusers or transformers.
 """
 
-from sd1_impl.checkpoint import load_pipeline
-from sd1_impl.checkpoint_config import CheckpointError
+from sd1_impl.checkpoint import CheckpointError, load_network, load_pipeline, save_pipeline
 from sd1_impl.config import (
     SD_V1_INPAINT_UNET,
     SD_V1_TEXT_ENCODER,
@@ -106,6 +105,8 @@ __all__ = [
     "UNet",
     "UNetConfig",
     "VAEConfig",
+    "load_network",
     "load_pipeline",
+    "save_pipeline",
     "synthetic_pipeline",
 ]

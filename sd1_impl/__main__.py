@@ -71,12 +71,18 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("prompt", nargs="?", default=PROMPT, metavar="PROMPT", help=repr(PROMPT))
     weights = parser.add_mutually_exclusive_group()
     weights.add_argument(
-        "--weights", type=Path, metavar="DIR", help="folder in diffusers' layout, such as SD v1-5's"
+        "--weights",
+        type=Path,
+        metavar="PATH",
+        help="trained ones: a *.safetensors or *.ckpt of the original code, or a diffusers folder",
     )
     weights.add_argument(
         "--synthetic",
         choices=("tiny", "sd1", "tiny-inpaint", "sd1-inpaint"),
         help="random weights of this size; default tiny",
+    )
+    parser.add_argument(
+        "--ema", action="store_true", help="the averaged weights of a file that has both"
     )
     parser.add_argument("--image", type=Path, metavar="FILE", help="a picture to begin with")
     parser.add_argument(
@@ -223,13 +229,15 @@ def _pipeline(task: type[Text2Image], arguments: argparse.Namespace) -> Text2Ima
     """Load or make the weights, and say which."""
     where = {"pipeline": task, "dtype": getattr(torch, arguments.dtype), "device": arguments.device}
     if arguments.weights is not None:
-        pipeline = load_pipeline(arguments.weights, **where)
+        pipeline = load_pipeline(arguments.weights, ema=arguments.ema, **where)
         _say(f"weights: {arguments.weights}")
         return pipeline
+    if arguments.ema:
+        raise ValueError("--ema chooses among the weights of a file: it needs --weights")
     size = arguments.synthetic or "tiny"
     _say(
         f"weights: random, of size {size}: the picture will mean nothing. "
-        "--weights DIR takes trained ones"
+        "--weights PATH takes trained ones"
     )
     return synthetic_pipeline(size, **where)
 

@@ -1,170 +1,238 @@
-"""Trained weights: a folder in diffusers' layout in, a pipeline out; strict, and nothing guessed.
+"""Trained weights: published files in, a pipeline out, and back; strict, and nothing guessed.
 
-    text_encoder/config.json    text_encoder/model.safetensors
-    unet/config.json            unet/diffusion_pytorch_model.safetensors
-    vae/config.json             vae/diffusion_pytorch_model.safetensors
-    scheduler/scheduler_config.json, or SD v1's PNDM where there is none
+Stable Diffusion v1 comes in three layouts, which `sd1_weights` reads and writes:
 
-This is what the published SD v1-4 and v1-5 consist of, and what ``save_pretrained`` writes; their
-other folders are not needed. Names of weights are attribute names here, up to two leftovers of
-older files (`OLD_NAMES`).
+- one file of the original CompVis code, ``*.safetensors`` or ``*.ckpt``, perhaps with a second set
+  of the UNet's weights, averaged over training (EMA);
+- a folder of diffusers, with ``unet``, ``vae``, ``text_encoder`` and ``scheduler``;
+- the text encoder alone, as transformers saves it.
+
+Names of weights are attribute names here. What a layout calls otherwise is in one table,
+``golden/spec/layouts.json``. Whatever is missing, left over, of another shape or no number is an
+error before the first weight is taken.
 """
 
-import re
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from sd1_impl.checkpoint_config import (
-    CheckpointError,
     read_scheduler,
     read_text_encoder_config,
     read_unet_config,
     read_vae_config,
+    scheduler_options,
 )
+from sd1_impl.config import TextEncoderConfig, UNetConfig, VAEConfig
 from sd1_impl.pipeline import Text2Image
 from sd1_impl.scheduler_config import SD_V1_PNDM
-from sd1_impl.schedulers import PNDMScheduler
+from sd1_impl.schedulers import PNDMScheduler, Scheduler
 from sd1_impl.text_encoder import CLIPTextEncoder
 from sd1_impl.tokenizer import CLIPTokenizer
 from sd1_impl.unet import UNet
 from sd1_impl.vae import AutoencoderKL
+from sd1_weights.configs import tokenizer_files
+from sd1_weights.errors import CheckpointError
+from sd1_weights.layouts import COMPVIS, DIFFUSERS, Checkpoint, Network, read_checkpoint
+from sd1_weights.save import write_folder, write_single_file
+from sd1_weights.schedule import BETA_END, BETA_START, TRAIN_STEPS
+from sd1_weights.sizes import sizes
+from sd1_weights.stored import WEIGHTS, Stored
 
-OLD_NAMES = {
-    r"(mid_block\.attentions\.0)\.query\.": r"\1.to_q.",
-    r"(mid_block\.attentions\.0)\.key\.": r"\1.to_k.",
-    r"(mid_block\.attentions\.0)\.value\.": r"\1.to_v.",
-    r"(mid_block\.attentions\.0)\.proj_attn\.": r"\1.to_out.0.",
+NETWORKS = {
+    "text_encoder": (CLIPTextEncoder, TextEncoderConfig, read_text_encoder_config),
+    "unet": (UNet, UNetConfig, read_unet_config),
+    "vae": (AutoencoderKL, VAEConfig, read_vae_config),
 }
-"""Names in published files of the autoencoder, as patterns, and what they are called today."""
-
-POSITION_IDS = "text_model.embeddings.position_ids"
-"""The numbers 0 to 76, in published files of the text encoder: no weights, and not read."""
-
-
-@dataclass(frozen=True)
-class Part:
-    """One network's folder.
-
-    Attributes:
-        network: Its class.
-        read_config: Reads its ``config.json``.
-        weights: Its other file.
-    """
-
-    network: type[nn.Module]
-    read_config: Callable[[Path], Any]
-    weights: str
-
-
-PARTS = {
-    "text_encoder": Part(CLIPTextEncoder, read_text_encoder_config, "model.safetensors"),
-    "unet": Part(UNet, read_unet_config, "diffusion_pytorch_model.safetensors"),
-    "vae": Part(AutoencoderKL, read_vae_config, "diffusion_pytorch_model.safetensors"),
-}
+"""Class, numbers, and what reads the numbers from ``config.json``."""
 
 
 def load_pipeline(
-    folder: str | Path,
+    path: str | Path,
     *,
     pipeline: type[Text2Image] = Text2Image,
-    dtype: torch.dtype = torch.float32,
+    ema: bool = False,
+    files: str = "",
+    dtype: torch.dtype | None = torch.float32,
     device: torch.device | str = "cpu",
 ) -> Text2Image:
-    """Load Stable Diffusion v1 from a folder in diffusers' layout.
+    """Load Stable Diffusion v1 from files.
 
     Args:
-        folder: The folder, see above.
+        path: A file or folder in a layout that has all networks, see above.
         pipeline: What to build: `Text2Image`, `Image2Image` or `Inpaint`.
-        dtype: Of the weights; what the files have is converted.
+        ema: Take a single file's averaged weights of the UNet. The default is the others, as in the
+            configuration of the original code (``use_ema: False``) and in diffusers.
+        files: Which files of a folder: "fp16" for ``diffusion_pytorch_model.fp16.safetensors``;
+            the default is the plain ones, or fp16 where there are no others.
+        dtype: Of the weights; None for that of the files, in which they are mapped into memory.
         device: Where the weights are put.
 
     Returns:
-        The pipeline.
+        The pipeline, with the scheduler of a folder, or SD v1's PNDM.
 
     Raises:
-        CheckpointError: If a file is missing or unreadable, if weights are missing, left over or
-            of another shape, if a config is not one of SD v1, or if the pipeline has no use for
-            its UNet.
+        CheckpointError: If a file is missing or unreadable, if weights are missing, left over, of
+            another shape or not finite, if a config is not one of SD v1, or if the pipeline has no
+            use for its UNet.
     """
-    folder = Path(folder)
-    _check_files(folder)
-    path = folder / "scheduler" / "scheduler_config.json"
-    scheduler = read_scheduler(path) if path.exists() else PNDMScheduler(SD_V1_PNDM)
-    configs = {
-        name: part.read_config(folder / name / "config.json") for name, part in PARTS.items()
-    }
-    with torch.device("meta"):  # no memory, no random weights: the file's take their place
-        networks = {name: part.network(configs[name]) for name, part in PARTS.items()}
+    checkpoint = read_checkpoint(path, ema=ema, files=files)
+    parts = {name: checkpoint.network(name) for name in NETWORKS}
+    networks = {name: _on_meta(part) for name, part in parts.items()}
     try:
-        pipe = pipeline(CLIPTokenizer(), **networks, scheduler=scheduler)
+        pipe = pipeline(CLIPTokenizer(), **networks, scheduler=_scheduler(checkpoint))
     except ValueError as error:
-        raise CheckpointError(f"{folder}: {error}") from error
-    for name, part in PARTS.items():
-        _load_weights(networks[name], folder / name / part.weights, dtype, device)
+        raise CheckpointError(f"{path}: {error}") from error
+    _assign({name: (networks[name], part) for name, part in parts.items()}, dtype, device)
     return pipe
 
 
-def _check_files(folder: Path) -> None:
-    """Look for every file before the first is loaded."""
-    for name, part in PARTS.items():
-        for file in ("config.json", part.weights):
-            path = folder / name / file
-            if not path.is_file():
-                raise CheckpointError(
-                    f"{path} is missing: expected a folder in diffusers' layout, with "
-                    "config.json and weights as safetensors in text_encoder/, unet/ and vae/"
-                )
+def load_network(
+    name: str,
+    path: str | Path,
+    *,
+    ema: bool = False,
+    files: str = "",
+    dtype: torch.dtype | None = torch.float32,
+    device: torch.device | str = "cpu",
+) -> nn.Module:
+    """Load one network: from a layout that has it alone, or among others.
+
+    Args:
+        name: "text_encoder", "unet" or "vae".
+        path: A file or folder.
+        ema: As in `load_pipeline`; so are the others.
+        files: Which files of a folder.
+        dtype: Of the weights.
+        device: Where they are put.
+
+    Returns:
+        A `CLIPTextEncoder`, `UNet` or `AutoencoderKL`.
+
+    Raises:
+        CheckpointError: As `load_pipeline`; or the files do not have that network.
+    """
+    part = read_checkpoint(path, ema=ema, files=files).network(name)
+    network = _on_meta(part)
+    _assign({name: (network, part)}, dtype, device)
+    return network
 
 
-def _load_weights(
-    network: nn.Module, path: Path, dtype: torch.dtype, device: torch.device | str
+def save_pipeline(
+    pipe: Text2Image, path: str | Path, layout: str = DIFFUSERS, dtype: torch.dtype | None = None
 ) -> None:
-    """Give a network the weights of a file, all of them and no others."""
-    tensors = _read_weights(path)
-    _check_weights(path, tensors, network.state_dict())
-    tensors = {name: tensor.to(device, dtype) for name, tensor in tensors.items()}
-    network.load_state_dict(tensors, strict=True, assign=True)
+    """Write a pipeline's weights in a layout that `load_pipeline`, and others, read.
 
+    Args:
+        pipe: The pipeline.
+        path: For "diffusers" a folder, for "compvis" a file, ``*.safetensors`` or ``*.ckpt``.
+        layout: "diffusers", which keeps the scheduler too, or "compvis".
+        dtype: Of the files; None for that of the weights.
 
-def _read_weights(path: Path) -> dict[str, Tensor]:
-    """Return a file's weights by today's names."""
-    try:
-        tensors = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}") from error
-    return {_current(name): tensor for name, tensor in tensors.items() if name != POSITION_IDS}
-
-
-def _current(name: str) -> str:
-    """Return what a weight is called today."""
-    for old, new in OLD_NAMES.items():
-        name = re.sub(old, new, name)
-    return name
-
-
-def _check_weights(path: Path, got: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
-    """Refuse weights that are not the network's, with all that is wrong with their names."""
-    missing, unexpected = wanted.keys() - got.keys(), got.keys() - wanted.keys()
-    if missing or unexpected:
-        raise CheckpointError(
-            f"{path}: {_listed('missing', missing)}, {_listed('unexpected', unexpected)}"
+    Raises:
+        CheckpointError: If there is no such layout, if the files cannot be written, if a weight
+            does not fit the dtype, or if a single file would need another noise schedule than SD
+            v1's.
+    """
+    networks = {
+        name: {key: _stored(key, t, dtype) for key, t in getattr(pipe, name).state_dict().items()}
+        for name in NETWORKS
+    }
+    if layout == COMPVIS:
+        _check_betas(pipe.scheduler, path)
+        write_single_file(Path(path), networks, {})
+    elif layout == DIFFUSERS:
+        write_folder(
+            Path(path),
+            networks,
+            {name: asdict(getattr(pipe, name).config) for name in NETWORKS},
+            tokenizer_files(pipe.tokenizer.vocabulary, pipe.tokenizer.merges),
+            {},
+            scheduler=scheduler_options(pipe.scheduler),
         )
-    for name, tensor in got.items():
-        if tensor.shape != wanted[name].shape or not tensor.is_floating_point():
-            raise CheckpointError(
-                f"{path}: {name} is {tensor.dtype} of shape {tuple(tensor.shape)}, "
-                f"expected a floating dtype and {tuple(wanted[name].shape)}"
-            )
+    else:
+        raise CheckpointError(f"layout is {layout!r}, expected {DIFFUSERS} or {COMPVIS}")
 
 
-def _listed(what: str, names: set[str], most: int = 5) -> str:
-    """Count and name weights: "2 missing (a, b)"."""
-    shown = ", ".join(sorted(names)[:most]) + (", ..." if len(names) > most else "")
-    return f"{len(names)} {what}" + (f" ({shown})" if names else "")
+def _on_meta(part: Network) -> nn.Module:
+    """Build a network without weights: no memory, no random numbers; the file's take their place.
+
+    Its numbers are those of the folder's config, or of the known size that a single file has.
+    """
+    network, config, read = NETWORKS[part.name]
+    if part.config is not None:
+        numbers = read(part.config)
+    else:
+        known = sizes(part.name)[part.size]
+        numbers = config(**{k: tuple(v) if isinstance(v, list) else v for k, v in known.items()})
+    with torch.device("meta"):
+        return network(numbers)
+
+
+def _scheduler(checkpoint: Checkpoint) -> Scheduler:
+    """Return a folder's scheduler; a single file's noise schedule was found to be SD v1's."""
+    path = checkpoint.scheduler
+    return PNDMScheduler(SD_V1_PNDM) if path is None else read_scheduler(path)
+
+
+def _assign(
+    pairs: Mapping[str, tuple[nn.Module, Network]],
+    dtype: torch.dtype | None,
+    device: torch.device | str,
+) -> None:
+    """Give networks the weights of files, all of them and no others; none before all are right."""
+    fitted = {name: part.fitted(_shapes(network)) for name, (network, part) in pairs.items()}
+    states = {
+        name: {key: _tensor(stored).to(device, dtype) for key, stored in tensors.items()}
+        for name, tensors in fitted.items()
+    }
+    for name, state in states.items():
+        pairs[name][0].load_state_dict(state, strict=True, assign=True)
+
+
+def _shapes(network: nn.Module) -> dict[str, tuple[int, ...]]:
+    return {key: tuple(tensor.shape) for key, tensor in network.state_dict().items()}
+
+
+def _tensor(stored: Stored) -> Tensor:
+    """Return a weight as it is in the file, which stays mapped, having looked at every value."""
+    bits = stored.bits()
+    if stored.dtype == "BF16":
+        tensor = torch.from_numpy(bits.view(np.int16)).view(torch.bfloat16)
+    else:
+        tensor = torch.from_numpy(bits)
+    least, greatest = torch.aminmax(tensor)  # of NaN, NaN
+    if not torch.isfinite(torch.stack([least, greatest])).all():
+        stored.check_finite()
+    return tensor
+
+
+_CODES = {getattr(torch, name): code for name, code in WEIGHTS.items()}
+
+
+def _stored(key: str, tensor: Tensor, dtype: torch.dtype | None) -> Stored:
+    """Return a weight on its way into a file."""
+
+    def bits() -> np.ndarray:
+        own = tensor.detach().cpu().contiguous()
+        return (own.view(torch.int16) if own.dtype == torch.bfloat16 else own).numpy()
+
+    if dtype is not None and dtype not in _CODES:
+        raise CheckpointError(f"dtype is {dtype}, expected one of {', '.join(WEIGHTS)}")
+    stored = Stored(key, _CODES[tensor.dtype], tuple(tensor.shape), bits)
+    return stored if dtype is None else stored.cast(_CODES[dtype])
+
+
+def _check_betas(scheduler: Any, path: str | Path) -> None:
+    config = scheduler.config
+    own = (config.beta_schedule, config.beta_start, config.beta_end, config.num_train_timesteps)
+    if own != ("scaled_linear", BETA_START, BETA_END, TRAIN_STEPS):
+        raise CheckpointError(
+            f"{path}: layout {COMPVIS} holds the noise schedule of Stable Diffusion v1, but the "
+            f"scheduler's is {own}"
+        )

@@ -5,8 +5,6 @@ The sizes are those of ``golden/spec/variants.json``: "tiny" takes seconds, "sd1
 as slow, as the trained model.
 """
 
-import json
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,8 +18,7 @@ from sd1_impl.text_encoder import CLIPTextEncoder
 from sd1_impl.tokenizer import CLIPTokenizer
 from sd1_impl.unet import UNet
 from sd1_impl.vae import AutoencoderKL
-
-VARIANTS_FILE = Path(__file__).parents[1] / "golden" / "spec" / "variants.json"
+from sd1_weights.sizes import sizes
 
 
 def synthetic_pipeline(
@@ -89,9 +86,8 @@ def randomise(network: nn.Module, generator: torch.Generator) -> None:
 
 def _architecture(component: str, size: str) -> dict[str, Any]:
     """Return a component's widths and depths, as arguments of its config."""
-    sizes = json.loads(VARIANTS_FILE.read_text(encoding="utf-8"))
-    if size not in sizes["unet"]:
-        raise ValueError(f"size is {size!r}, expected one of {', '.join(sizes['unet'])}")
+    if size not in sizes("unet"):
+        raise ValueError(f"size is {size!r}, expected one of {', '.join(sizes('unet'))}")
     # Only the UNet is another one for inpainting.
-    own = sizes[component].get(size) or sizes[component][size.removesuffix("-inpaint")]
+    own = sizes(component).get(size) or sizes(component)[size.removesuffix("-inpaint")]
     return {k: tuple(v) if isinstance(v, list) else v for k, v in own.items()}

@@ -45,6 +45,7 @@ class CLIPTokenizer:
     Attributes:
         vocabulary: Token to id, 49,408 of them: the 256 bytes, the same ending a word, one token
             per merge in the order in which they were learned, start and end of text.
+        merges: Pairs of tokens, the one learned first in front.
         bos_token_id: Id of ``<|startoftext|>``.
         eos_token_id: Id of ``<|endoftext|>``, which also pads.
 
@@ -53,13 +54,13 @@ class CLIPTokenizer:
     """
 
     def __init__(self, merges_file: str | Path = MERGES_FILE) -> None:
-        merges = _read_merges(Path(merges_file))
-        self._ranks = {pair: rank for rank, pair in enumerate(merges)}
+        self.merges = _read_merges(Path(merges_file))
+        self._ranks = {pair: rank for rank, pair in enumerate(self.merges)}
         self._letters = _byte_letters()
         self._bytes = {letter: byte for byte, letter in self._letters.items()}
 
         letters = list(self._letters.values())
-        merged = [left + right for left, right in merges]
+        merged = [left + right for left, right in self.merges]
         endings = [letter + WORD_END for letter in letters]
         self._tokens = [*letters, *endings, *merged, START_OF_TEXT, END_OF_TEXT]
         self.vocabulary = {token: i for i, token in enumerate(self._tokens)}

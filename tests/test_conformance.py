@@ -8,7 +8,7 @@ import pytest
 from conformance.compare import relative_error
 from conformance.errors import UnsupportedError
 from conformance.execution import Execution
-from conformance.golden import load_golden
+from conformance.golden_files import load_golden
 from conformance.sampling import term_and_step
 from conformance.tolerance import LIMIT, ratio
 

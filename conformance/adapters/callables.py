@@ -14,8 +14,8 @@ from conformance.adapters.axes import fitted
 from conformance.errors import PortError
 from conformance.port import Arrays, Hello
 from conformance.report.text import one_line
-from conformance.tensors import widened
 from conformance.variants import parse_variant, variant_names
+from sd1_weights.stored import widened
 
 if TYPE_CHECKING:
     from conformance.variants import Variant, Weights

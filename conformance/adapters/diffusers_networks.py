@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from conformance.adapters.torch_module import first_tensor
-from conformance.export import published_config
 from conformance.port import Arrays
 from conformance.spec import BLOCKS
 from conformance.vocabulary import CONTEXT, END, Vocabulary
+from sd1_weights.configs import published_config
 
 if TYPE_CHECKING:
     from conformance.adapters.torch_module import Build, Call

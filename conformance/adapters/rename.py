@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from conformance import spec
-from conformance.adapters import compvis
 from conformance.adapters.axes import WHOLE, Axes, Shape, Source, Turn
-from conformance.errors import PortError, UsageError
+from conformance.errors import PortError
+from sd1_weights import names as layouts
+from sd1_weights.errors import CheckpointError
 
 Replacement = str | Callable[[re.Match[str]], str]
 
@@ -345,22 +346,22 @@ def _diffusers() -> list[Rename]:
 def _compvis(component: str) -> list[Rename]:
     """Return the rows of the CompVis names; those of a block are relative to it."""
     folder, start = spec.CHECKPOINT_FOLDERS[component], spec.name_start(component)
-    outside = compvis.compvis_key(folder, start) if start else ""
+    outside = layouts.compvis_key(folder, start) if start else ""
 
     def canonical(match: re.Match[str]) -> str:
         try:
-            return compvis.canonical_key(folder, outside + match[0]).removeprefix(start)
-        except UsageError:
+            return layouts.canonical_key(folder, outside + match[0]).removeprefix(start)
+        except CheckpointError:
             return match[0]
 
-    prefix = compvis.prefix(folder)
+    prefix = layouts.prefix(folder)
     starts = "|".join(re.escape(prefix[dot:]) for dot in (0, *_dots(prefix)[:-1]))
     rows = [
         Rename(f"^(?:{starts})", "", optional=True),
-        *(Rename(f"^{re.escape(n)}$", None, optional=True) for n in compvis.unweighted(folder)),
+        *(Rename(f"^{re.escape(n)}$", None, optional=True) for n in layouts.unweighted(folder)),
         Rename("^.+$", canonical, optional=True),
     ]
-    for axes, paths in compvis.layouts(folder).items():
+    for axes, paths in layouts.layouts(folder).items():
         modules = "|".join(map(re.escape, paths))
         rows.append(Rename(rf"^(?:{modules})\.", r"\g<0>", axes, optional=True))
     return rows

@@ -13,7 +13,8 @@ from conformance.adapters import sd1_impl
 from conformance.case import Case
 from conformance.compare import Record
 from conformance.execution import Execution
-from conformance.golden import SPLICE, Golden, load_golden
+from conformance.golden import SPLICE, Golden
+from conformance.golden_files import load_golden
 from conformance.judge import judge_outputs, judge_probes
 from conformance.mutants.mutant import Mutant
 from conformance.mutants.port import MutantPort

@@ -18,7 +18,8 @@ from conformance.errors import SuiteError
 from conformance.execution import Execution
 from conformance.explain import TESTED, failing_items, witnesses
 from conformance.fingerprint import Known, Marks, marks_of, rank
-from conformance.golden import SPLICE, TRACE, Golden, load_golden
+from conformance.golden import SPLICE, TRACE, Golden
+from conformance.golden_files import load_golden
 from conformance.mutants.answer import Reference, expected_probe
 from conformance.mutants.catalogue import NOT_RUN, find_mutants
 from conformance.mutants.mutant import Mutant

@@ -14,7 +14,8 @@ import pytest
 from conformance import cli
 from conformance.case import COMPONENTS, Case, find_case, select_cases
 from conformance.execution import Execution
-from conformance.golden import Golden, load_golden
+from conformance.golden import Golden
+from conformance.golden_files import load_golden
 from conformance.port import Hello, resolve
 from conformance.runner import Result, Runner
 from conformance.spec import golden_root
@@ -33,7 +34,8 @@ import os
 import numpy as np
 
 from conformance.case import find_case
-from conformance.golden import load_golden, manifest
+from conformance.golden import manifest
+from conformance.golden_files import load_golden
 from conformance.port import Hello
 
 

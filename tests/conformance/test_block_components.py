@@ -15,8 +15,8 @@ from conformance.blocks import block_names, block_of
 from conformance.case import COMPONENTS, Case, find_case
 from conformance.compare import Record
 from conformance.execution import Execution
-from conformance.export import published_config
-from conformance.golden import SPLICE, TRACE, load_golden
+from conformance.golden import SPLICE, TRACE
+from conformance.golden_files import load_golden
 from conformance.port import resolve
 from conformance.recipe import digest
 from conformance.runner import Runner
@@ -24,6 +24,7 @@ from conformance.scenarios.blocks import BlockScenario
 from conformance.segments import spliced
 from conformance.spec import BLOCKS, Block
 from conformance.variants import parse_variant, variant_names
+from sd1_weights.configs import published_config
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -7,7 +7,7 @@ from conformance.adapters.callables import CallableComponent, CallablePort, as_o
 from conformance.case import find_case
 from conformance.errors import PortError, UnsupportedError
 from conformance.execution import Execution
-from conformance.golden import load_golden
+from conformance.golden_files import load_golden
 from conformance.runner import Runner
 from conformance.variants import parse_variant
 

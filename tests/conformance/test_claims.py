@@ -6,7 +6,7 @@ import pytest
 
 from conformance.case import all_cases, find_case
 from conformance.errors import GoldenError
-from conformance.golden import load_golden
+from conformance.golden_files import load_golden
 from conformance.tolerance import LIMIT
 
 torch = pytest.importorskip("torch")

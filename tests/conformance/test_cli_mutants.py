@@ -21,7 +21,7 @@ from conformance import cli, cli_mutants
 from conformance.adapters import sd1_impl
 from conformance.case import Case, find_case
 from conformance.execution import EXACT
-from conformance.golden import load_golden
+from conformance.golden_files import load_golden
 from conformance.mutants import gate
 from conformance.mutants.answer import answer, load
 from conformance.mutants.catalogue import NOT_RUN, find_mutants

@@ -20,7 +20,8 @@ from conformance.divergence import (
     inherited,
 )
 from conformance.execution import Execution
-from conformance.golden import Golden, load_golden
+from conformance.golden import Golden
+from conformance.golden_files import load_golden
 from conformance.port import Hello
 from conformance.results import plain
 from conformance.runner import Result, Runner

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from conformance.case import find_case
-from conformance.golden import Golden, load_golden
+from conformance.golden import Golden
+from conformance.golden_files import load_golden
 from conformance.judge import ISLAND, TIME_PROJ, judge_probes, time_proj_values
 from conformance.tolerance import LIMIT
 

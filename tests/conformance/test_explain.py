@@ -18,7 +18,7 @@ from conformance.errors import UnsupportedError
 from conformance.execution import Execution
 from conformance.explain import Explanation, Item, explain, failing_items, witnesses
 from conformance.fingerprint import Known, marks_of
-from conformance.golden import load_golden
+from conformance.golden_files import load_golden
 from conformance.mutants.answer import answer, load
 from conformance.mutants.catalogue import find_mutants
 from conformance.mutants.port import MutantPort

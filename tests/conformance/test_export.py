@@ -13,11 +13,11 @@ from safetensors.numpy import load_file
 from conformance import cli
 from conformance.case import find_case
 from conformance.errors import UsageError
-from conformance.export import published_config
-from conformance.golden import load_golden
+from conformance.golden_files import load_golden
 from conformance.recipe import TensorRecipe
 from conformance.spec import CHECKPOINT_FOLDERS
 from conformance.variants import parse_variant
+from sd1_weights.configs import published_config
 
 FILE = "diffusion_pytorch_model.safetensors"
 FILES = {"text_encoder": "model.safetensors", "unet": FILE, "vae": FILE}

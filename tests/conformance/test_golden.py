@@ -14,7 +14,8 @@ import pytest
 from conformance import cli, cli_golden, lint, spec
 from conformance.case import Case, select_cases
 from conformance.errors import ExitCode, GoldenError
-from conformance.golden import Golden, check_inputs, load_golden
+from conformance.golden import Golden
+from conformance.golden_files import check_inputs, load_golden
 from conformance.manifest import manifest, read_manifest
 from conformance.recipe import digest
 

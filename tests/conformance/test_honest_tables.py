@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from conformance.case import find_case
-from conformance.golden import load_golden
+from conformance.golden_files import load_golden
 from conformance.tables import judge_table
 from conformance.tolerance import LIMIT
 

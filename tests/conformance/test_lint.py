@@ -11,7 +11,8 @@ import pytest
 from conformance import lint
 from conformance.case import Case, select_cases
 from conformance.compare import judge_exact
-from conformance.golden import Golden, load_golden
+from conformance.golden import Golden
+from conformance.golden_files import load_golden
 from conformance.large import Large
 from conformance.manifest import read_manifest
 

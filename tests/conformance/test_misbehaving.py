@@ -15,7 +15,7 @@ from conformance.case import find_case
 from conformance.child import resident_bytes
 from conformance.errors import PortError, UsageError
 from conformance.execution import Execution
-from conformance.golden import load_golden
+from conformance.golden_files import load_golden
 from conformance.runner import Runner
 
 CHILD = Path(__file__).with_name("misbehaving_child.py")

@@ -15,7 +15,7 @@ from conformance.adapters import sd1_impl
 from conformance.case import Case, find_case
 from conformance.compare import Record
 from conformance.execution import Execution
-from conformance.golden import load_golden
+from conformance.golden_files import load_golden
 from conformance.mutants.answer import Reference, _same_pixels, answer, expected_probe, load, worst
 from conformance.mutants.catalogue import find_mutants
 from conformance.mutants.mutant import EVIDENCE, SIZES, Mutant, Patch

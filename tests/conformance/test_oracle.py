@@ -11,7 +11,7 @@ from conformance.adapters.diffusers_networks import NETWORKS, build_unet, call_u
 from conformance.adapters.torch_module import TorchComponent, assign_weights, observe
 from conformance.case import find_case
 from conformance.errors import GoldenError
-from conformance.golden import load_golden
+from conformance.golden_files import load_golden
 from conformance.noise import calibrations, measure, worst_of
 from conformance.record import Reference
 from conformance.tolerance import FLOAT64_FROM_FLOAT32

@@ -25,7 +25,7 @@ import signal
 import numpy as np
 
 from conformance.case import find_case
-from conformance.golden import load_golden
+from conformance.golden_files import load_golden
 
 
 class Port:

@@ -11,7 +11,8 @@ import pytest
 from conformance.case import Case, find_case
 from conformance.compare import Record
 from conformance.execution import Execution
-from conformance.golden import Golden, load_golden
+from conformance.golden import Golden
+from conformance.golden_files import load_golden
 from conformance.judge import judge_probes, time_proj_values
 from conformance.port import Hello
 from conformance.runner import Result, first_divergence

@@ -11,7 +11,7 @@ pytest.importorskip("diffusers")
 
 from conformance import record
 from conformance.case import all_cases, find_case
-from conformance.golden import load_golden
+from conformance.golden_files import load_golden
 from conformance.large import Large
 from conformance.manifest import read_manifest
 from conformance.verify import age_of, disagreement

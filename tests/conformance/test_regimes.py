@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from conformance.case import NETWORKS, find_case
-from conformance.golden import load_golden
+from conformance.golden_files import load_golden
 from conformance.recipe import Kind
 from conformance.regimes import REGIMES
 from conformance.variants import Weights, parse_variant

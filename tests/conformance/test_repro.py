@@ -17,7 +17,7 @@ from safetensors.numpy import load_file
 pytest.importorskip("diffusers")
 
 from conformance.case import find_case
-from conformance.golden import load_golden
+from conformance.golden_files import load_golden
 from conformance.spec import parameter_shapes
 from conformance.tolerance import LIMIT
 

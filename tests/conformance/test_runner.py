@@ -14,7 +14,8 @@ from conformance.case import Case, find_case, select_cases
 from conformance.compare import whole_errors
 from conformance.errors import PortError, UnsupportedError
 from conformance.execution import Execution, items
-from conformance.golden import Golden, load_golden
+from conformance.golden import Golden
+from conformance.golden_files import load_golden
 from conformance.runner import Runner
 from conformance.tolerance import ARITHMETICS, LIMIT
 

@@ -10,7 +10,7 @@ import pytest
 
 from conformance.case import Case, find_case
 from conformance.execution import Execution, items
-from conformance.golden import load_golden
+from conformance.golden_files import load_golden
 from conformance.runner import Runner
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from conformance import spec
 from conformance.case import find_case, select_cases
-from conformance.golden import load_golden
+from conformance.golden_files import load_golden
 from conformance.pixels import judge_pixels
 from conformance.sampling import (
     ALGORITHMS,

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from conformance.case import find_case
-from conformance.golden import load_golden
+from conformance.golden_files import load_golden
 from conformance.tensors import read_tensors, rounded, write_tensors
 
 PICTURE = "pipeline/img2img/tiny/euler"

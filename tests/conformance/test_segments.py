@@ -6,7 +6,8 @@ import pytest
 
 from conformance.case import find_case
 from conformance.execution import Execution
-from conformance.golden import SPLICE, load_golden
+from conformance.golden import SPLICE
+from conformance.golden_files import load_golden
 from conformance.port import resolve
 from conformance.runner import Runner
 from conformance.segments import spliced

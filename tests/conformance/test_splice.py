@@ -13,7 +13,7 @@ from torch import nn
 from conformance.adapters.torch_module import TorchComponent, observe
 from conformance.case import find_case
 from conformance.errors import PortError
-from conformance.golden import load_golden
+from conformance.golden_files import load_golden
 from conformance.traces import pack_path
 
 SHAPE = (2, 3, 4, 5)

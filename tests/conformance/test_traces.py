@@ -17,7 +17,8 @@ from conformance import traces
 from conformance.case import find_case
 from conformance.errors import GoldenError, UnsupportedError, UsageError
 from conformance.execution import Execution
-from conformance.golden import Golden, load_golden
+from conformance.golden import Golden
+from conformance.golden_files import load_golden
 from conformance.port import Hello
 from conformance.runner import Runner
 from conformance.sketch import sketch
@@ -278,7 +279,7 @@ PORT = '''
 import numpy as np
 
 from conformance.case import find_case
-from conformance.golden import load_golden
+from conformance.golden_files import load_golden
 from conformance.port import Hello
 
 

@@ -15,7 +15,8 @@ from safetensors.numpy import load_file, save_file
 
 from conformance.case import find_case
 from conformance.execution import Execution
-from conformance.golden import SPLICE, TRACE, load_golden
+from conformance.golden import SPLICE, TRACE
+from conformance.golden_files import load_golden
 from conformance.port import resolve
 from conformance.runner import Runner
 from conformance.variants import parse_variant

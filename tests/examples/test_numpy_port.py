@@ -13,7 +13,7 @@ import pytest
 
 from conformance.case import find_case
 from conformance.execution import Execution
-from conformance.golden import load_golden
+from conformance.golden_files import load_golden
 from conformance.tolerance import LIMIT
 
 FOLDER = Path(__file__).resolve().parents[2] / "examples" / "numpy"

@@ -1,0 +1,237 @@
+"""Commands about weights: writing the recipe's, looking at files, and judging on them."""
+
+from __future__ import annotations
+
+import argparse
+import atexit
+import shutil
+import tempfile
+from collections import Counter
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from conformance import export, spec
+from conformance.cache import GOLDENS, cache_folder
+from conformance.case import Case
+from conformance.checkpoints import SHORT, FileVariant, cases_on, file_variant
+from conformance.cli_common import command, selected, split
+from conformance.errors import ExitCode, UsageError, unknown_name
+from conformance.variants import NO_VARIANT, parse_variant, variant_names
+from conformance.vocabulary import Vocabulary
+from sd1_weights import save
+from sd1_weights.config_files import read_config, read_json
+from sd1_weights.configs import tokenizer_files
+from sd1_weights.errors import CheckpointError, listed
+from sd1_weights.layouts import COMPVIS, DIFFUSERS, Checkpoint, Network, read_checkpoint
+from sd1_weights.sizes import shapes_of, sizes
+from sd1_weights.stored import WEIGHTS
+
+_NAMES = {code: name for name, code in WEIGHTS.items()}
+
+
+def add_commands(commands: Any) -> None:
+    """Declare `weights`."""
+    weights = command(commands, "weights", None, "files of weights: write, inspect, convert")
+    own = weights.add_subparsers(required=True, metavar="COMMAND")
+    written = command(own, "export", _export, "write a variant's synthetic weights")
+    written.add_argument("--variant", required=True)
+    _add_target(written, DIFFUSERS)
+    inspect = command(own, "inspect", _inspect, "say what a file or folder holds")
+    inspect.add_argument("path", type=Path, metavar="PATH")
+    add_choice(inspect)
+    convert = command(own, "convert", _convert, "write a file or folder in another layout")
+    convert.add_argument("path", type=Path, metavar="IN")
+    _add_target(convert, None)
+    add_choice(convert)
+
+
+def _add_target(parser: argparse.ArgumentParser, layout: str | None) -> None:
+    parser.add_argument(
+        "--layout",
+        choices=export.LAYOUTS,
+        default=layout,
+        required=layout is None,
+        help="compvis: one file, *.safetensors or *.ckpt; diffusers: a folder"
+        f"{f'; default {layout}' if layout else ''}",
+    )
+    default = "that of the files" if layout is None else "float32"
+    parser.add_argument("--dtype", choices=WEIGHTS, help=f"of the weights; default {default}")
+    parser.add_argument("--out", type=Path, required=True, metavar="OUT", help="file or folder")
+
+
+def add_choice(parser: argparse.ArgumentParser) -> None:
+    """Offer the options that choose among the weights of a path."""
+    parser.add_argument(
+        "--ema", action="store_true", help="the averaged weights (model_ema.*) of a single file"
+    )
+    parser.add_argument(
+        "--files",
+        default="",
+        metavar="NAME",
+        help="of a folder, *.NAME.safetensors: fp16, non_ema; default the plain files",
+    )
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    if arguments.variant == NO_VARIANT:
+        raise unknown_name("variant", NO_VARIANT, variant_names())
+    variant = parse_variant(arguments.variant)
+    dtype = arguments.dtype or "float32"
+    networks = export.write_checkpoint(variant, arguments.layout, dtype, arguments.out)
+    for name, tensors in networks.items():
+        plain = variant.name in variant_names(spec.FOLDER_COMPONENTS[name])
+        own = variant.name if plain else variant.name.removesuffix(spec.INPAINT_SUFFIX)
+        where = arguments.out / name if arguments.layout == DIFFUSERS else arguments.out
+        count = sum(tensor.size for tensor in tensors.values())
+        what = "" if arguments.layout == DIFFUSERS else f"{name}, "
+        print(f"{where}: {what}{count:,} parameters, {dtype}, {own}")
+    return int(ExitCode.CONFORMANT)
+
+
+def _inspect(arguments: argparse.Namespace) -> int:
+    checkpoint = read_checkpoint(arguments.path, ema=arguments.ema, files=arguments.files)
+    print(f"{arguments.path}: layout {checkpoint.layout}")
+    print(f"ema          {_ema_text(checkpoint)}")
+    wrong = 0
+    for network in checkpoint.networks.values():
+        lines, fault = _described(network)
+        print("\n".join(lines))
+        wrong += fault
+    if checkpoint.layout == DIFFUSERS:
+        path = checkpoint.scheduler
+        kind = read_json(path).get("_class_name") if path else "none: SD v1's PNDM is meant"
+        print(f"scheduler    {kind}")
+    if checkpoint.layout == COMPVIS:
+        absent = [name for name in spec.FOLDER_COMPONENTS if name not in checkpoint.networks]
+        wrong += len(absent)
+        print("\n".join(f"{name:12s} missing" for name in absent), end="\n" if absent else "")
+    print(f"not read     {listed('entries', checkpoint.unread)}")
+    return int(ExitCode.NONCONFORMANT if wrong else ExitCode.CONFORMANT)
+
+
+def _ema_text(checkpoint: Checkpoint) -> str:
+    if not checkpoint.ema:
+        return "none"
+    chosen = "these are taken" if checkpoint.uses_ema else "left alone; --ema takes them"
+    return f"{checkpoint.ema} averaged weights of the UNet: {chosen}"
+
+
+def _described(network: Network) -> tuple[list[str], bool]:
+    """Describe a network in lines, and say whether something is wrong with it."""
+    count = sum(tensor.size for tensor in network.tensors.values())
+    dtypes = Counter(_NAMES.get(t.dtype, t.dtype) for t in network.tensors.values())
+    kinds = ", ".join(f"{name} ({n})" if len(dtypes) > 1 else name for name, n in dtypes.items())
+    try:
+        size = network.size
+        missing, unexpected = network.faults(shapes_of(network.name, size))
+        fault = "; ".join(
+            listed(kind, names)
+            for kind, names in (("missing", missing), ("unexpected", unexpected))
+            if names
+        )
+        if not fault:
+            network.fitted(shapes_of(network.name, size))
+    except CheckpointError as error:
+        size, fault = "no known size", str(error)
+    text = f"{network.name:12s} {size}: {count:,} parameters in {len(network.tensors)} tensors"
+    lines = [f"{text}, {kinds}"]
+    if network.config is not None:
+        try:
+            read_config(network.name, network.config)
+        except CheckpointError as error:
+            fault = "; ".join(part for part in (fault, str(error)) if part)
+    if fault:
+        lines.append(f"{'':12s} {fault}")
+    if network.unread:
+        lines.append(f"{'':12s} not read: {listed('entries', network.unread)}")
+    return lines, bool(fault)
+
+
+def _convert(arguments: argparse.Namespace) -> int:
+    checkpoint = read_checkpoint(arguments.path, ema=arguments.ema, files=arguments.files)
+    architectures, networks = {}, {}
+    for name in spec.FOLDER_COMPONENTS:
+        network = checkpoint.network(name)
+        size = network.size
+        architectures[name] = dict(sizes(name)[size])
+        if network.config is not None:
+            architectures[name] |= read_config(name, network.config)
+        tensors = network.fitted(shapes_of(name, size))
+        for tensor in tensors.values():
+            tensor.check_finite()
+        code = WEIGHTS.get(arguments.dtype)
+        networks[name] = {k: t if code is None else t.cast(code) for k, t in tensors.items()}
+    if arguments.layout == COMPVIS:
+        _require_single_file(checkpoint, architectures)
+        save.write_single_file(arguments.out, networks, {}, export.watched)
+    else:
+        words = Vocabulary.load()
+        tokenizer = tokenizer_files(words.ids, words.merges)
+        scheduler = read_json(checkpoint.scheduler) if checkpoint.scheduler else None
+        save.write_folder(
+            arguments.out, networks, architectures, tokenizer, {}, export.watched, scheduler
+        )
+    left = checkpoint.ema and not checkpoint.uses_ema
+    print(
+        f"{arguments.out}: layout {arguments.layout}, from {checkpoint.layout}"
+        f"{'; the averaged weights were left out (--ema takes them)' if left else ''}"
+    )
+    return int(ExitCode.CONFORMANT)
+
+
+def _require_single_file(checkpoint: Checkpoint, architectures: dict[str, dict[str, Any]]) -> None:
+    """Refuse what a single file cannot say: it carries no configuration."""
+    for name, architecture in architectures.items():
+        network = checkpoint.networks[name]
+        known = sizes(name)[network.size]
+        for key, value in known.items():
+            own = architecture[key]
+            if (list(own) if isinstance(own, tuple) else own) != value:
+                raise CheckpointError(
+                    f"{network.config}: {key} is {own!r}, in size {network.size} it is {value!r}: "
+                    f"layout {COMPVIS} has no place for it"
+                )
+
+
+def cases_of(arguments: argparse.Namespace) -> tuple[list[Case], FileVariant | None]:
+    """Return the selected cases, on the weights of `--weights` where they are given.
+
+    Raises:
+        UsageError: The selection leaves none.
+    """
+    if arguments.weights is None:
+        for option in ("ema", "files"):
+            if getattr(arguments, option):
+                message = f"--{option} chooses among the weights of a path: it needs --weights PATH"
+                raise UsageError(message)
+        return selected(arguments), None
+    try:
+        variant = file_variant(
+            arguments.weights, _goldens_folder(), ema=arguments.ema, files=arguments.files
+        )
+    except CheckpointError as error:
+        raise UsageError(str(error)) from error
+    globs = split(arguments.variant)
+    if globs and not any(fnmatchcase(variant.name, glob) for glob in globs):
+        message = (
+            f"--variant {arguments.variant}: the weights of {arguments.weights} are of size "
+            f"{variant.name}; leave --variant out"
+        )
+        raise UsageError(message)
+    arguments.variant = variant.name
+    print(
+        f"weights {arguments.weights}: layout {variant.layout}, size {variant.size}, "
+        f"{', '.join(variant.networks)}, sha256 {variant.digest[:SHORT]}"
+    )
+    return cases_on(variant, selected(arguments)), variant
+
+
+def _goldens_folder() -> Path:
+    """Return where goldens of weights are kept: without a cache, for as long as this process."""
+    folder = cache_folder(GOLDENS)
+    if folder is not None:
+        return folder
+    temporary = tempfile.mkdtemp(prefix="sd1-goldens-")
+    atexit.register(shutil.rmtree, temporary, ignore_errors=True)
+    return Path(temporary)

@@ -1,0 +1,64 @@
+"""Goldens of the user's own weights, recorded by the oracle that is installed, and kept."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection
+from itertools import groupby
+from pathlib import Path
+
+from conformance import oracle
+from conformance.case import Case
+from conformance.checkpoints import FileVariant
+from conformance.errors import GoldenError, UsageError
+from conformance.golden import Golden
+from conformance.golden_files import check_inputs, golden_of_weights
+from conformance.recipe import digest
+from conformance.record import Say, arithmetics, record_variant
+
+
+def record_missing(cases: list[Case], wanted: Collection[str], say: Say) -> None:
+    """Record what is not in the cache yet.
+
+    Args:
+        cases: Those on files' weights are looked at; others have goldens.
+        wanted: The arithmetics that they are to be judged in.
+        say: Told each step, in one line.
+
+    Raises:
+        GoldenError: The oracle cannot judge these weights.
+        UsageError: The cache cannot be written.
+    """
+    own = [(c, c.variant) for c in cases if isinstance(c.variant, FileVariant) and not c.refused]
+    missing = [case for case, variant in own if not _is_there(case, variant, wanted)]
+    if missing:
+        say(f"{len(missing)} goldens of these weights are recorded from the oracle, once")
+    for _, group in groupby(missing, key=lambda case: case.component):
+        same = list(group)
+        goldens = record_variant(same, say, {"float64", *wanted})
+        for case, variant in own:
+            if case in same:
+                _write(variant.goldens / f"{case.id}.safetensors", goldens[case.id])
+
+
+def _is_there(case: Case, variant: FileVariant, wanted: Collection[str]) -> bool:
+    """Say whether a golden is kept: of today's inputs and oracle, in all arithmetics."""
+    try:
+        golden = golden_of_weights(case, variant)
+        check_inputs(golden, {name: digest(array) for name, array in case.inputs().items()})
+    except GoldenError:
+        return False
+    same = all(golden.provenance.get(name) == own for name, own in oracle.versions().items())
+    return same and set(wanted) & set(arithmetics(case)) <= set(golden.noise)
+
+
+def _write(path: Path, golden: Golden) -> None:
+    """Keep a golden, whole or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_bytes(golden.to_bytes())
+        temporary.replace(path)
+    except OSError as error:
+        message = f"cannot keep {path}: {error.strerror or error}; SD1_CACHE names another folder"
+        raise UsageError(message) from error

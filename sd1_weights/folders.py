@@ -1,0 +1,106 @@
+"""The files of a folder in diffusers' layout: which they are, and that none leads out of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from sd1_weights import names
+from sd1_weights.config_files import read_json
+from sd1_weights.errors import CheckpointError
+
+_ENDINGS = ("safetensors", "bin")
+_DEFAULT_FILES = ("", "fp16")
+_KINDS = {
+    "UNet2DConditionModel": "unet",
+    "AutoencoderKL": "vae",
+    "clip_text_model": "text_encoder",
+    "clip": "text_encoder",
+}
+"""What a config says of itself, as `_class_name` or `model_type`."""
+
+_EXPECTED = (
+    "expected a folder in diffusers' layout, with config.json and weights in text_encoder/, "
+    "unet/ and vae/"
+)
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A folder of a whole model, or of one network.
+
+    Attributes:
+        path: The folder.
+        files: Which of several files of weights: `fp16`, `non_ema`; empty for the plain ones.
+        root: Folder that no link may lead out of; None for `path`.
+    """
+
+    path: Path
+    files: str = ""
+    root: Path | None = None
+
+    def inside(self, name: str) -> Folder:
+        """Return the folder of a network."""
+        return Folder(self.path / name, self.files, self.root or self.path)
+
+    def component(self) -> str | None:
+        """Return the network that this folder alone is of, or None."""
+        path = self.path / "config.json"
+        if not path.is_file():
+            return None
+        given = read_json(self._own(path))
+        kind = given.get("_class_name", given.get("model_type"))
+        if kind not in list(_KINDS):
+            raise CheckpointError(f"{path}: it is the config of {kind!r}, no network of SD v1")
+        return _KINDS[kind]
+
+    def config(self) -> Path:
+        """Return the path of `config.json`.
+
+        Raises:
+            CheckpointError: It is missing, or leads out of the folder.
+        """
+        return self._own(self._present([self.path / "config.json"]))
+
+    def scheduler(self) -> Path | None:
+        """Return the path of the scheduler's config, or None where there is none."""
+        path = self.path / "scheduler" / "scheduler_config.json"
+        return self._own(path) if path.is_file() else None
+
+    def weights(self, name: str) -> Path:
+        """Return the file of weights of a network.
+
+        Raises:
+            CheckpointError: There is none, or it leads out of the folder.
+        """
+        stems = names.facts_of(name)["files"]
+        kinds = (self.files,) if self.files else _DEFAULT_FILES
+        choices = [
+            self.path / ".".join(part for part in (stem, kind, ending) if part)
+            for kind in kinds
+            for stem in stems
+            for ending in _ENDINGS
+        ]
+        return self._own(self._present(choices))
+
+    def _present(self, choices: list[Path]) -> Path:
+        """Return the first of several files that is there."""
+        found = next((path for path in choices if path.is_file()), None)
+        if found is None:
+            others = "".join(f", and {path.name}" for path in choices[1:])
+            raise CheckpointError(f"{choices[0]} is missing{others}: {_EXPECTED}")
+        return found
+
+    def _own(self, path: Path) -> Path:
+        """Refuse a link that leads out of the folder.
+
+        The folders of Hugging Face's cache are links into the blobs of the same repository.
+        """
+        root = (self.root or self.path).resolve()
+        roots = [root]
+        if root.parent.name == "snapshots" and root.parent.parent.name.startswith("models--"):
+            roots.append(root.parent.parent)
+        target = path.resolve()
+        if not any(target.is_relative_to(allowed) for allowed in roots):
+            raise CheckpointError(f"{path} is a link that leads out of the folder, to {target}")
+        return path
