@@ -1,258 +1,43 @@
-"""Published slices of the trained models, for people who have their weights: docs/witness.md."""
+"""Running published slices, for people who have the trained weights: docs/witness.md."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass, field, replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import KW_ONLY, dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, cast
 
 import numpy as np
 
-from conformance import spec
 from conformance.case import Case
 from conformance.compare import Record, max_abs_of, misshapen, rms_of
 from conformance.contract import call
 from conformance.divergence import describe, first_divergence
-from conformance.errors import PortError, UnsupportedError, UsageError, unknown_name
+from conformance.errors import PortError
 from conformance.execution import Execution
 from conformance.layout import require_shapes
 from conformance.port import Arrays, Port
 from conformance.recipe import digest
-from conformance.report.text import one_line
 from conformance.runner import Result, Runner
-from conformance.sampling import config_array, settings
 from conformance.scenarios import Scenario
 from conformance.tolerance import LIMIT
 from conformance.variants import Variant, Weights
-from sd1_weights.names import golden_root
-
-WITNESSES = ("v1-4", "v1-5")
-"""Models of which slices are published."""
+from conformance.witness_rows import PREFIX, WITNESSES, Row, Stage, read_inputs, rows
 
 LATENT_SCALE = 0.18215
 """Of latents at the border (docs/contract.md): the published decodings begin with unscaled ones."""
 
-_PREFIX = "witness-"
 _DECODER = "vae_decoder"
-_SIZE = "sd1"
 _STAMPED = ("unet", _DECODER)
-_FLOATING = ("float32", "float64")
-
-
-class Stage(NamedTuple):
-    """One call of the port.
-
-    Attributes:
-        component: What is called.
-        output: The output that goes on to the next stage, or is judged.
-        shape: Its shape.
-    """
-
-    component: str
-    output: str
-    shape: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Row:
-    """One published slice.
-
-    Attributes:
-        model: One of `WITNESSES`.
-        name: Distinguishes the rows of a model: `s33-t4`.
-        dtype: Arithmetic in which it was published.
-        atol: Largest absolute error that the published test allows.
-        source: The test that publishes it.
-        hunts: The bugs that it may show, in one line.
-        stages: Calls of the port, in order.
-        seed: In the names of the noise files; of NumPy's legacy generator for what is drawn.
-        where: Indices and slices, one for each axis of the last stage's output.
-        values: The published numbers, in the order of the flattened slice.
-        files: Shapes of the inputs that are read from noise files, by input.
-        drawn: Shapes of the inputs that NumPy's legacy generator draws.
-        zeros: Shapes of the inputs that are zero.
-        given: Other inputs, as JSON has them.
-        config: Arguments of `sampling.settings`; empty where there is no scheduler.
-    """
-
-    model: str
-    name: str
-    dtype: str
-    atol: float
-    source: str
-    hunts: str
-    stages: tuple[Stage, ...]
-    seed: int
-    where: tuple[int | slice, ...] = field(hash=False)
-    values: tuple[float, ...]
-    files: Mapping[str, tuple[int, ...]] = field(hash=False)
-    drawn: Mapping[str, tuple[int, ...]] = field(hash=False)
-    zeros: Mapping[str, tuple[int, ...]] = field(hash=False)
-    given: Mapping[str, Any] = field(hash=False)
-    config: Mapping[str, Any] = field(hash=False)
-
-    @property
-    def component(self) -> str:
-        """Return the component whose output is judged."""
-        return self.stages[-1].component
-
-    @property
-    def scenario(self) -> str:
-        """Return the last segment of the case id."""
-        return f"{_PREFIX}{self.model}-{self.name}"
-
-    @property
-    def id(self) -> str:
-        """Return `component/sd1/scenario`."""
-        return f"{self.component}/{_SIZE}/{self.scenario}"
-
-    @property
-    def file_names(self) -> dict[str, str]:
-        """Return the names of the noise files, by input, as the published tests form them."""
-        return {
-            name: f"gaussian_noise_s={self.seed}_shape={'_'.join(map(str, shape))}.npy"
-            for name, shape in self.files.items()
-        }
-
-
-def rows(model: str) -> list[Row]:
-    """Return the published slices of a model; those of one component and dtype come together.
-
-    Args:
-        model: One of `WITNESSES`.
-
-    Raises:
-        UsageError: No such model.
-    """
-    if model not in WITNESSES:
-        raise unknown_name("witness", model, list(WITNESSES))
-    return [
-        _row(group | row, facts["source"])
-        for facts in (published(),)
-        for group in facts["groups"]
-        if group["model"] == model
-        for row in group["rows"]
-    ]
-
-
-def published() -> dict[str, Any]:
-    """Return `golden/spec/witness.json`: groups of slices, and `left_out`, each with its reason."""
-    facts: dict[str, Any] = spec._load(golden_root(), "witness")  # noqa: SLF001 - spec's own reader
-    return facts
-
-
-def _row(facts: Mapping[str, Any], origin: str) -> Row:
-    """Read a row of the JSON, what it shares with its group included."""
-    shapes = {
-        kind: {name: tuple(shape) for name, shape in facts.get(kind, {}).items()}
-        for kind in ("files", "drawn", "zeros")
-    }
-    return Row(
-        model=facts["model"],
-        name=facts["name"],
-        dtype=facts["dtype"],
-        atol=facts["atol"],
-        source=f"{facts['source']} of {origin}",
-        hunts=facts["hunts"],
-        stages=tuple(Stage(name, output, tuple(shape)) for name, output, shape in facts["stages"]),
-        seed=facts["seed"],
-        where=tuple(i if isinstance(i, int) else slice(*i) for i in facts["slice"]),
-        values=tuple(facts["values"]),
-        given=facts.get("given", {}),
-        config=facts.get("config", {}),
-        **shapes,
-    )
-
-
-def check_folder(model: str, folder: Path) -> None:
-    """Refuse a folder in which no noise file of a model is.
-
-    Args:
-        model: One of `WITNESSES`.
-        folder: As the user gave it.
-
-    Raises:
-        UsageError: It is no folder, or holds none of the files.
-    """
-    if not folder.is_dir():
-        message = f"--witness-inputs {folder} is no folder"
-        raise UsageError(message)
-    needed = [name for row in rows(model) for name in row.file_names.values()]
-    if not any((folder / name).is_file() for name in needed):
-        message = (
-            f"--witness-inputs {folder} holds none of the {len(set(needed))} noise files of "
-            f"{model}, such as {needed[0]}: docs/witness.md lists them"
-        )
-        raise UsageError(message)
-
-
-def read_inputs(row: Row, folder: Path) -> Arrays:
-    """Read and draw the inputs of a row.
-
-    Args:
-        row: The row.
-        folder: Where the noise files are.
-
-    Returns:
-        Arrays by input name, as docs/contract.md has them, but for the latents of the VAE decoder,
-        which are not scaled yet.
-
-    Raises:
-        UnsupportedError: Files are missing.
-        UsageError: A file does not hold what its name says.
-    """
-    paths = {name: folder / file_name for name, file_name in row.file_names.items()}
-    if missing := [path.name for path in paths.values() if not path.is_file()]:
-        message = f"{' and '.join(missing)} not in {folder}"
-        raise UnsupportedError(message)
-    arrays = {name: read_noise(path, row.files[name]) for name, path in paths.items()}
-    arrays |= {name: np.zeros(shape, np.float32) for name, shape in row.zeros.items()}
-    for name, shape in row.drawn.items():
-        legacy = np.random.RandomState(row.seed)  # noqa: NPY002 - the published tests draw with it
-        arrays[name] = legacy.standard_normal(shape).astype(np.float32)
-    arrays |= {name: np.array(value) for name, value in row.given.items()}
-    if row.config:
-        config = {"scheduler": row.config["algorithm"]} | settings(**row.config)
-        arrays["config"] = config_array(config)
-    return arrays
-
-
-def read_noise(path: Path, shape: tuple[int, ...]) -> np.ndarray:
-    """Read a noise file; nothing in it is ever unpickled.
-
-    Args:
-        path: A `.npy` file.
-        shape: What it has to hold.
-
-    Returns:
-        float32.
-
-    Raises:
-        UsageError: It holds something else; names the file.
-    """
-    try:
-        array = np.lib.format.open_memmap(path, mode="r")
-    except (OSError, ValueError) as error:
-        message = f"{path} is no .npy file of numbers: {one_line(error)}"
-        raise UsageError(message) from error
-    if array.shape != shape or array.dtype.name not in _FLOATING:
-        message = (
-            f"{path} holds {array.dtype.name} of shape {array.shape}, not float32 of shape {shape}"
-        )
-        raise UsageError(message)
-    if not np.isfinite(array).all():
-        message = f"{path} holds values that are not finite"
-        raise UsageError(message)
-    return np.array(array, np.float32)
+"""What the stamp asks for a slice of."""
 
 
 @dataclass(frozen=True)
 class _Published(Scenario):
     """Stands for a row where a case wants a scenario."""
 
-    def recipes(self, variant: Variant) -> dict[str, Any]:  # noqa: ARG002 - nothing is drawn
+    def recipes(self, variant: Variant) -> dict[str, Any]:  # noqa: ARG002 - of others it matters
+        """Return no recipe: inputs come from files, not from here."""
         return {}
 
 
@@ -324,20 +109,22 @@ class Witness(Runner):
         return self.run(*self.item(row)).as_json()
 
     def _run(self, case: Case, execution: Execution) -> Result:
-        assert isinstance(case, WitnessCase)
-        row = case.row
-        parts = [replace(case, component=stage.component) for stage in row.stages]
+        own = cast("WitnessCase", case)  # `item` makes no other
+        row = own.row
+        parts = [replace(own, component=stage.component) for stage in row.stages]
         for part in parts:
             self._require_offer(part, execution)
-        inputs = case.inputs()
+        inputs = own.inputs()
         for part, stage in zip(parts, row.stages, strict=True):
             if stage.component == _DECODER:
-                inputs["latents"] = (inputs["latents"] * LATENT_SCALE).astype(np.float32)
+                unscaled = inputs["latents"].astype(np.float64)
+                inputs = {"latents": (unscaled * LATENT_SCALE).astype(np.float32)}
             value = self._ask(part, execution, stage, inputs)
             if value.shape != stage.shape:
-                return _concluded(case, execution, misshapen(stage.output, "output", value, stage.shape))
+                wrong = misshapen(stage.output, "output", value, stage.shape)
+                return _concluded(own, execution, wrong)
             inputs = {"latents": value}
-        return _concluded(case, execution, judge(row, value))
+        return _concluded(own, execution, judge(row, value))
 
     def _ask(self, part: Case, execution: Execution, stage: Stage, inputs: Arrays) -> np.ndarray:
         """Run one component and return the output that is asked for."""
@@ -354,3 +141,78 @@ class Witness(Runner):
             message = f"{part.id}: output {stage.output} is {found}, expected {execution.dtype}"
             raise PortError(message)
         return value
+
+
+def judge(row: Row, value: np.ndarray) -> Record:
+    """Compare an output with a published slice of it.
+
+    Args:
+        row: The row.
+        value: The output, of the last stage's shape.
+
+    Returns:
+        The record of the slice: its error is the largest absolute one, its noise such that the
+        published tolerance stands at the limit. Values that are not finite fail, in the slice or
+        outside.
+    """
+    picked = value[row.where].astype(np.float64)
+    errors = np.abs(picked.ravel() - np.array(row.values))
+    worst = int(np.argmax(np.nan_to_num(errors, nan=np.inf)))
+    error = float(errors[worst]) if np.isfinite(value).all() else float("nan")
+    noise = row.atol / LIMIT
+    place = np.arange(value.size).reshape(value.shape)[row.where].flat[worst]
+    indices = ", ".join(str(int(i)) for i in np.unravel_index(place, value.shape))
+    note = (
+        f"[{indices}] is {picked.flat[worst]:.6g}, published {row.values[worst]:g}, allowed "
+        f"{row.atol:g} either way; {np.count_nonzero(~(errors <= row.atol))} of {errors.size} "
+        "numbers are wrong"
+    )
+    if others := np.count_nonzero(~np.isfinite(value)):
+        note = f"{others} of {value.size} values are not finite; {note}"
+    return Record(
+        row.stages[-1].output,
+        "output",
+        list(picked.shape),
+        error,
+        noise,
+        error / noise,
+        "pass" if error <= row.atol else "fail",
+        approximate=False,
+        rms=rms_of(picked),
+        max_abs=max_abs_of(picked),
+        note=note,
+    )
+
+
+def _concluded(case: WitnessCase, execution: Execution, record: Record) -> Result:
+    result = Result(case, execution, record.verdict, [record])
+    if record.verdict == "fail":
+        result.first_divergence = first_divergence(result)
+        result.message = describe(result.first_divergence)
+        result.detail = (
+            f"published by {case.row.source}; other weights than those of {case.row.model}, or "
+            "other noise files, fail too"
+        )
+    return result
+
+
+def is_witness(line: Mapping[str, Any]) -> bool:
+    """Say whether a case line of results.jsonl is that of a published slice."""
+    return str(line["scenario"]).startswith(PREFIX)
+
+
+def stamp(lines: Iterable[Mapping[str, Any]]) -> bool:
+    """Say whether a run earns the stamp `real-weights`.
+
+    Args:
+        lines: Case lines of results.jsonl; those of no published slice do not matter.
+
+    Returns:
+        Whether all slices that were run pass, with at least one of the UNet and, where the model
+        has one, of the VAE among them.
+    """
+    run = [line for line in lines if is_witness(line) and line["verdict"] != "skip"]
+    models = [m for m in WITNESSES if any(f"{PREFIX}{m}-" in line["scenario"] for line in run)]
+    wanted = {row.component for model in models for row in rows(model)} & set(_STAMPED)
+    judged = {line["component"] for line in run}
+    return bool(run) and wanted <= judged and all(line["verdict"] == "pass" for line in run)

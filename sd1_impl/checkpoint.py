@@ -83,9 +83,10 @@ def load_pipeline(
     """
     checkpoint = read_checkpoint(path, ema=ema, files=files)
     parts = {name: checkpoint.network(name) for name in NETWORKS}
+    scheduler = _scheduler(checkpoint)
     networks = {name: _on_meta(part) for name, part in parts.items()}
     try:
-        pipe = pipeline(CLIPTokenizer(), **networks, scheduler=_scheduler(checkpoint))
+        pipe = pipeline(CLIPTokenizer(), **networks, scheduler=scheduler)
     except ValueError as error:
         raise CheckpointError(f"{path}: {error}") from error
     _assign({name: (networks[name], part) for name, part in parts.items()}, dtype, device)

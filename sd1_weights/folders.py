@@ -20,8 +20,8 @@ _KINDS = {
 """What a config says of itself, as `_class_name` or `model_type`."""
 
 _EXPECTED = (
-    "expected a folder in diffusers' layout, with config.json and weights in text_encoder/, "
-    "unet/ and vae/"
+    "expected a folder in diffusers' layout, with config.json and weights (*.safetensors or *.bin, "
+    "plain or fp16) in text_encoder/, unet/ and vae/"
 )
 
 
@@ -87,8 +87,7 @@ class Folder:
         """Return the first of several files that is there."""
         found = next((path for path in choices if path.is_file()), None)
         if found is None:
-            others = "".join(f", and {path.name}" for path in choices[1:])
-            raise CheckpointError(f"{choices[0]} is missing{others}: {_EXPECTED}")
+            raise CheckpointError(f"{choices[0]} is missing: {_EXPECTED}")
         return found
 
     def _own(self, path: Path) -> Path:

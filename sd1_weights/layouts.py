@@ -98,7 +98,7 @@ class Network:
         if own != shape or not tensor.is_weight:
             raise CheckpointError(
                 f"{self.file}: {tensor.key} is {tensor.dtype} of shape {tensor.shape}, "
-                f"expected {', '.join(WEIGHTS.values())} and {shape}"
+                f"expected shape {shape} and one of {', '.join(WEIGHTS.values())}"
             )
         return tensor if tensor.shape == shape else tensor.reshaped(shape)
 

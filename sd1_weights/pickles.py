@@ -10,6 +10,7 @@ Source: the opcodes' descriptions in `pickletools`.
 from __future__ import annotations
 
 import pickletools
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -79,10 +80,13 @@ def unpickled(data: bytes, names: Names, what: str) -> Any:
     """
     machine = _Machine(names)
     try:
-        return machine.run(data)
+        with warnings.catch_warnings():
+            # A name with a backslash is decoded as in a program's text, with a program's warnings.
+            warnings.simplefilter("error")
+            return machine.run(data)
     except CheckpointError as fault:
         raise CheckpointError(f"{what}: byte {machine.place}: the pickle {fault}") from None
-    except ValueError as error:
+    except (ValueError, Warning) as error:
         raise CheckpointError(
             f"{what}: the pickle is cut off or broken after byte {machine.place}: "
             f"{shown(str(error))}"

@@ -92,7 +92,8 @@ def mapped(path: Path) -> np.ndarray:
     """
     try:
         if not path.is_file():
-            raise CheckpointError(f"{path} is missing, or no regular file")
+            what = "is no regular file" if path.exists() else "is missing"
+            raise CheckpointError(f"{path} {what}")
         if not path.stat().st_size:
             raise CheckpointError(f"{path} is empty")
         return np.memmap(path, np.uint8, mode="c")

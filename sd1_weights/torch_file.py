@@ -32,7 +32,7 @@ from sd1_weights.torch_names import (
     UNTYPED_STORAGE,
     Tensor,
 )
-from sd1_weights.zip_entries import MAGIC, Entry, zip_entries
+from sd1_weights.zip_entries import LOCAL, MAGIC, Entry, zip_directory, zip_entries
 
 STATE_DICT = "state_dict"
 PICKLE = "data.pkl"
@@ -58,10 +58,14 @@ _NOT_WEIGHTS = {
 
 _FOLDER = "archive"
 _VERSION = b"3\n"
-_MOST_PICKLE = 8 << 20
+_MOST_PICKLE = 4 << 20
+"""A hundred bytes of memory for each is bearable; SD v1, EMA and an optimizer's state take 1 MB."""
+
 _MOST_AXES = 64
 _MOST_BYTES = 2**63
 _ALIGNED = 64
+_ZIP64 = 20
+"""Bytes of the extra field for sizes of 4 GiB and more."""
 
 
 @dataclass(frozen=True)
@@ -114,8 +118,10 @@ def read_torch(path: Path) -> TorchFile:
         CheckpointError: It is no archive of torch, is damaged, would run code, or its state dict
             holds something else than tensors.
     """
-    entries = zip_entries(path, mapped(path))
-    folder = _folder(entries, path)
+    raw = mapped(path)
+    directory = zip_directory(path)
+    folder = _folder([entry.filename for entry in directory.entries], path)
+    entries = zip_entries(directory, raw, path)
     order = entries.get(f"{folder}/byteorder")
     if order is not None and order.checked().tobytes() != b"little":
         raise CheckpointError(f"{order.what} is not `little`: save it on a little-endian machine")
@@ -132,24 +138,21 @@ def read_torch(path: Path) -> TorchFile:
     )
 
 
-def _folder(entries: Mapping[str, Entry], path: Path) -> str:
+def _folder(names: Iterable[str], path: Path) -> str:
     """Return the one folder that holds a pickle."""
-    parts = [name.partition("/") for name in entries]
-    folders = [folder for folder, _, rest in parts if rest == PICKLE]
+    parts = [(folder, rest) for folder, _, rest in (name.partition("/") for name in names)]
+    folders = {folder for folder, rest in parts if rest == PICKLE}
     if len(folders) != 1:
         raise CheckpointError(
             f"{path} is an archive with {len(folders)} entries FOLDER/{PICKLE}, torch.save "
             "writes one"
         )
-    if any(
-        folder == folders[0] and (rest == "constants.pkl" or rest.startswith("code/"))
-        for folder, _, rest in parts
-    ):
+    if any(rest == "constants.pkl" or rest.startswith("code/") for _, rest in parts):
         raise CheckpointError(
             f"{path} is a program of TorchScript, not its weights alone; if you trust it, save "
             "them: torch.save(torch.jit.load(OLD).state_dict(), NEW)"
         )
-    return folders[0]
+    return folders.pop()
 
 
 def _contents(pickle: Entry) -> dict[Any, Any]:
@@ -182,8 +185,9 @@ def _stored(key: Any, value: Any, entries: Mapping[str, Entry], folder: str, pat
             f"{entry.what} takes {entry.data.size} bytes, expected {value.storage.nbytes}"
         )
     itemsize = np.dtype(DTYPES[value.dtype]).itemsize
-    steps = (max(n - 1, 0) * step for n, step in zip(value.shape, value.stride, strict=True))
-    end = value.offset + sum(steps) + (0 not in value.shape)
+    end = value.offset
+    if 0 not in value.shape:
+        end += 1 + sum((n - 1) * step for n, step in zip(value.shape, value.stride, strict=True))
     if end * itemsize > value.storage.nbytes:
         raise CheckpointError(
             f"{what} of shape {value.shape} ends {end * itemsize} bytes into its storage, which "
@@ -247,7 +251,7 @@ def write_torch(
 def _write_entry(archive: zipfile.ZipFile, name: str, data: bytes | memoryview) -> None:
     """Write an entry whose bytes begin at a multiple of `_ALIGNED`."""
     info = zipfile.ZipInfo(f"{_FOLDER}/{name}")
-    header = len(info.FileHeader(zip64=True)) + len(_padding(0))
+    header = LOCAL.size + len(info.filename) + len(_padding(0)) + _ZIP64
     info.extra = _padding(-(archive.start_dir + header) % _ALIGNED)
     with archive.open(info, "w", force_zip64=True) as entry:
         entry.write(data)

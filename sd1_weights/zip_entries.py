@@ -10,6 +10,7 @@ import struct
 import zipfile
 import zlib
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -19,7 +20,7 @@ from sd1_weights.pickles import shown
 MAGIC = b"PK\x03\x04"
 """Before each entry, so at the start of the file."""
 
-_LOCAL = struct.Struct("<4s4xH16xHH")
+LOCAL = struct.Struct("<4s4xH16xHH")
 """Before an entry: magic, method, lengths of the name and of the extra field that follow."""
 
 _ENCRYPTED, _UTF8 = 0x1, 0x800
@@ -66,23 +67,27 @@ class _BoundedFile(io.FileIO):
         return super().read(size)
 
 
-def zip_entries(path: Path, raw: np.ndarray) -> dict[str, Entry]:
-    """Find the entries.
+class Directory(NamedTuple):
+    """What an archive's directory says.
 
-    Args:
-        path: The file.
-        raw: Its bytes, mapped; uint8.
+    Attributes:
+        entries: Of each entry.
+        end: Where the directory begins, and entries end.
+    """
 
-    Returns:
-        The entries by name, in the order of their bytes.
+    entries: list[zipfile.ZipInfo]
+    end: int
+
+
+def zip_directory(path: Path) -> Directory:
+    """Read an archive's directory.
 
     Raises:
-        CheckpointError: It is no whole archive; an entry is compressed, or lies outside the file
-            or on another; a name occurs twice.
+        CheckpointError: It is no whole archive.
     """
     try:
         with _BoundedFile(path) as file, zipfile.ZipFile(file) as archive:
-            infos, end = archive.infolist(), archive.start_dir
+            return Directory(archive.infolist(), archive.start_dir)
     except CheckpointError:
         raise
     except (
@@ -92,16 +97,33 @@ def zip_entries(path: Path, raw: np.ndarray) -> dict[str, Entry]:
         raise CheckpointError(
             f"{path} is no whole archive ({shown(str(error))}): it may be cut off, get it again"
         ) from error
+
+
+def zip_entries(directory: Directory, raw: np.ndarray, path: Path) -> dict[str, Entry]:
+    """Find the bytes of all entries.
+
+    Args:
+        directory: The archive's.
+        raw: The bytes of the file, mapped; uint8.
+        path: The file.
+
+    Returns:
+        The entries by name, in the order of their bytes.
+
+    Raises:
+        CheckpointError: An entry is compressed, or lies outside the file or on another; a name
+            occurs twice.
+    """
     data = raw.view(np.ndarray)
     entries: dict[str, Entry] = {}
     place, before = 0, ""
-    for info in sorted(infos, key=lambda info: info.header_offset):
+    for info in sorted(directory.entries, key=lambda info: info.header_offset):
         what = f"{path}: {shown(info.filename)}"
         start, stop = _place(info, data, what)
         if info.filename in entries:
             raise CheckpointError(f"{what} occurs twice in the archive")
-        if info.header_offset < place or stop > end:
-            on = "the directory" if stop > end else shown(before)
+        if info.header_offset < place or stop > directory.end:
+            on = "the directory" if stop > directory.end else shown(before)
             raise CheckpointError(f"{what} lies over {on} in the archive")
         entries[info.filename] = Entry(what, data[start:stop], info.CRC)
         place, before = stop, info.filename
@@ -114,10 +136,10 @@ def _place(info: zipfile.ZipInfo, data: np.ndarray, what: str) -> tuple[int, int
         raise CheckpointError(f"{what} is compressed, torch.save stores it as it is")
     if info.flag_bits & _ENCRYPTED:
         raise CheckpointError(f"{what} is encrypted")
-    start = info.header_offset + _LOCAL.size
-    if not _LOCAL.size <= start <= data.size:
+    start = info.header_offset + LOCAL.size
+    if not LOCAL.size <= start <= data.size:
         raise CheckpointError(f"{what} lies outside the file")
-    magic, method, name_length, extra_length = _LOCAL.unpack(
+    magic, method, name_length, extra_length = LOCAL.unpack(
         data[info.header_offset : start].tobytes()
     )
     name = info.orig_filename.encode("utf-8" if info.flag_bits & _UTF8 else "cp437")

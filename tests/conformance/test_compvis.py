@@ -1,4 +1,4 @@
-"""CompVis' names: the key table, and networks that are written so."""
+"""Networks that are written with CompVis' names."""
 
 import numpy as np
 import pytest
@@ -9,12 +9,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from conformance import spec
-from conformance.adapters import compvis
 from conformance.adapters.rename import table_of
 from conformance.adapters.sd1_impl_networks import NETWORKS
 from conformance.adapters.torch_module import Rename, TorchPort
 from conformance.case import find_case
-from conformance.errors import GoldenError, UsageError
 from conformance.execution import Execution
 from conformance.runner import Runner
 from conformance.traces import have_oracle
@@ -35,56 +33,6 @@ def port(component, build, rules, call=None):
     """Return a port of one network, which is called as sd1_impl's is."""
     pair = (build, call or NETWORKS[component][1])
     return TorchPort("mine", "1", {component: pair}, rename={component: rules} if rules else {})
-
-
-FOLDERS = [
-    (f, c, size) for f, c in spec.FOLDER_COMPONENTS.items() for size in spec.architectures(c)
-]
-
-
-@pytest.mark.parametrize(("folder", "component", "size"), FOLDERS)
-def test_key_table_is_one_to_one(folder, component, size):
-    """Every parameter has a key of its own, from which its name comes back."""
-    names = list(spec.checkpoint_shapes(folder, size))
-    keys = [compvis.compvis_key(folder, name) for name in names]
-    assert len(set(keys)) == len(names)
-    assert [compvis.canonical_key(folder, key) for key in keys] == names
-    own = [f"{compvis.prefix(folder)}{key}" for key in keys]
-    table = table_of("compvis", component)
-    assert [table.translate(name).names for name in own] == [(name,) for name in names]
-
-
-CONVERTERS = {
-    "unet": ("convert_ldm_unet_checkpoint", {"layers_per_block": 2, "class_embed_type": None}),
-    "vae": ("convert_ldm_vae_checkpoint", {"down_block_types": [0] * 4, "up_block_types": [0] * 4}),
-}
-
-
-@pytest.mark.parametrize("size", ["tiny", "odd", "sd1"])
-@pytest.mark.parametrize("folder", CONVERTERS)
-def test_key_table_is_diffusers(folder, size):
-    """The conversion that diffusers has for CompVis checkpoints gives the same names."""
-    tools = pytest.importorskip("diffusers.loaders.single_file_utils")
-    name, config = CONVERTERS[folder]
-    names = spec.checkpoint_shapes(folder, size)
-    keys = {n: f"{compvis.prefix(folder)}{compvis.compvis_key(folder, n)}" for n in names}
-    file = {key: torch.full((1,), i) for i, key in enumerate(keys.values())}
-    converted = getattr(tools, name)(dict(file), config)
-    assert {n: int(t) for n, t in converted.items()} == {n: i for i, n in enumerate(names)}
-
-
-@pytest.mark.parametrize("key", ["", "conv_in.weight", "input_blocks", "input_blocks.12.0.weight"])
-def test_unknown_key(key):
-    """What the table does not have is refused, not handed back as it is."""
-    with pytest.raises(UsageError, match="the unet has nothing of the CompVis name '"):
-        compvis.canonical_key("unet", key)
-
-
-def test_damaged_table(tmp_path, monkeypatch):
-    """A golden folder without the table is named."""
-    monkeypatch.setenv("SD1_GOLDEN", str(tmp_path))
-    with pytest.raises(GoldenError, match=r"compvis\.json cannot be read"):
-        compvis.prefix("unet")
 
 
 def test_text_encoder_with_prefix_and_buffer():

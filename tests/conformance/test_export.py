@@ -52,8 +52,9 @@ def test_tensors_are_the_recipe(exported: Path, folder: str, components: list[st
 
 
 def test_layout(exported: Path) -> None:
-    """There is a folder for each network, none for the tokenizer; the VAE's halves share one."""
-    assert sorted(p.name for p in exported.iterdir()) == ["text_encoder", "unet", "vae"]
+    """All that diffusers' pipelines load is there, and nothing else; the VAE's halves share one."""
+    names = sorted(p.name for p in exported.iterdir())
+    assert names == ["model_index.json", "scheduler", "text_encoder", "tokenizer", "unet", "vae"]
 
 
 def test_a_pipeline_is_given_the_whole_checkpoint(exported: Path, tmp_path: Path) -> None:
@@ -81,7 +82,10 @@ def test_file_layout(exported: Path, folder: str) -> None:
     assert int.from_bytes(path.open("rb").read(8), "little") % 8 == 0
     assert path.stat().st_mode & 0o777 == 0o644
     with safe_open(path, framework="numpy") as file:
-        assert file.metadata() == {"format": "pt", "sd1-conformance": "tiny, seed 1"}
+        assert file.metadata() == {
+            "format": "pt",
+            "sd1-conformance": "weights of the recipe, seed 1",
+        }
 
 
 @pytest.mark.parametrize("half", ["vae_encoder", "vae_decoder"])
@@ -206,16 +210,20 @@ def test_unknown_variant(tmp_path: Path, capsys, name: str) -> None:
 
 def test_interrupted(tmp_path: Path, monkeypatch) -> None:
     """An export that is broken off leaves the file that was there, and no other."""
-    (tmp_path / FILE).write_text("whole", "utf-8")
+    (tmp_path / "unet").mkdir()
+    (tmp_path / "unet" / FILE).write_text("whole", "utf-8")
 
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(TensorRecipe, "draw", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        parse_variant("tiny").weights("unet").export(tmp_path)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["config.json", FILE]
-    assert (tmp_path / FILE).read_text("utf-8") == "whole"
+        parse_variant("tiny").weights("unet").export(tmp_path / "unet")
+    assert [p.relative_to(tmp_path).as_posix() for p in sorted(tmp_path.rglob("*"))] == [
+        "unet",
+        f"unet/{FILE}",
+    ]
+    assert (tmp_path / "unet" / FILE).read_text("utf-8") == "whole"
 
 
 def test_component_without_weights(tmp_path: Path) -> None:

@@ -243,7 +243,7 @@ MISTAKES = {
     "seed": (["--seed", "-1"], "argument --seed: '-1' is not a number from 0"),
     "device": (["--device", "tpu"], "argument --device: 'tpu' is not there"),
     "dtype": (["--dtype", "int8"], "invalid choice: 'int8'"),
-    "folder": (["--weights", "nowhere"], "nowhere/text_encoder/config.json is missing: expected"),
+    "folder": (["--weights", "nowhere"], "sd1_impl: nowhere is missing"),
     "both": (["--weights", ".", "--synthetic", "tiny"], "not allowed with argument --weights"),
     "ending": (["--out", "picture"], "--out picture has no ending of a picture's, such as .png"),
     "no-folder": (["--out", "no/p.png"], "--out no/p.png cannot be written: its folder has to"),

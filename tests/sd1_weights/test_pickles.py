@@ -180,6 +180,7 @@ BROKEN = {
     "negative-number": (b"\x80\x02\x8b\xff\xff\xff\xff.", "cut off or broken"),
     "bad-utf8": (b"\x80\x02X\x02\0\0\0\xff\xfe.", "cut off or broken"),
     "bad-name": (b"\x80\x02c\xff\xfe\nx\n.", "cut off or broken"),
+    "backslash": (b"\x80\x02ca\\q\nx\n.", "cut off or broken"),
     "text-number": (b"\x80\x02Iabc\n.", "cut off or broken"),
     "protocol-6": (b"\x80\x06N.", "protocol 6, expected 2 to 5"),
     "more-after": (b"\x80\x02N.N.", "stops 2 bytes before its end"),

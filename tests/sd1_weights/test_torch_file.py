@@ -1,11 +1,8 @@
 """Torch's files: what torch writes is read, what is written torch reads, the rest is refused."""
 
 import collections
-import contextlib
 import io
-import pickle
 import re
-import struct
 import zipfile
 
 import numpy as np
@@ -70,31 +67,6 @@ def entries_of(data):
         return {name: zipped.read(name) for name in zipped.namelist()}
 
 
-def with_pickle(data, **storages):
-    """Return an archive with this pickle and these storages."""
-    named = [(f"archive/data/{key.removeprefix('_')}", value) for key, value in storages.items()]
-    return archive([("archive/data.pkl", data), *named])
-
-
-def text(value):
-    """Return a text in a pickle."""
-    return b"X" + struct.pack("<I", len(value)) + value.encode()
-
-
-def view(offset=b"K\x00", shape=b"K\x02\x85", stride=b"K\x01\x85", numel=b"K\x04", **other):
-    """Return a state dict's pickle: `w`, a view of a storage of numbers in float32."""
-    of = other.get("of", b"ctorch\nFloatStorage\n")
-    key = other.get("key", text("0"))
-    hooks = other.get("hooks", b"ccollections\nOrderedDict\n)R")
-    storage = b"(" + text("storage") + of + key + text("cpu") + numel + b"tQ"
-    fields = storage + offset + shape + stride + b"\x89" + hooks + other.get("more", b"")
-    name = other.get("name", b"ctorch._utils\n_rebuild_tensor_v2\n")
-    return b"\x80\x02}" + text("w") + name + b"(" + fields + b"tRs."
-
-
-FOUR = np.arange(4, dtype="<f4").tobytes()
-
-
 def test_round_trip_without_torch(tmp_path):
     """Names, order, dtypes, shapes and bits; what stands beside is named, not read."""
     path = tmp_path / "weights.ckpt"
@@ -156,128 +128,239 @@ def test_bits_are_views_of_the_file_not_copies(tmp_path):
     assert path.read_bytes() == written()
 
 
-def test_views_of_one_storage(tmp_path, monkeypatch):
-    """Offsets, strides and overlap come out right; the storage is checked once."""
-    import zlib
+@pytest.fixture
+def torch():
+    """Torch, where it is installed."""
+    return pytest.importorskip("torch")
 
-    sizes = []
-    crc32 = zlib.crc32
-    monkeypatch.setattr(
-        "sd1_weights.zip_entries.zlib.crc32", lambda data: sizes.append(len(data)) or crc32(data)
-    )
-    rows = view(shape=b"K\x02K\x02\x86", stride=b"K\x01K\x02\x86")[:-1]
+
+@pytest.fixture
+def saved(tmp_path, torch):
+    """Give what is read of a value that torch saved."""
+
+    def read(value, **options):
+        path = tmp_path / "saved.bin"
+        torch.save(value, path, **options)
+        return read_torch(path)
+
+    return read
+
+
+def assert_same(torch, found, expected):
+    """Compare what is read with torch's own tensors, bit by bit."""
+    assert list(found.tensors) == list(expected)
+    for key, tensor in expected.items():
+        again = found.tensors[key]
+        if tensor.dtype == torch.bfloat16:
+            assert again.dtype == "BF16"
+            tensor = tensor.view(torch.int16).view(torch.uint16)  # noqa: PLW2901
+        np.testing.assert_array_equal(again.bits(), tensor.detach().numpy(), strict=True)
+
+
+def every_tensor(torch):
+    """Return a state dict of all dtypes, and of all that is special about a tensor's place."""
+    base = torch.arange(24.0)
+    names = "float64 float32 float16 bfloat16 int64 int32 int16 int8 uint64 uint32 uint16 uint8"
+    return {
+        **{
+            name: torch.tensor([3, 0, 1]).to(getattr(torch, name))
+            for name in [*names.split(), "bool"]
+        },
+        "scalar": torch.tensor(0.5),
+        "scalar.long": torch.tensor(12, dtype=torch.int64),
+        "empty": torch.zeros(0),
+        "empty.2": torch.zeros(4, 0, 2),
+        "transposed": base.view(4, 6).t(),
+        "tail": base[20:],
+        "column": base.view(2, 3, 4)[:, 1, 1:3],
+        "scalar.view": base[7],
+        "expanded": torch.ones(1, 3).expand(4, 3),
+        "channels_last": torch.rand(2, 3, 4, 5).to(memory_format=torch.channels_last),
+        "parameter": torch.nn.Parameter(base.half()[1::2]),
+    }
+
+
+def test_what_torch_saves_is_read(torch, saved):
+    """All dtypes, scalars, empty tensors, views of one storage, parameters."""
+    tensors = every_tensor(torch)
+    assert_same(torch, saved(tensors), tensors)
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+def test_a_nested_state_dict_in_each_protocol(torch, saved, protocol):
+    """The top level's `state_dict`, an OrderedDict of a module with its versions."""
+    module = torch.nn.Sequential(torch.nn.Conv2d(2, 3, 3), torch.nn.BatchNorm2d(3))
+    state = module.state_dict()
+    assert isinstance(state, collections.OrderedDict)
+    assert state._metadata
+    assert state["1.num_batches_tracked"].shape == ()
+    found = saved({"epoch": 1, "state_dict": state, 7: []}, pickle_protocol=protocol)
+    assert_same(torch, found, state)
+    assert found.others == ["epoch", "the number 7"]
+
+
+def test_an_optimizer_beside_the_state_dict_is_not_read(torch, saved):
+    """Its keys are numbers, its values tensors and settings."""
+    module = torch.nn.Linear(2, 2)
+    optimizer = torch.optim.AdamW(module.parameters())
+    module(torch.ones(2)).sum().backward()
+    optimizer.step()
+    found = saved({"state_dict": module.state_dict(), "optimizer_states": [optimizer.state_dict()]})
+    assert_same(torch, found, module.state_dict())
+    assert found.others == ["optimizer_states"]
+
+
+def test_a_file_without_checksums_is_read(torch, saved):
+    """Torch can be told to compute none."""
+    computes = torch.serialization.get_crc32_options()
+    torch.serialization.set_crc32_options(False)
+    try:
+        found = saved({"w": torch.ones(3)})
+    finally:
+        torch.serialization.set_crc32_options(computes)
+    np.testing.assert_array_equal(found.tensors["w"].bits(), [1, 1, 1])
+
+
+@pytest.mark.parametrize("mmap", [False, True])
+def test_torch_reads_what_is_written(torch, tmp_path, mmap):
+    """By `weights_only`, as bytes and mapped; each dtype, each shape, and what stands beside."""
+    tensors = every_tensor(torch)
+    torch.save(tensors, tmp_path / "saved.bin")
+    path = tmp_path / "written.ckpt"
+    beside = {"global_step": 470000, "negative": -(2**40), "lr": 0.1, "note": "ü", "on": True}
+    with path.open("wb") as file:
+        write_torch(file, read_torch(tmp_path / "saved.bin").tensors.values(), beside)
+    loaded = torch.load(path, weights_only=True, mmap=mmap)
+    state = loaded.pop("state_dict")
+    assert loaded == beside
+    assert list(state) == list(tensors)
+    for key, tensor in tensors.items():
+        assert state[key].dtype == tensor.dtype
+        assert state[key].shape == tensor.shape
+        assert state[key].is_contiguous()
+        assert torch.equal(state[key], tensor)
+    with path.open("rb") as file:
+        assert torch.serialization._is_zipfile(file)
+
+
+def test_storages_are_aligned_like_those_of_torch(tmp_path):
+    """Each begins at a multiple of 64 bytes, so that mapped ones can be used in place."""
     path = tmp_path / "weights.ckpt"
-    last = view(offset=b"K\x02")[3:-1].replace(text("w"), text("last"))
-    path.write_bytes(with_pickle(rows + last + b".", _0=FOUR))
-    tensors = read_torch(path).tensors
-    sizes.clear()
-    np.testing.assert_array_equal(tensors["w"].bits(), [[0, 2], [1, 3]])
-    np.testing.assert_array_equal(tensors["last"].bits(), [2, 3])
-    assert sizes == [16]
+    path.write_bytes(written())
+    raw = path.read_bytes()
+    places = [raw.index(tensor.bits().tobytes()) for tensor in TENSORS]
+    assert [place % 64 for place in places] == [0, 0, 0]
+    assert zipfile.ZipFile(path).testzip() is None
 
 
-def test_a_tensor_expanded_from_one_element(tmp_path):
-    """Strides of 0 repeat; strides along an axis of one element mean nothing."""
-    path = tmp_path / "weights.ckpt"
-    far = b"\x8a\x08" + (2**62).to_bytes(8, "little")
-    path.write_bytes(
-        with_pickle(view(shape=b"K\x03K\x01\x86", stride=b"K\x00" + far + b"\x86"), _0=FOUR)
-    )
-    np.testing.assert_array_equal(read_torch(path).tensors["w"].bits(), [[0], [0], [0]])
+def test_the_format_before_1_6_is_refused_with_the_fix(torch, tmp_path):
+    """It is told from other pickles by its first number."""
+    path = tmp_path / "old.ckpt"
+    torch.save({"w": torch.ones(2)}, path, _use_new_zipfile_serialization=False)
+    raw = np.fromfile(path, np.uint8)
+    assert not is_torch(raw)
+    hint = not_weights(raw)
+    assert hint.startswith("in torch's format before 1.6; if you trust it, save it again")
+    torch.save(torch.load(path, map_location="cpu", weights_only=True), tmp_path / "new.ckpt")
+    assert list(read_torch(tmp_path / "new.ckpt").tensors) == ["w"]
 
 
-def test_a_storage_at_an_odd_place_is_copied(tmp_path):
-    """An archive packed again by other tools need not align it."""
-    path = tmp_path / "weights.ckpt"
-    for folder in ("a", "ab", "abc", "abcd"):
-        entries = [(f"{folder}/data.pkl", view()), (f"{folder}/data/0", FOUR)]
-        path.write_bytes(archive(entries))
-        bits = read_torch(path).tensors["w"].bits()
-        assert bits.flags.aligned
-        np.testing.assert_array_equal(bits, [0, 1])
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_torchscript_is_refused_with_the_fix(torch, tmp_path):
+    """An archive of code and constants, also with a pickle of its own."""
+    path = tmp_path / "program.pt"
+    torch.jit.trace(torch.nn.Linear(2, 2), torch.ones(1, 2)).save(str(path))
+    with pytest.raises(CheckpointError, match=re.escape("torch.save(torch.jit.load(OLD)")):
+        read_torch(path)
 
 
-def lightning():
-    """Return the pickle of a training checkpoint as Lightning wrote them around SD v1."""
-    latin = b"c_codecs\nencode\n" + text("\0\0") + text("latin1") + b"\x86R"
-    dtype = b"cnumpy\ndtype\n" + text("f8") + b"K\x00K\x01\x87R(K\x03" + text("<") + b"NNNtb"
-    scalar = b"cnumpy.core.multiarray\nscalar\n" + dtype + latin + b"\x86R"
-    callback = b"cpytorch_lightning.callbacks.model_checkpoint\nModelCheckpoint\n"
-    best = b"}(" + text("best_model_score") + scalar + text("monitor") + b"Nu"
-    return (
-        b"\x80\x02}("
-        + (text("epoch") + b"K\x03" + text("callbacks") + b"}" + callback + best + b"s")
-        + (text("optimizer_states") + b"]}(" + text("state") + b"}u" + b"a")
-        + (text("state_dict") + b"ccollections\nOrderedDict\n)R" + view()[3:-1].replace(b"}", b""))
-        + (b"}" + text("_metadata") + b"}sb" + text("hparams_type"))
-        + b"cpytorch_lightning.utilities.parsing\nAttributeDict\nu."
-    )
-
-
-def test_a_training_checkpoint_with_callbacks(tmp_path):
-    """Classes known from published files are named, never looked up, and do no harm."""
-    path = tmp_path / "model.ckpt"
-    path.write_bytes(with_pickle(lightning(), _0=FOUR))
-    found = read_torch(path)
-    assert list(found.tensors) == ["w"]
-    assert found.others == ["epoch", "callbacks", "optimizer_states", "hparams_type"]
-
-
-STATE_DICTS = {
-    "number": (b"\x80\x02}" + text("w") + b"K\x01s.", "w is the number 1, expected a tensor"),
-    "none": (b"\x80\x02}" + text("w") + b"Ns.", "w is None, expected a tensor"),
-    "nested": (b"\x80\x02}" + text("w") + b"}s.", "w is a dict, expected a tensor"),
-    "number-name": (b"\x80\x02}K\x07Ns.", "has the number 7 as a name"),
-    "line-break": (b"\x80\x02}" + text("a\nb") + b"Ns.", r"has the text 'a\\nb' as a name"),
-    "list": (b"\x80\x02].", "data.pkl is a list, expected a dict of tensors"),
-    "twice": (view()[:-1] + view()[3:], "sets the entry of the text 'w' twice"),
-    "no-storage": (view(key=text("5")), "w is in the storage 5, which the archive lacks"),
-    "outside": (view(key=text("../../x")), "w is in the storage ../../x, which"),
-    "past-end": (view(offset=b"K\x03"), "ends 20 bytes into its storage, which takes 16"),
-    "past-end-by-stride": (view(stride=b"K\x04\x85"), "ends 20 bytes into its storage"),
-    "past-end-scalar": (view(b"K\x04", b")", b")"), "ends 20 bytes into its storage"),
-    "past-end-empty": (view(b"K\x05", b"K\x00\x85"), "ends 20 bytes into its storage"),
-    "short-storage": (view(numel=b"K\x05"), "data/0 takes 16 bytes, expected 20"),
-    "negative-offset": (view(b"J\xff\xff\xff\xff"), "the number -1 for a tensor's offset"),
-    "bool-offset": (view(b"\x88"), "gives a bool for a tensor's offset"),
-    "float-shape": (view(shape=b"G\0\0\0\0\0\0\0\0\x85"), "gives a float for a tensor's shape"),
-    "list-shape": (view(shape=b"]"), "gives a list for a tensor's shape"),
-    "bool-numel": (view(numel=b"\x88"), "gives a bool for a storage's length"),
-    "long-numel": (view(numel=b"\x8a\x09" + b"\xff" * 8 + b"\0"), "a int for a storage's length"),
-    "few-strides": (view(stride=b")"), "has a tensor of 1 axes and 0 strides"),
-    "few-fields": (view(hooks=b""), "has a tensor of 5 fields, expected 6"),
-    "hooks": (view(hooks=b"N"), "gives None for a tensor's hooks"),
-    "negated": (view(more=b"}" + text("neg") + b"\x88s"), "to be negated or conjugated"),
-    "number-key": (view(key=b"K\x00"), "gives the number 0 for a storage's key"),
-    "storage-class": (view(of=b"cnumpy\ndtype\n"), "gives numpy.dtype for a storage's class"),
-    "no-dtype": (view(of=b"ctorch.storage\nUntypedStorage\n"), "a tensor of no dtype"),
-    "other-dtype": (
-        view(name=b"ctorch._utils\n_rebuild_tensor_v3\n", more=b"ctorch\nfloat32\n"),
-        "gives torch.float32 for the dtype",
-    ),
-    "two-dtypes": (
-        view(name=b"ctorch._utils\n_rebuild_tensor_v3\n", more=b"ctorch\nuint16\n"),
-        "has a tensor of two dtypes",
-    ),
-    "parameter": (
-        b"\x80\x02}" + text("w") + b"ctorch._utils\n_rebuild_parameter\n)Rs.",
-        "gives None for a parameter's tensor",
-    ),
-    "persistent-id": (b"\x80\x02" + text("0") + b"Q.", "the text '0' for a persistent id"),
-    "module": (b"\x80\x02" + text("module") + b"\x85Q.", "a persistent id that is no storage's"),
-    "many-axes": (
-        view(shape=b"(" + b"K\x01" * 65 + b"t", stride=b"(" + b"K\x01" * 65 + b"t"),
-        "w has 65 axes, expected at most 64",
-    ),
-    "beyond-memory": (
-        view(shape=b"(" + b"K\xff" * 9 + b"t", stride=b"(" + b"K\x00" * 9 + b"t"),
-        "is larger than any memory",
-    ),
-    "code": (b"\x80\x02cposix\nsystem\n" + text("x") + b"\x85R.", "asks to call posix.system"),
+OTHERS = {
+    "empty": b"",
+    "a pickle outside an archive": b"\x80\x04\x95\x0b\0\0\0\0\0\0\0}\x94.",
+    "a pointer of Git LFS": b"version https://git-lfs.example/spec/v1\noid sha256:00\nsize 4\n",
+    "a web page": b"\n<!DOCTYPE html><html><head>",
+    "GGUF": b"GGUF\x03\0\0\0" + bytes(16),
+    "HDF5": b"\x89HDF\r\n\x1a\n" + bytes(16),
+    "compressed by gzip": b"\x1f\x8b\x08\0\0\0\0\0\0\x03" + bytes(16),
 }
 
 
-@pytest.mark.parametrize(("data", "why"), STATE_DICTS.values(), ids=STATE_DICTS)
-def test_state_dicts_of_anything_else_are_refused(refusal, data, why):
-    """A tensor that is none, or is not within its storage, is named."""
-    assert why in refusal(with_pickle(data, _0=FOUR))
+@pytest.mark.parametrize("kind", OTHERS, ids=lambda kind: kind.split()[-1])
+def test_other_files_are_known_by_their_first_bytes(kind):
+    """What comes under the name of weights, and is none."""
+    raw = np.frombuffer(OTHERS[kind], np.uint8)
+    assert not is_torch(raw)
+    assert not_weights(raw).startswith(kind)
+
+
+@pytest.mark.parametrize("length", [0x0280, 0x088B1F, ord("<")])
+def test_safetensors_are_never_taken_for_another_file(length):
+    """Their first bytes are a length, which may be any."""
+    raw = np.frombuffer(length.to_bytes(8, "little") + b'{"a":{}}' + b" " * length, np.uint8)
+    assert not is_torch(raw)
+    assert not not_weights(raw)
+    assert not not_weights(np.frombuffer(written(), np.uint8))
+
+
+def test_cut_anywhere_it_is_refused(refusal):
+    """Each fiftieth byte, and the last ones."""
+    data = written(step=1)
+    for size in [*range(1, len(data), 50), len(data) - 1]:
+        assert "no whole archive" in refusal(data[:size])
+
+
+def test_damaged_bytes_of_a_storage_are_found_when_it_is_read(refusal):
+    """By the CRC-32, which names file and entry."""
+    data = bytearray(written())
+    data[data.index(TENSORS[0].bits().tobytes()) + 5] ^= 0x10
+    assert "archive/data/0 is damaged: its CRC-32" in refusal(bytes(data), when_read=True)
+
+
+def test_every_byte_flipped_is_refused_or_harmless(tmp_path):
+    """Never another error; never other tensors under a good checksum."""
+    data = written([TENSORS[0], TENSORS[2]])
+    good = {tensor.key: tensor.bits().tobytes() for tensor in TENSORS}
+    path = tmp_path / "weights.ckpt"
+    refused = 0
+    for place in range(len(data)):
+        path.write_bytes(bytes([*data[:place], data[place] ^ 0x11, *data[place + 1 :]]))
+        try:
+            found = {key: t.bits().tobytes() for key, t in read_torch(path).tensors.items()}
+        except CheckpointError:
+            refused += 1
+        else:
+            assert found.items() <= good.items()
+    assert refused > len(data) // 3
+
+
+ARCHIVES = {
+    "no-pickle": ({"archive/data.pkl": None}, "with 0 entries FOLDER/data.pkl"),
+    "two-pickles": ({"other/data.pkl": b""}, "with 2 entries FOLDER/data.pkl"),
+    "big-endian": ({"archive/byteorder": b"big"}, "archive/byteorder is not `little`"),
+    "code": ({"archive/code/a.py": b""}, "is a program of TorchScript"),
+    "constants": ({"archive/constants.pkl": b"\x80\x02)."}, "is a program of TorchScript"),
+    "giant-pickle": ({"archive/data.pkl": bytes(5 << 20)}, "expected at most 4194304"),
+    "empty-pickle": ({"archive/data.pkl": b""}, "cut off or broken"),
+    "no-storage": ({"archive/data/1": None}, "conv.bias is in the storage 1, which the archive"),
+    "short-storage": ({"archive/data/1": b"abc"}, "data/1 takes 3 bytes, expected 4"),
+}
+
+
+@pytest.mark.parametrize(("change", "why"), ARCHIVES.values(), ids=ARCHIVES)
+def test_archives_of_anything_else_are_refused(refusal, change, why):
+    """What is missing, twice there, or of another kind is named."""
+    entries = entries_of(written()) | change
+    kept = [(name, data) for name, data in entries.items() if data is not None]
+    assert why in refusal(archive(kept))
+
+
+def test_what_torch_does_not_need_does_no_harm(tmp_path):
+    """Folders, notes, other versions, no byte order; longer storages than needed."""
+    entries = entries_of(written()) | {"archive/": b"", "archive/version": b"9\n", "x.txt": b"x"}
+    entries["archive/data/1"] += b"more"
+    del entries["archive/byteorder"]
+    path = tmp_path / "weights.ckpt"
+    path.write_bytes(archive(entries.items()))
+    for tensor in TENSORS:
+        again = read_torch(path).tensors[tensor.key].bits()
+        np.testing.assert_array_equal(again, tensor.bits(), strict=True)
