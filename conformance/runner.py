@@ -294,7 +294,7 @@ class Runner:
 
     def load(self, case: Case, execution: Execution) -> Component:
         """Load the component of a case, or return the one that was loaded last."""
-        key = (case.component, case.variant.name, execution.dtype, execution.device, case.seed)
+        key = (case.component, case.variant, execution.dtype, execution.device, case.seed)
         if self._loaded is None or self._loaded[0] != key:
             self._loaded = None  # the old weights go before the new ones come
             component = self.port.load(

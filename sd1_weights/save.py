@@ -45,11 +45,11 @@ _CONTEXT = 77
 def write_single_file(
     path: Path, networks: Mapping[str, Tensors], metadata: Metadata, watch: Watch = iter
 ) -> None:
-    """Write the three networks as the original code does: one file, with its noise schedule.
+    """Write networks as the original code does: one file, with its noise schedule.
 
     Args:
         path: `*.safetensors` or `*.ckpt`; an existing file is replaced.
-        networks: By name, tensors by canonical name.
+        networks: All three or some, by name; tensors by canonical name.
         metadata: Texts for the header of safetensors.
         watch: Passes tensors on one by one, showing progress.
 
@@ -60,7 +60,8 @@ def write_single_file(
         raise CheckpointError(
             f"{path}: a file of layout {COMPVIS} ends in {' or '.join(SINGLE_FILES)}"
         )
-    rows = [t for name in names.NETWORKS for t in _single_file_rows(name, networks[name])]
+    own = [name for name in names.NETWORKS if name in networks]
+    rows = [tensor for name in own for tensor in _single_file_rows(name, networks[name])]
     rows += [_table(name, values.astype(np.float32), "F32") for name, values in schedule().items()]
     with _replacing(path) as temporary, temporary.open("wb") as file:
         if path.suffix == ".ckpt":

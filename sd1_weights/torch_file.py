@@ -59,7 +59,7 @@ _NOT_WEIGHTS = {
 _FOLDER = "archive"
 _VERSION = b"3\n"
 _MOST_PICKLE = 4 << 20
-"""A hundred bytes of memory for each is bearable; SD v1, EMA and an optimizer's state take 1 MB."""
+"""Each can ask for 100 bytes of memory. SD v1 with EMA weights and an optimizer takes 0.5 MB."""
 
 _MOST_AXES = 64
 _MOST_BYTES = 2**63

@@ -19,10 +19,12 @@ import numpy as np
 from conformance import protocol
 from conformance.child import Child, HungError, machine_memory
 from conformance.errors import PortError, RaisedError, UnsupportedError, UsageError
+from conformance.export import LAYOUTS, write_compvis
 from conformance.port import Arrays, Hello
 from conformance.sampling import PIPELINES, read_config
 from conformance.spec import CHECKPOINT_FOLDERS, FOLDER_COMPONENTS
 from conformance.tensors import read_tensors, write_tensors
+from sd1_weights.layouts import COMPVIS
 
 if TYPE_CHECKING:
     from conformance.variants import Variant, Weights
@@ -222,19 +224,25 @@ class ExecPort:
         """Write weights where the child can read them; those of the last load are kept."""
         if not len(weights):
             return None, None
-        if "diffusers" not in hello.weights:
+        layout = next((name for name in hello.weights if name in LAYOUTS), None)
+        if layout is None:
             message = (
                 f"{hello.name} reads weights in layout {', '.join(hello.weights)} only: "
-                "the suite writes layout diffusers"
+                f"the suite writes {', '.join(LAYOUTS)}"
             )
             raise UnsupportedError(message)
-        key = (weights.component, weights.variant.name, weights.seed)
-        if self._weights is None or self._weights[0] != key or not self._weights[1].is_dir():
+        key = (weights.component, weights.variant, weights.seed)
+        if self._weights is None or self._weights[0] != key or not self._weights[1].exists():
             folder = self.folder() / "weights"
             shutil.rmtree(folder, ignore_errors=True)
             self._weights = None
-            self._weights = (key, weights.export(folder))
-        return self._weights[1], "diffusers"
+            written = (
+                write_compvis(weights, folder / "weights.safetensors")
+                if layout == COMPVIS
+                else weights.export(folder)
+            )
+            self._weights = (key, written)
+        return self._weights[1], layout
 
     def count_hang(self, component: str, *, hung: bool) -> None:
         """Remember that a component hung once more, or that it did not."""

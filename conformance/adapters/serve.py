@@ -173,7 +173,12 @@ def write_tensors(file: str, arrays: Arrays) -> None:
 
 
 def open_weights(path: str) -> Tensors:
-    """Return the tensors of a folder of weights: of one component, or of a whole checkpoint."""
+    """Return the tensors of a folder of weights: of one component, or of a whole checkpoint.
+
+    In layout `compvis` they are those of one file, under its names.
+    """
+    if Path(path).is_file():
+        return Tensors(open_tensors(path), path)
     places: dict[str, Place] = {}
     for file in sorted(Path(path).rglob("*.safetensors")):
         folder = file.parent.relative_to(path).as_posix()
@@ -260,7 +265,9 @@ class Server:
         if component not in self.components:
             raise Refused("no component %r" % (component,))
         path = request["weights"]
-        weights = Tensors({}) if path is None else open_weights(path).of(component)
+        weights = Tensors({}) if path is None else open_weights(path)
+        if request["layout"] == "diffusers":
+            weights = weights.of(component)
         variant = Variant(request["variant"], request["architecture"])
         loaded = self.port.load(
             component, variant, weights, request["arithmetic"], request["device"]

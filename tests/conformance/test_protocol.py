@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from conformance import protocol, protocol_page
 from conformance.adapters import process as adapter
@@ -22,6 +23,8 @@ from conformance.errors import PortError, RaisedError, UnsupportedError
 from conformance.execution import Execution
 from conformance.port import Hello, greet
 from conformance.runner import Runner
+from conformance.variants import parse_variant
+from sd1_weights.schedule import schedule
 
 SERVE = Path(serve.__file__)
 
@@ -245,11 +248,31 @@ def test_serve_says_what_is_wrong(arguments: list[str], message: str) -> None:
     assert not done.stdout
 
 
-def test_only_compvis(port: ExecPort, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A port that reads another layout of weights declines networks, with the reason."""
+def test_weights_in_compvis_layout(port: ExecPort, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A port that reads single files is handed one, with its network and no other."""
     hello = port.hello()
     monkeypatch.setattr(port, "hello", lambda: Hello(**vars(hello) | {"weights": ("compvis",)}))
-    with pytest.raises(UnsupportedError, match="layout compvis only"):
+    variant = parse_variant("tiny")
+    for component in ("unet", "vae_decoder", "pipeline/txt2img", "block/time_embedding"):
+        weights = variant.weights(component)
+        path, layout = port._written(weights, port.hello())
+        assert (path.suffix, layout) == (".safetensors", "compvis")
+        prefixes = {key.split(".")[0] for key in load_file(path)}
+        networks = {
+            "pipeline/txt2img": {"model", "first_stage_model", "cond_stage_model"},
+            "vae_decoder": {"first_stage_model"},
+        }
+        assert prefixes - set(schedule()) == networks.get(component, {"model"})
+        assert port._written(weights, port.hello()) == (path, layout)
+    (name,) = (n for n in load_file(path) if n.endswith("time_embed.0.bias"))
+    assert np.array_equal(load_file(path)[name], weights["linear_1.bias"])
+
+
+def test_a_layout_that_is_not_written(port: ExecPort, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A port that reads another layout of weights declines networks, with the reason."""
+    hello = port.hello()
+    monkeypatch.setattr(port, "hello", lambda: Hello(**vars(hello) | {"weights": ("gguf",)}))
+    with pytest.raises(UnsupportedError, match="layout gguf only: the suite writes compvis, diff"):
         told(port, "unet/tiny/base")
 
 
