@@ -6,6 +6,7 @@ import argparse
 import math
 import os
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ from conformance.runner import Runner
 from conformance.tolerance import ARITHMETICS, LIMIT
 from conformance.traces import have_oracle
 from conformance.vocabulary import Vocabulary
+from conformance.witness_rows import WITNESSES
 from conformance.xfails import Xfails
 from sd1_weights.errors import CheckpointError
 
@@ -93,6 +95,8 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--mode", help="trace, splice; default both, where splice is possible")
     run.add_argument("--weights", type=Path, metavar="PATH", help="your own, in any layout")
     cli_weights.add_choice(run)
+    run.add_argument("--witness", choices=WITNESSES, help="judge published slices of it too")
+    run.add_argument("--witness-inputs", type=Path, metavar="DIR", help="their noise files")
     run.add_argument("--traces", type=Path, metavar="DIR", help="trace packs for splice mode")
     run.add_argument("-n", type=int, default=1, metavar="JOBS", help="processes that share the run")
     add_limits(run)
@@ -193,11 +197,11 @@ def _judge(
     runs = executions(arguments.dtype, arguments.device, arguments.backend, mode, runner.hello)
     judged = list(items(cases, runs))
     ids = [execution.item_id(case) for case, execution in judged]
+    witness, slices = cli_weights.slices_of(arguments, runner, variant)
+    ids += [execution.item_id(case) for case, execution in slices]
     if variant is not None:
         live = oracle_module("conformance.live_goldens")
-        live.record_missing(
-            cases, {run.dtype for run in runs}, lambda text: print(text, flush=True)
-        )
+        live.record_missing(cases, {run.dtype for run in runs}, partial(print, flush=True))
     results = Results(
         arguments.out,
         runner.hello,
@@ -209,39 +213,47 @@ def _judge(
         weights=variant.facts() if variant else None,
     )
     done = {line["case"] for line in results.lines}
+    total = len(ids)
     if done:
-        print(f"{len(done)} of {len(judged)} cases are taken over from the run in {arguments.out}")
+        print(f"{len(done)} of {total} cases are taken over from the run in {arguments.out}")
     left = [(case, run) for case, run in judged if run.item_id(case) not in done]
     quiet = not sys.stderr.isatty()
-    with tqdm(total=len(judged), initial=len(done), disable=quiet, unit="case") as bar:
-
-        def report(line: dict[str, Any]) -> None:
-            line = results.add(line)
-            bar.update()
-            text = f"{line['verdict']:5s} {_ratio_text(line)} {line['case']}"
-            if quiet:
-                print(f"[{len(results.lines)}/{len(judged)}] {text}", flush=True)
-            elif line["verdict"] != "pass":
-                bar.write(text)
-            if line["verdict"] in {"fail", "error", "skip", "xfail"}:
-                for text in [line["message"], *line["detail"].splitlines()]:
-                    bar.write(f"      {text}", file=sys.stdout if quiet else None)
-
+    with tqdm(total=total, initial=len(done), disable=quiet, unit="case") as bar:
+        report = partial(_report, results, bar, total)
         if arguments.n > 1:
             run_parallel(job, left, arguments.n, report)
         else:
             for case, execution in left:
                 report(runner.run(case, execution).as_json())
+        runner.release()
+        for case, execution in slices:
+            if witness is not None and execution.item_id(case) not in done:
+                report(witness.run(case, execution).as_json())
     summary = results.close(runner, {case.id: case for case in cases})
     print("\n".join(verdict_lines(summary)))
     print(f"  report {arguments.out / 'index.html'}")
     return int(exit_code(summary))
 
 
+def _report(results: Results, bar: Any, total: int, line: dict[str, Any]) -> None:
+    """Add a case line to the results, and say on the terminal or in a log what came of it."""
+    line = results.add(line)
+    bar.update()
+    text = f"{line['verdict']:5s} {_ratio_text(line)} {line['case']}"
+    if bar.disable:
+        print(f"[{len(results.lines)}/{total}] {text}", flush=True)
+    elif line["verdict"] != "pass":
+        bar.write(text)
+    if line["verdict"] in {"fail", "error", "skip", "xfail"}:
+        for text in [line["message"], *line["detail"].splitlines()]:
+            bar.write(f"      {text}", file=sys.stdout if bar.disable else None)
+
+
 def _options(arguments: argparse.Namespace) -> tuple[str, ...]:
     """Return what has to be said again to run one of the cases again."""
     given = [("--traces", arguments.traces), ("--weights", arguments.weights)]
-    given.append(("--files", arguments.files))
+    given += [("--files", arguments.files), ("--witness", arguments.witness)]
+    given.append(("--witness-inputs", arguments.witness_inputs))
     words = [word for name, value in given if value for word in (name, str(value))]
     return (*words, "--ema") if arguments.ema else tuple(words)
 

@@ -17,8 +17,12 @@ from conformance.case import Case
 from conformance.checkpoints import SHORT, FileVariant, cases_on, file_variant
 from conformance.cli_common import command, selected, split
 from conformance.errors import ExitCode, UsageError, unknown_name
+from conformance.execution import Execution
+from conformance.runner import Runner
 from conformance.variants import NO_VARIANT, parse_variant, variant_names
 from conformance.vocabulary import Vocabulary
+from conformance.witness import Witness
+from conformance.witness_rows import check_folder, rows
 from sd1_weights import save
 from sd1_weights.config_files import read_config, read_json
 from sd1_weights.configs import tokenizer_files
@@ -235,3 +239,34 @@ def _goldens_folder() -> Path:
     temporary = tempfile.mkdtemp(prefix="sd1-goldens-")
     atexit.register(shutil.rmtree, temporary, ignore_errors=True)
     return Path(temporary)
+
+
+def slices_of(
+    arguments: argparse.Namespace, runner: Runner, variant: FileVariant | None
+) -> tuple[Witness | None, list[tuple[Case, Execution]]]:
+    """Return the published slices that `--witness` asks for as cases, and what runs them.
+
+    Raises:
+        UsageError: There are no weights or noise files.
+    """
+    if arguments.witness is None:
+        if arguments.witness_inputs is not None:
+            message = "--witness-inputs holds the noise of published slices: it needs --witness"
+            raise UsageError(message)
+        return None, []
+    if variant is None or arguments.witness_inputs is None:
+        message = (
+            f"--witness {arguments.witness} needs your own weights (--weights PATH) and the "
+            "published noise files (--witness-inputs DIR); docs/witness.md names them"
+        )
+        raise UsageError(message)
+    check_folder(arguments.witness, arguments.witness_inputs)
+    device = (split(arguments.device) or ["cpu"])[0]
+    witness = Witness(runner.port, variant, variant.weights, arguments.witness_inputs, device)
+    globs = split(arguments.component) or ["*"]
+    return witness, [
+        witness.item(row)
+        for row in rows(arguments.witness)
+        if any(fnmatchcase(row.component, glob) for glob in globs)
+        and all(variant.offers(stage.component) for stage in row.stages)
+    ]

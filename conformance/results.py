@@ -29,10 +29,12 @@ from conformance.runner import Runner
 from conformance.sampling import PIPELINES, SCHEDULERS
 from conformance.spec import BLOCKS
 from conformance.tolerance import LIMIT, badness
+from conformance.witness import is_witness, stamp
 from conformance.xfails import Xfails, unexcused
 
 DEFAULT_OUT = Path("conformance-report")
 VERDICTS = ("pass", "warn", "fail", "error", "skip", "xfail", "xpass")
+REAL_WEIGHTS = "real-weights"
 FILES = ("results.jsonl", "summary.json", "junit.xml", "index.html")
 
 
@@ -198,7 +200,9 @@ class Results:
             The summary.
         """
         expected = self._conclude_xfails()
-        unexpected = [line for line in self.lines if line["verdict"] != "xfail"]
+        unexpected = [
+            line for line in self.lines if line["verdict"] != "xfail" and not is_witness(line)
+        ]
         found = explain(unexpected, runner, cases) if runner is not None else Explanation()
         seconds = (dt.datetime.now(tz=dt.UTC) - self.started).total_seconds()
         summary = summarise(self.lines, self.port, self.hello, self.scope, expected)
@@ -269,7 +273,7 @@ def summarise(
         "depth": depth(lines),
         "missing_probes": missing_probes(lines),
         "offers": list(hello.components),
-        "stamps": [],
+        "stamps": [REAL_WEIGHTS] if stamp(lines) else [],
         "counts": counts,
         "limit": LIMIT,
         "worst_ratio": max(ratios, key=badness) if ratios else None,

@@ -311,6 +311,10 @@ class Runner:
             self._loaded = (key, component)
         return self._loaded[1]
 
+    def release(self) -> None:
+        """Let go of the component that was loaded last."""
+        self._loaded = None
+
     def _supply(
         self, case: Case, golden: Golden, execution: Execution, inputs: Arrays
     ) -> Arrays | None:

@@ -202,3 +202,8 @@ def golden_strings() -> dict[str, dict[str, Any]]:
 def golden_prompts() -> dict[str, dict[str, Any]]:
     """Return the text encoder's inputs, by scenario: `text` and its `input_ids`, rows of 77."""
     return _load(golden_root(), "prompts")
+
+
+def published_slices() -> dict[str, Any]:
+    """Return the slices that diffusers' tests publish, and those left out: see witness_rows.py."""
+    return _load(golden_root(), "witness")

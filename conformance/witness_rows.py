@@ -14,7 +14,6 @@ from conformance.errors import UnsupportedError, UsageError, unknown_name
 from conformance.port import Arrays
 from conformance.report.text import one_line
 from conformance.sampling import config_array, settings
-from sd1_weights.names import golden_root
 
 WITNESSES = ("v1-4", "v1-5")
 """Models of which slices are published."""
@@ -115,17 +114,11 @@ def rows(model: str) -> list[Row]:
         raise unknown_name("witness", model, list(WITNESSES))
     return [
         _row(group | row, facts["source"])
-        for facts in (published(),)
+        for facts in (spec.published_slices(),)
         for group in facts["groups"]
         if group["model"] == model
         for row in group["rows"]
     ]
-
-
-def published() -> dict[str, Any]:
-    """Return `golden/spec/witness.json`: groups of slices, and `left_out`, each with its reason."""
-    facts: dict[str, Any] = spec._load(golden_root(), "witness")  # noqa: SLF001 - spec's own reader
-    return facts
 
 
 def _row(facts: Mapping[str, Any], origin: str) -> Row:

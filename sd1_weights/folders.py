@@ -15,7 +15,6 @@ _KINDS = {
     "UNet2DConditionModel": "unet",
     "AutoencoderKL": "vae",
     "clip_text_model": "text_encoder",
-    "clip": "text_encoder",
 }
 """What a config says of itself, as `_class_name` or `model_type`."""
 

@@ -8,6 +8,7 @@ from conformance.errors import UsageError, unknown_name
 from conformance.mutants import (
     checkpoint,
     nulls,
+    nulls_checkpoint,
     nulls_sampling,
     pipeline,
     pipeline_edits,
@@ -41,6 +42,7 @@ _MODULES = (
     pipeline_inpainting,
     quiet,
     nulls,
+    nulls_checkpoint,
     nulls_sampling,
 )
 

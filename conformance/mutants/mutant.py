@@ -9,6 +9,8 @@ from typing import Any
 
 from torch import nn
 
+from conformance.adapters.torch_module import TorchPort
+
 SIZES = ("catastrophic", "visible", "subtle", "dormant", "none")
 """What a person sees of it in a picture; `none` for what is right, if computed in another way."""
 
@@ -86,6 +88,8 @@ class Mutant:
         module: Spoils a built network of `sd1_impl`; its weights are its own. For networks, and
             for pipelines, whose module is a ModuleDict of `text_encoder`, `unet` and `vae`.
         patch: Changes code of `sd1_impl` or of its adapter for as long as the mutant lives.
+        port: Makes the port that is spoiled, where it is not plainly sd1_impl's: one whose weights
+            travel through files, which alone is a null mutant.
         dtype: The arithmetic in which it must die.
         refuses: It ends in an exception, which kills it: the row says crash.
         dormant: It has no effect on the shapes and settings of stock SD v1.
@@ -101,13 +105,15 @@ class Mutant:
     size: str = "subtle"
     module: Callable[[Any], None] | None = None
     patch: Change | None = None
+    port: Callable[[], TorchPort] | None = None
     dtype: str = "float32"
     refuses: bool = False
     dormant: bool = False
     gpu: bool = False
 
     def __post_init__(self) -> None:
-        if (self.module is None) == (self.patch is None):
+        changes = (self.module is not None) + (self.patch is not None)
+        if changes != 1 and not (changes == 0 and self.null and self.port):
             raise ValueError(f"mutant {self.id} needs a module or a patch, and not both")
         if self.size not in SIZES or self.evidence not in EVIDENCE or not self.cases:
             raise ValueError(f"mutant {self.id}: size, evidence or cases are not as documented")

@@ -40,10 +40,10 @@ class MutantPort:
 
     def __init__(self, mutant: Mutant) -> None:
         self.mutant = mutant
-        self.port = sd1_impl.port()
+        self.port = (mutant.port or sd1_impl.port)()
 
     def hello(self) -> Hello:
-        """Say what sd1_impl says, under another name."""
+        """Say what the port says that is spoiled, under another name."""
         return replace(self.port.hello(), name=f"sd1_impl with {self.mutant.id}")
 
     def load(

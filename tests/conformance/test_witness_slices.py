@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from conformance import spec
 from conformance.errors import UnsupportedError, UsageError
 from conformance.port import Hello
 from conformance.tolerance import LIMIT
@@ -23,7 +24,6 @@ from conformance.witness_rows import (
     WITNESSES,
     Stage,
     check_folder,
-    published,
     read_inputs,
     read_noise,
     rows,
@@ -128,7 +128,7 @@ def test_every_slice_is_there_or_left_out_with_a_reason() -> None:
         ("v1-4", "pipeline/txt2img"): 4,
     }
     left_out = Counter()
-    for entry in published()["left_out"]:
+    for entry in spec.published_slices()["left_out"]:
         assert entry["reason"]
         left_out[entry["source"]] += entry["count"]
     tables = Counter(row.source.partition(" of ")[0] for row in ALL) + left_out
@@ -145,7 +145,7 @@ def test_rows_are_whole_and_distinct() -> None:
     for row in ALL:
         picked = np.empty(row.stages[-1].shape, bool)[row.where]
         assert (picked.size, row.hunts != "") == (len(row.values), True), row.id
-        assert row.source.endswith(published()["source"]), row.id
+        assert row.source.endswith(spec.published_slices()["source"]), row.id
 
 
 def test_rows_that_share_a_load_come_together() -> None:
@@ -166,7 +166,7 @@ def test_the_page_lists_every_file_and_what_is_left_out() -> None:
     text = DOCS.read_text("utf-8")
     needed = {name for row in ALL for name in row.file_names.values()}
     assert {word for word in text.split() if word.startswith("gaussian_noise")} == needed
-    total = len(ALL) + sum(entry["count"] for entry in published()["left_out"])
+    total = len(ALL) + sum(entry["count"] for entry in spec.published_slices()["left_out"])
     assert f"of the {total} slices" in text
 
 

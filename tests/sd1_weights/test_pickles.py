@@ -126,7 +126,7 @@ def test_a_call_is_refused_by_name_and_place_and_not_run(tmp_path, protocol, cal
 CALLS = {
     "reduce": b"cos\nmkdir\nPATH\x85R.",
     "reduce-from-stack": text("os") + text("mkdir") + b"\x93PATH\x85R.",
-    "in-a-module": text("pathlib") + text("os.mkdir") + b"\x93PATH\x85R.",
+    "in-a-module": text("shutil") + text("os.mkdir") + b"\x93PATH\x85R.",
     "inst": b"(PATHios\nmkdir\n.",
     "obj": b"(cos\nmkdir\nPATHo.",
     "before-the-end": b"cos\nmkdir\nPATH\x85R0}.",
