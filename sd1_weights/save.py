@@ -185,7 +185,8 @@ def _beside(path: Path, *, is_folder: bool) -> Iterator[Path]:
     temporary: Path | None = None
     try:
         if path.exists() and path.is_dir() != is_folder:
-            raise CheckpointError(f"{path} is there, and is {'no' if is_folder else 'a'} folder")
+            kind = "no folder" if is_folder else "a folder"
+            raise CheckpointError(f"cannot write {path}: it is there, and is {kind}")
         path.parent.mkdir(parents=True, exist_ok=True)
         if is_folder:
             if path.exists() and not os.access(path, os.W_OK):  # before the work, not after

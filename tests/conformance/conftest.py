@@ -34,7 +34,7 @@ import os
 import numpy as np
 
 from conformance.case import find_case
-from conformance.golden import manifest
+from conformance.manifest import manifest
 from conformance.golden_files import load_golden
 from conformance.port import Hello
 

@@ -237,7 +237,7 @@ def test_torch_reads_what_is_written(torch, tmp_path, mmap):
     for key, tensor in tensors.items():
         assert state[key].dtype == tensor.dtype
         assert state[key].shape == tensor.shape
-        assert state[key].is_contiguous()
+        assert state[key].stride() == torch.empty(tensor.shape).stride()
         assert torch.equal(state[key], tensor)
     with path.open("rb") as file:
         assert torch.serialization._is_zipfile(file)

@@ -34,10 +34,11 @@ def text(value):
 def view(offset=b"K\x00", shape=b"K\x02\x85", stride=b"K\x01\x85", numel=b"K\x04", **other):
     """Return a state dict's pickle: `w`, a view of a storage of numbers in float32."""
     of = other.get("of", b"ctorch\nFloatStorage\n")
-    key = other.get("key", text("0"))
+    key, device = other.get("key", text("0")), other.get("device", text("cpu"))
     hooks = other.get("hooks", b"ccollections\nOrderedDict\n)R")
-    storage = b"(" + text("storage") + of + key + text("cpu") + numel + b"tQ"
-    fields = storage + offset + shape + stride + b"\x89" + hooks + other.get("more", b"")
+    storage = b"(" + other.get("kind", text("storage")) + of + key + device + numel + b"tQ"
+    grad = other.get("grad", b"\x89")
+    fields = storage + offset + shape + stride + grad + hooks + other.get("more", b"")
     name = other.get("name", b"ctorch._utils\n_rebuild_tensor_v2\n")
     return b"\x80\x02}" + text("w") + name + b"(" + fields + b"tRs."
 
@@ -132,6 +133,10 @@ STATE_DICTS = {
     "few-strides": (view(stride=b")"), "has a tensor of 1 axes and 0 strides"),
     "few-fields": (view(hooks=b""), "has a tensor of 5 fields, expected 6"),
     "hooks": (view(hooks=b"N"), "gives None for a tensor's hooks"),
+    "grad": (view(grad=b"K\x00"), "gives the number 0 for a tensor's requires_grad"),
+    "device": (view(device=b"N"), "gives None for a storage's device"),
+    "kind": (view(kind=text("module")), "has a persistent id that is no storage's"),
+    "filled": (view(hooks=b"ccollections\nOrderedDict\n]\x85R"), "fills an OrderedDict by its"),
     "negated": (view(more=b"}" + text("neg") + b"\x88s"), "to be negated or conjugated"),
     "number-key": (view(key=b"K\x00"), "gives the number 0 for a storage's key"),
     "storage-class": (view(of=b"cnumpy\ndtype\n"), "gives numpy.dtype for a storage's class"),
