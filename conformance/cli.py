@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from conformance import __version__, cli_golden, cli_mutants, cli_smoke, cli_weights
+from conformance import __version__, cli_bench, cli_golden, cli_mutants, cli_smoke, cli_weights
 from conformance.case import Case, find_case
 from conformance.checkpoints import FileVariant
 from conformance.cli_common import (
@@ -118,6 +118,7 @@ def _parser() -> argparse.ArgumentParser:
     cli_weights.add_commands(commands)
     cli_golden.add_commands(commands)
     cli_mutants.add_commands(commands)
+    cli_bench.add_commands(commands)
     return parser
 
 

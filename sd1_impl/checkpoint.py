@@ -208,7 +208,7 @@ def _tensor(stored: Stored) -> Tensor:
     else:
         tensor = torch.from_numpy(bits)
     least, greatest = torch.aminmax(tensor)  # of NaN, NaN
-    if not torch.isfinite(torch.stack([least, greatest])).all():
+    if not (least.isfinite() and greatest.isfinite()):
         stored.check_finite()
     return tensor
 

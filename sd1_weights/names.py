@@ -18,13 +18,14 @@ from sd1_weights.errors import CheckpointError
 
 NETWORKS = ("unet", "vae", "text_encoder")
 
+_BESIDE = Path(__file__).resolve().parent.parent / "golden"
 _BRACES = re.compile(r"\{([^}]*)\}")
 
 
 def golden_root() -> Path:
     """Return the folder of the goldens: `$SD1_GOLDEN`, or `golden/` beside this package."""
     override = os.environ.get("SD1_GOLDEN")
-    return Path(override) if override else Path(__file__).resolve().parent.parent / "golden"
+    return Path(override) if override else _BESIDE
 
 
 def compvis_key(network: str, name: str) -> str:

@@ -5,7 +5,7 @@ PORT arguments: `conformance.adapters.sd1_impl_files:compvis`, `:ckpt`, `:diffus
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from conformance import __version__, spec
-from conformance.adapters.sd1_impl_networks import NETWORKS
+from conformance.adapters import sd1_impl_networks
 from conformance.adapters.torch_module import DTYPES, TorchComponent, TorchPort
+from conformance.case import NETWORKS
 from conformance.export import Tensors, stored
 from sd1_impl.checkpoint import load_network
 from sd1_weights import save
@@ -45,22 +46,21 @@ def diffusers() -> TorchPort:
     return through("diffusers", _folder)
 
 
-def through(kind: str, write: Write, *, ema: bool = False) -> TorchPort:
+def through(
+    kind: str, write: Write, components: Collection[str] = NETWORKS, *, ema: bool = False
+) -> TorchPort:
     """Return sd1_impl reading files of one kind.
 
     Args:
         kind: What they are called in the port's name.
         write: Writes them.
+        components: The networks that it writes.
         ema: Whether it is asked for a file's averaged weights.
 
     Returns:
-        A port of all networks, without blocks, samplers and tokenizer.
+        A port of these networks, without blocks, samplers and tokenizer.
     """
-    loaders = {
-        component: partial(_load, component, write, ema)
-        for component in spec.CHECKPOINT_FOLDERS
-        if component not in spec.BLOCKS
-    }
+    loaders = {name: partial(_load, name, write, ema) for name in components}
     return TorchPort(f"sd1_impl by {kind}", __version__, {}, others=loaders)
 
 
@@ -92,7 +92,8 @@ def _load(
         network = spec.CHECKPOINT_FOLDERS[component]
         module = load_network(network, path, ema=ema, dtype=dtype, device=device)
     module.eval().requires_grad_(requires_grad=False)
-    return TorchComponent(module, NETWORKS[component][1], dtype, device, component=component)
+    call = sd1_impl_networks.NETWORKS[component][1]
+    return TorchComponent(module, call, dtype, device, component=component)
 
 
 def _whole(component: str, variant: Variant, weights: Mapping[str, np.ndarray]) -> Tensors:

@@ -13,7 +13,7 @@ import torch
 
 from conformance.adapters.sd1_impl_files import through
 from conformance.adapters.torch_module import TorchPort
-from conformance.export import Tensors
+from conformance.export import Tensors, stored
 from sd1_weights import names
 from sd1_weights.save import write_network
 from sd1_weights.stored import Stored
@@ -22,32 +22,31 @@ from sd1_weights.torch_file import STATE_DICT, write_torch
 if TYPE_CHECKING:
     from conformance.variants import Variant
 
-_OTHER_SEED = 4093878
-_DISTANCE = np.float32(0.01)
-"""What averaging over training changes: a hundredth, not the whole."""
+_SEED = 1937
+"""Of the other set of weights: that of no case."""
 
 _OLD_NAMES = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
 
 
 def plain_of_two() -> TorchPort:
     """Return sd1_impl reading files with averaged weights of the UNet beside those of the case."""
-    return through("two sets", partial(_two_sets, lambda own, near: (own, near)))
+    return through("two sets", partial(_two_sets, lambda own, other: (own, other)), ["unet"])
 
 
 def averaged_of_two() -> TorchPort:
     """Return sd1_impl asked for averaged weights, those of the case, of files that have both."""
-    write = partial(_two_sets, lambda own, near: (near, own))
-    return through("averaged weights", write, ema=True)
+    write = partial(_two_sets, lambda own, other: (other, own))
+    return through("averaged weights", write, ["unet"], ema=True)
 
 
 def old_names() -> TorchPort:
     """Return sd1_impl reading the VAE's folders of the first versions of diffusers."""
-    return through("old names", _old_folder)
+    return through("old names", _old_folder, ["vae_encoder", "vae_decoder"])
 
 
 def shared_storages() -> TorchPort:
     """Return sd1_impl reading text encoders whose q, k and v were saved as parts of one tensor."""
-    return through("shared storages", _fused)
+    return through("shared storages", _fused, ["text_encoder"])
 
 
 Order = Callable[[Tensors, Tensors], tuple[Tensors, Tensors]]
@@ -57,18 +56,14 @@ def _two_sets(order: Order, component: str, variant: Variant, tensors: Tensors, 
     """Write a training checkpoint of the UNet, as published: two sets, and counters of one number.
 
     Args:
-        order: Of the case's set and one near it, which is which: the plain and the averaged one.
+        order: Says of the case's set and the other which is plain and which averaged.
         component: The UNet.
-        variant: Gives the values that the other set is moved by.
+        variant: Gives the other set.
         tensors: The case's.
         to: Folder.
     """
-    moves = variant.weights(component, _OTHER_SEED)
-    near = {
-        name: replace(tensor, read=partial(_moved, tensor, partial(moves.__getitem__, name)))
-        for name, tensor in tensors.items()
-    }
-    plain, averaged = order(tensors, near)
+    other = variant.weights(component, _SEED)
+    plain, averaged = order(tensors, stored(other, other.shapes))
     start = names.prefix("unet")
     rows = [replace(t, key=start + names.compvis_key("unet", n)) for n, t in plain.items()]
     rows += [_number("model_ema.decay", np.float32(0.9999), "F32")]
@@ -77,11 +72,6 @@ def _two_sets(order: Order, component: str, variant: Variant, tensors: Tensors, 
     with (to / "weights.ckpt").open("wb") as file:
         write_torch(file, rows)
     return to / "weights.ckpt"
-
-
-def _moved(tensor: Stored, other: Callable[[], np.ndarray]) -> np.ndarray:
-    own = tensor.bits()
-    return own + _DISTANCE * (other() - own)
 
 
 def _number(key: str, value: np.generic, dtype: str) -> Stored:
