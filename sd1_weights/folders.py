@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,12 +46,14 @@ class Folder:
     def component(self) -> str | None:
         """Return the network that this folder alone is of, or None."""
         path = self.path / "config.json"
-        if not path.is_file():
+        if not self._is_there(path):
             return None
         given = read_json(self._own(path))
         kind = given.get("_class_name", given.get("model_type"))
         if kind not in list(_KINDS):
-            raise CheckpointError(f"{path}: it is the config of {kind!r}, no network of SD v1")
+            raise CheckpointError(
+                f"{path}: it is the config of {reprlib.repr(kind)}, no network of SD v1"
+            )
         return _KINDS[kind]
 
     def config(self) -> Path:
@@ -64,7 +67,7 @@ class Folder:
     def scheduler(self) -> Path | None:
         """Return the path of the scheduler's config, or None where there is none."""
         path = self.path / "scheduler" / "scheduler_config.json"
-        return self._own(path) if path.is_file() else None
+        return self._own(path) if self._is_there(path) else None
 
     def weights(self, name: str) -> Path:
         """Return the file of weights of a network.
@@ -84,10 +87,23 @@ class Folder:
 
     def _present(self, choices: list[Path]) -> Path:
         """Return the first of several files that is there."""
-        found = next((path for path in choices if path.is_file()), None)
+        found = next((path for path in choices if self._is_there(path)), None)
         if found is None:
             raise CheckpointError(f"{choices[0]} is missing: {_EXPECTED}")
         return found
+
+    def _is_there(self, path: Path) -> bool:
+        """Say whether there is a file: what is there and is none is not passed over."""
+        try:
+            path.lstat()
+            is_file = path.is_file()
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        except OSError as error:
+            raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
+        if not is_file:
+            raise CheckpointError(f"{path} is no regular file, nor a link to one")
+        return True
 
     def _own(self, path: Path) -> Path:
         """Refuse a link that leads out of the folder.

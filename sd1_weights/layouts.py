@@ -29,6 +29,7 @@ LAYOUTS = (COMPVIS, DIFFUSERS, CLIP)
 
 _PREFIXLESS = "text_model."
 _POSITIONS = "embeddings.position_ids"
+_CONTEXT = 77
 
 
 @dataclass(frozen=True)
@@ -162,7 +163,11 @@ def read_checkpoint(path: str | Path, *, ema: bool = False, files: str = "") -> 
         CheckpointError: Files are missing, unreadable, hostile or of no layout that is known.
     """
     path = Path(path)
-    if path.is_dir():
+    try:
+        is_folder = path.is_dir()
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
+    if is_folder:
         if ema:
             raise CheckpointError(
                 f"{path} is a folder, which holds one set of weights: only single files have "
@@ -255,11 +260,13 @@ def _compvis_network(name: str, own: Mapping[str, Stored], file: str) -> Network
     known = set(names_of(name))
 
     def canonical(key: str) -> str | None:
+        own = key.removeprefix(start)
         try:
-            found = names.canonical_key(name, key.removeprefix(start))
+            found = names.canonical_key(name, own)
         except CheckpointError:
             return None
-        return found if found in known else None
+        # There and back: half a name of this layout and half of another is no name.
+        return found if found in known and names.compvis_key(name, found) == own else None
 
     ids = {start + key for key in names.unweighted(name)}
     _check_positions(own, ids, file)
@@ -329,9 +336,10 @@ def _named(
 def _check_positions(tensors: Mapping[str, Stored], keys: set[str], file: str) -> None:
     """Refuse position ids that are not 0, 1, 2, ...: the embedding is read in order."""
     for key in keys & tensors.keys():
-        ids = tensors[key].bits().ravel().astype(np.float64)
-        if not np.array_equal(ids, np.arange(ids.size)):
-            raise CheckpointError(f"{file}: {key} are not the numbers 0 to {ids.size - 1}")
+        ids = tensors[key]
+        # Read only if they are few: a view of one number may have any shape.
+        if ids.size != _CONTEXT or not np.array_equal(ids.float32().ravel(), range(_CONTEXT)):
+            raise CheckpointError(f"{file}: {key} are not the numbers 0 to {_CONTEXT - 1}")
 
 
 def _read_folder(path: Path, files: str) -> Checkpoint:

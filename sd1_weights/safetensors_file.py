@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import json
 import math
+import reprlib
 import struct
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -17,6 +19,7 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 
 from sd1_weights.errors import CheckpointError
+from sd1_weights.pickles import shown
 from sd1_weights.stored import DTYPES, Stored
 
 LENGTH = 8
@@ -24,7 +27,13 @@ LENGTH = 8
 
 METADATA = "__metadata__"
 Watch = Callable[[list[Stored]], Iterable[Stored]]
-_MOST_HEADER = 100 << 20
+_FIELDS = {"dtype", "shape", "data_offsets"}
+_MOST_HEADER = 16 << 20
+"""Each byte can ask for 25 bytes of memory. SD v1 with EMA weights takes 0.3 MB."""
+
+_MOST_NAME = 250
+_MOST_AXES = 64
+_MOST_BYTES = 2**63
 
 
 class Entry(NamedTuple):
@@ -58,11 +67,11 @@ def read_safetensors(path: Path) -> dict[str, Stored]:
     """
     raw = mapped(path)
     header, data = split(raw, str(path))
-    entries = {
-        name: entry_of(fields, data.size, f"{path}: {name}")
-        for name, fields in header.items()
-        if name != METADATA
-    }
+    entries = {}
+    for name, fields in header.items():
+        if name != METADATA:
+            check_name(name, path)
+            entries[name] = entry_of(fields, data.size, f"{path}: {name}")
     _check_tiling(entries, data.size, path)
     return {
         name: Stored(name, entry.dtype, entry.shape, _Reading(data, entry), str(path))
@@ -81,6 +90,19 @@ class _Reading:
         return array_of(self.data, self.entry)
 
 
+def check_name(name: str, path: Path) -> None:
+    """Refuse the name of a tensor that no message could show.
+
+    Raises:
+        CheckpointError: It is too long, or not printable.
+    """
+    if len(name) > _MOST_NAME or not name.isprintable():
+        raise CheckpointError(
+            f"{path}: {shown(name)} is no name of a tensor: expected at most {_MOST_NAME} "
+            "printable characters"
+        )
+
+
 def mapped(path: Path) -> np.ndarray:
     """Map a file into memory, privately.
 
@@ -92,7 +114,8 @@ def mapped(path: Path) -> np.ndarray:
     """
     try:
         if not path.is_file():
-            what = "is no regular file" if path.exists() else "is missing"
+            missing = "is a link to nothing" if path.is_symlink() else "is missing"
+            what = "is no regular file" if path.exists() else missing
             raise CheckpointError(f"{path} {what}")
         if not path.stat().st_size:
             raise CheckpointError(f"{path} is empty")
@@ -109,7 +132,8 @@ def split(raw: np.ndarray, name: str) -> tuple[dict[str, Any], np.ndarray]:
         name: What it is called in messages.
 
     Raises:
-        CheckpointError: There is no header, or a name occurs twice in it.
+        CheckpointError: There is no header, or a name occurs twice in it, or what is said beside
+            the tensors is no text.
     """
     size = int.from_bytes(raw[:LENGTH].tobytes(), "little") if raw.size >= LENGTH else -1
     if not 0 < size <= min(raw.size - LENGTH, _MOST_HEADER):
@@ -121,24 +145,30 @@ def split(raw: np.ndarray, name: str) -> tuple[dict[str, Any], np.ndarray]:
             f"{' (they are one in big-endian order)' if big_endian else ''}"
         )
     try:
-        header = json.loads(
-            raw[LENGTH : LENGTH + size].tobytes(), object_pairs_hook=_without_repeats
-        )
+        text = raw[LENGTH : LENGTH + size].tobytes().decode()
+        header = json.loads(text, object_pairs_hook=unique_names)
     except (ValueError, RecursionError) as error:
         raise CheckpointError(
             f"{name} is not safetensors: its header is no JSON ({error})"
         ) from error
     if not isinstance(header, dict):
         raise CheckpointError(f"{name} is not safetensors: its header is no JSON object")
+    metadata = header.get(METADATA, {})
+    if not isinstance(metadata, dict) or not all(isinstance(t, str) for t in metadata.values()):
+        raise CheckpointError(f"{name} is not safetensors: {METADATA} in its header is no texts")
     return header, raw[LENGTH + size :]
 
 
-def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Make a dict of a JSON object, for `json.loads`.
+
+    Raises:
+        ValueError: A name occurs twice: readers differ in which they take.
+    """
     found = dict(pairs)
     if len(found) != len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"the name {twice!r} occurs twice")
+        (twice, _), *_ = Counter(name for name, _ in pairs).most_common(1)
+        raise ValueError(f"the name {reprlib.repr(twice)} occurs twice")
     return found
 
 
@@ -153,26 +183,41 @@ def entry_of(fields: Any, size: int, what: str) -> Entry:
     Raises:
         CheckpointError: It is no tensor, or not within the file.
     """
-    if not isinstance(fields, dict) or fields.get("dtype") not in list(DTYPES):
-        dtype = fields.get("dtype") if isinstance(fields, dict) else fields
-        raise CheckpointError(f"{what}: dtype {dtype!r} is none of {', '.join(DTYPES)}")
-    shape = _sizes(fields.get("shape"), f"{what}: shape")
-    offsets = _sizes(fields.get("data_offsets"), f"{what}: data_offsets")
+    if not isinstance(fields, dict) or fields.keys() != _FIELDS:
+        found = sorted(map(shown, fields)) if isinstance(fields, dict) else fields
+        raise CheckpointError(
+            f"{what} has {reprlib.repr(found)}, expected {', '.join(sorted(_FIELDS))}"
+        )
+    dtype = fields["dtype"]
+    if dtype not in list(DTYPES):
+        raise CheckpointError(f"{what}: dtype {reprlib.repr(dtype)} is none of {', '.join(DTYPES)}")
+    shape = _sizes(fields["shape"], f"{what}: shape")
+    offsets = _sizes(fields["data_offsets"], f"{what}: data_offsets")
+    itemsize = np.dtype(DTYPES[dtype]).itemsize
+    # An axis of no elements makes no room for the others: arrays are refused by their product.
+    if math.prod(max(n, 1) for n in shape) * itemsize >= _MOST_BYTES:
+        raise CheckpointError(f"{what} of shape {tuple(shape)} is larger than any memory")
     start, end = offsets if len(offsets) == len(("start", "end")) else (0, -1)
-    wanted = math.prod(shape) * np.dtype(DTYPES[fields["dtype"]]).itemsize
+    wanted = math.prod(shape) * itemsize
     if not start <= end <= size or end - start != wanted:
         raise CheckpointError(
-            f"{what}: {fields['dtype']} of shape {tuple(shape)} takes {wanted} bytes, data_offsets "
+            f"{what}: {dtype} of shape {tuple(shape)} takes {wanted} bytes, data_offsets "
             f"are {offsets} of {size} bytes"
         )
-    return Entry(fields["dtype"], tuple(shape), start, end)
+    return Entry(dtype, tuple(shape), start, end)
 
 
 def _sizes(value: Any, what: str) -> list[int]:
     """Return a list of numbers that count something."""
-    if isinstance(value, list) and all(type(n) is int and 0 <= n < 2**63 for n in value):
+    if (
+        isinstance(value, list)
+        and len(value) <= _MOST_AXES
+        and all(type(n) is int and 0 <= n < 2**63 for n in value)
+    ):
         return value
-    raise CheckpointError(f"{what} {value!r} is no list of sizes")
+    raise CheckpointError(
+        f"{what} {reprlib.repr(value)} is no list of sizes, at most {_MOST_AXES} of them"
+    )
 
 
 def array_of(data: np.ndarray, entry: Entry) -> np.ndarray:

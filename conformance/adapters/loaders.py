@@ -8,6 +8,7 @@ is done here and counted.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import resource
@@ -62,6 +63,7 @@ def measured(name: str, path: Path, config: Path) -> dict[str, Any]:
         process and its growth in bytes, dtype and number of the parameters.
     """
     load = LOADERS[name](path, config)
+    gc.collect()  # what the imports left is no part of loading
     before = _resident()
     start = time.perf_counter()
     network = load()
