@@ -74,7 +74,8 @@ class FileVariant(Variant):
         if component in PIPELINES:
             recipes = {
                 f"{network}/{name}": FileTensor(tensor)
-                for network in self.networks
+                for network in spec.FOLDER_COMPONENTS
+                if network in self.networks
                 for name, tensor in self._tensors(network).items()
             }
             return Weights(component, self, recipes, seed)
@@ -90,6 +91,11 @@ class FileVariant(Variant):
             whole = len(self.networks) == len(spec.FOLDER_COMPONENTS)
             return whole and (component == INPAINT or not inpaints)
         return spec.CHECKPOINT_FOLDERS.get(component, self.networks[0]) in self.networks
+
+    @property
+    def text(self) -> str:
+        """Return what a verdict says of the weights, in words."""
+        return f"weights {self.path.name}, sha256 {self.digest[:SHORT]}"
 
     def facts(self) -> dict[str, Any]:
         """Return what a report says of the weights."""

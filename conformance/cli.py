@@ -207,7 +207,7 @@ def _judge(
         arguments.out,
         runner.hello,
         arguments.port,
-        scope_of(judged),
+        scope_of(judged) + (f"; {variant.text}" if variant else ""),
         resume=ids if arguments.resume else None,
         xfails=arguments.xfails,
         options=_options(arguments),

@@ -14,7 +14,7 @@ from typing import Any
 from conformance import export, spec
 from conformance.cache import GOLDENS, cache_folder
 from conformance.case import Case
-from conformance.checkpoints import SHORT, FileVariant, cases_on, file_variant
+from conformance.checkpoints import FileVariant, cases_on, file_variant
 from conformance.cli_common import command, selected, split
 from conformance.errors import ExitCode, UsageError, unknown_name
 from conformance.execution import Execution
@@ -25,7 +25,7 @@ from conformance.witness import Witness
 from conformance.witness_rows import check_folder, rows
 from sd1_weights import save
 from sd1_weights.config_files import read_config, read_json
-from sd1_weights.configs import tokenizer_files
+from sd1_weights.configs import SCHEDULER, tokenizer_files
 from sd1_weights.errors import CheckpointError, listed
 from sd1_weights.layouts import COMPVIS, DIFFUSERS, Checkpoint, Network, read_checkpoint
 from sd1_weights.sizes import shapes_of, sizes
@@ -186,6 +186,13 @@ def _convert(arguments: argparse.Namespace) -> int:
 
 def _require_single_file(checkpoint: Checkpoint, architectures: dict[str, dict[str, Any]]) -> None:
     """Refuse what a single file cannot say: it carries no configuration."""
+    scheduler = read_json(checkpoint.scheduler) if checkpoint.scheduler else {}
+    for key in ("beta_start", "beta_end", "beta_schedule", "num_train_timesteps"):
+        if scheduler.get(key, SCHEDULER[key]) != SCHEDULER[key]:
+            raise CheckpointError(
+                f"{checkpoint.scheduler}: {key} is {scheduler[key]!r}, in Stable Diffusion v1 "
+                f"{SCHEDULER[key]!r}: layout {COMPVIS} has no place for it"
+            )
     for name, architecture in architectures.items():
         network = checkpoint.networks[name]
         known = sizes(name)[network.size]
@@ -225,8 +232,8 @@ def cases_of(arguments: argparse.Namespace) -> tuple[list[Case], FileVariant | N
         raise UsageError(message)
     arguments.variant = variant.name
     print(
-        f"weights {arguments.weights}: layout {variant.layout}, size {variant.size}, "
-        f"{', '.join(variant.networks)}, sha256 {variant.digest[:SHORT]}"
+        f"{variant.text}: layout {variant.layout}, size {variant.size}, "
+        f"{', '.join(variant.networks)}"
     )
     return cases_on(variant, selected(arguments)), variant
 

@@ -30,26 +30,28 @@ def record_missing(cases: list[Case], wanted: Collection[str], say: Say) -> None
         UsageError: The cache cannot be written.
     """
     own = [(c, c.variant) for c in cases if isinstance(c.variant, FileVariant) and not c.refused]
-    missing = [case for case, variant in own if not _is_there(case, variant, wanted)]
+    kept = {case: _arithmetics_kept(case, variant) for case, variant in own}
+    missing = [c for c, _ in own if not set(wanted) & set(arithmetics(c)) <= kept[c]]
     if missing:
         say(f"{len(missing)} goldens of these weights are recorded from the oracle, once")
     for _, group in groupby(missing, key=lambda case: case.component):
         same = list(group)
-        goldens = record_variant(same, say, {"float64", *wanted})
+        before = set().union(*(kept[case] for case in same))
+        goldens = record_variant(same, say, {"float64", *wanted, *before})
         for case, variant in own:
             if case in same:
                 _write(variant.goldens / f"{case.id}.safetensors", goldens[case.id])
 
 
-def _is_there(case: Case, variant: FileVariant, wanted: Collection[str]) -> bool:
-    """Say whether a golden is kept: of today's inputs and oracle, in all arithmetics."""
+def _arithmetics_kept(case: Case, variant: FileVariant) -> set[str]:
+    """Return the arithmetics of the golden that is kept: of today's inputs and oracle."""
     try:
         golden = golden_of_weights(case, variant)
         check_inputs(golden, {name: digest(array) for name, array in case.inputs().items()})
     except GoldenError:
-        return False
+        return set()
     same = all(golden.provenance.get(name) == own for name, own in oracle.versions().items())
-    return same and set(wanted) & set(arithmetics(case)) <= set(golden.noise)
+    return set(golden.noise) if same else set()
 
 
 def _write(path: Path, golden: Golden) -> None:

@@ -15,12 +15,24 @@ transformers.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import reprlib
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from sd1_weights.errors import CheckpointError
+from sd1_weights.pickles import shown
+from sd1_weights.safetensors_file import unique_names
+
+_MOST = 2**16
+"""Of a number: SD v1's largest is 3,072. Networks are built before their shapes are compared."""
+
+_MOST_LAYERS = 32
+_MOST_LEVELS = 8
+_LAYERS = frozenset({"layers_per_block", "num_hidden_layers"})
+_HEADS = "attention_head_dim"
+_MOST_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -81,7 +93,7 @@ UNET = Options(
     # compute the same as linear layers of tokens and as 1x1 convolutions of maps.
     unread=ORIGIN
     | _BLOCKS
-    | {"attention_head_dim", "sample_size", "dropout", "addition_embed_type_num_heads"}
+    | {_HEADS, "sample_size", "dropout", "addition_embed_type_num_heads"}
     | {"use_linear_projection"},
 )
 
@@ -138,7 +150,9 @@ def read_config(network: str, path: Path) -> dict[str, Any]:
         CheckpointError: It cannot be read, or it is not the config of an SD v1 network.
     """
     given = read_json(path)
-    numbers = translate(path, given, OPTIONS[network], EXAMPLES)
+    known = OPTIONS[network]
+    numbers = translate(path, given, known, EXAMPLES)
+    _check_sizes(path, given, (*known.required, *known.optional))
     if network == "unet":
         numbers |= _unet_levels(path, given, numbers["block_out_channels"])
     elif network == "vae":
@@ -151,16 +165,34 @@ def read_config(network: str, path: Path) -> dict[str, Any]:
 def _unet_levels(path: Path, given: dict[str, Any], levels: tuple[int, ...]) -> dict[str, Any]:
     """Return heads and attention of every level, from the finest to the coarsest."""
     # Not a size, but the number of heads: from the finest level to the coarsest, or one for all.
-    heads = given.get("attention_head_dim")
+    heads = given.get(_HEADS)
     heads = [heads] * len(levels) if isinstance(heads, int) else heads
     down = _kinds(path, "down_block_types", given, levels, "CrossAttnDownBlock2D", "DownBlock2D")
     up = _kinds(path, "up_block_types", given, levels, "CrossAttnUpBlock2D", "UpBlock2D")
     if down != up[::-1]:
         raise CheckpointError(f"{path}: up_block_types are not the down_block_types backwards")
+    num_heads = _typed(path, _HEADS, heads, ())
+    _check_sizes(path, given, [_HEADS])
     return {
-        "num_heads": _typed(path, "attention_head_dim", heads, ()),
+        "num_heads": num_heads,
         "has_attention": tuple(kind == 0 for kind in down),
     }
+
+
+def _check_sizes(path: Path, given: Mapping[str, Any], options: Iterable[str]) -> None:
+    """Refuse a network without width or depth, or so deep that building it takes long."""
+    for option in options:
+        value = given.get(option, 1)
+        values = value if isinstance(value, list) else [value]
+        if len(values) > _MOST_LEVELS:
+            raise CheckpointError(
+                f"{path}: {option} has {len(values)} entries, expected at most {_MOST_LEVELS}"
+            )
+        most = _MOST_LAYERS if option in _LAYERS else _MOST
+        if not all(0 < n <= most for n in values):
+            raise CheckpointError(
+                f"{path}: {option} is {value!r}, expected above 0 and at most {most}"
+            )
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -170,12 +202,21 @@ def read_json(path: Path) -> dict[str, Any]:
         CheckpointError: It cannot be read, or is no object.
     """
     try:
-        given = json.loads(path.read_text(encoding="utf-8"))
+        given = json.loads(_text(path), object_pairs_hook=unique_names)
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
     if not isinstance(given, dict):
         raise CheckpointError(f"{path}: expected an object of options")
     return given
+
+
+def _text(path: Path) -> str:
+    """Return the text of a small file."""
+    with path.open("rb") as file:
+        data = file.read(_MOST_BYTES + 1)
+    if len(data) > _MOST_BYTES:
+        raise ValueError(f"it takes more than {_MOST_BYTES} bytes")
+    return data.decode()
 
 
 def translate(
@@ -198,13 +239,15 @@ def translate(
     for option, fact in known.facts.items():
         if given.get(option, fact) != fact:
             raise CheckpointError(
-                f"{path}: {option} is {given[option]!r}, but in Stable Diffusion v1 it is {fact!r}"
+                f"{path}: {option} is {reprlib.repr(given[option])}, but in Stable Diffusion v1 it "
+                f"is {fact!r}"
             )
     names = {**known.required, **known.optional}
     for option, value in given.items():
         if option not in {*names, *known.facts, *known.unread} and value not in (None, False):
             raise CheckpointError(
-                f"{path}: {option} is {value!r}, which is not known here: it has to be off"
+                f"{path}: {shown(option)} is {reprlib.repr(value)}, which is not known here: it "
+                "has to be off"
             )
     missing = known.required.keys() - given.keys()
     if missing:
@@ -220,11 +263,14 @@ def _typed(path: Path, option: str, value: Any, example: Any) -> Any:
     """Return a value in the example's type: a list as a tuple, an int as a float."""
     if isinstance(value, list) and all(type(entry) is int for entry in value):
         value = tuple(value)
+    numbers = value if isinstance(value, tuple) else (value,)
+    if any(isinstance(n, int | float) and not 0 <= n <= _MOST for n in numbers):  # NaN is none
+        raise CheckpointError(f"{path}: {option} is {reprlib.repr(value)}, expected 0 to {_MOST}")
     if type(value) is int and isinstance(example, float):
         value = float(value)
     if type(value) is not type(example):
         kind = "list of int" if isinstance(example, tuple) else type(example).__name__
-        raise CheckpointError(f"{path}: {option} is {value!r}, expected {kind}")
+        raise CheckpointError(f"{path}: {option} is {reprlib.repr(value)}, expected {kind}")
     return value
 
 
@@ -239,6 +285,7 @@ def _kinds(
         or any(t not in names for t in types)
     ):
         raise CheckpointError(
-            f"{path}: {option} is {types!r}, expected {len(levels)} of {' or '.join(names)}"
+            f"{path}: {option} is {reprlib.repr(types)}, expected {len(levels)} of "
+            f"{' or '.join(names)}"
         )
     return [names.index(kind) for kind in types]

@@ -46,7 +46,7 @@ class Folder:
     def component(self) -> str | None:
         """Return the network that this folder alone is of, or None."""
         path = self.path / "config.json"
-        if not self._is_there(path):
+        if not _is_there(path):
             return None
         given = read_json(self._own(path))
         kind = given.get("_class_name", given.get("model_type"))
@@ -67,7 +67,7 @@ class Folder:
     def scheduler(self) -> Path | None:
         """Return the path of the scheduler's config, or None where there is none."""
         path = self.path / "scheduler" / "scheduler_config.json"
-        return self._own(path) if self._is_there(path) else None
+        return self._own(path) if _is_there(path) else None
 
     def weights(self, name: str) -> Path:
         """Return the file of weights of a network.
@@ -87,23 +87,10 @@ class Folder:
 
     def _present(self, choices: list[Path]) -> Path:
         """Return the first of several files that is there."""
-        found = next((path for path in choices if self._is_there(path)), None)
+        found = next((path for path in choices if _is_there(path)), None)
         if found is None:
             raise CheckpointError(f"{choices[0]} is missing: {_EXPECTED}")
         return found
-
-    def _is_there(self, path: Path) -> bool:
-        """Say whether there is a file: what is there and is none is not passed over."""
-        try:
-            path.lstat()
-            is_file = path.is_file()
-        except (FileNotFoundError, NotADirectoryError):
-            return False
-        except OSError as error:
-            raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
-        if not is_file:
-            raise CheckpointError(f"{path} is no regular file, nor a link to one")
-        return True
 
     def _own(self, path: Path) -> Path:
         """Refuse a link that leads out of the folder.
@@ -118,3 +105,17 @@ class Folder:
         if not any(target.is_relative_to(allowed) for allowed in roots):
             raise CheckpointError(f"{path} is a link that leads out of the folder, to {target}")
         return path
+
+
+def _is_there(path: Path) -> bool:
+    """Say whether there is a file: what is there and is none is not passed over."""
+    try:
+        path.lstat()
+        is_file = path.is_file()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
+    if not is_file:
+        raise CheckpointError(f"{path} is no regular file, nor a link to one")
+    return True

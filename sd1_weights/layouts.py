@@ -260,13 +260,13 @@ def _compvis_network(name: str, own: Mapping[str, Stored], file: str) -> Network
     known = set(names_of(name))
 
     def canonical(key: str) -> str | None:
-        own = key.removeprefix(start)
+        rest = key.removeprefix(start)
         try:
-            found = names.canonical_key(name, own)
+            found = names.canonical_key(name, rest)
         except CheckpointError:
             return None
         # There and back: half a name of this layout and half of another is no name.
-        return found if found in known and names.compvis_key(name, found) == own else None
+        return found if found in known and names.compvis_key(name, found) == rest else None
 
     ids = {start + key for key in names.unweighted(name)}
     _check_positions(own, ids, file)

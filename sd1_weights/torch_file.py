@@ -20,7 +20,7 @@ import numpy as np
 
 from sd1_weights.errors import CheckpointError
 from sd1_weights.pickles import described, shown, unpickled
-from sd1_weights.safetensors_file import Watch, mapped
+from sd1_weights.safetensors_file import Watch, check_name, mapped
 from sd1_weights.stored import DTYPES, Stored
 from sd1_weights.torch_names import (
     NAMES,
@@ -170,6 +170,7 @@ def _stored(key: Any, value: Any, entries: Mapping[str, Entry], folder: str, pat
     """Check that an entry of the state dict is a tensor that lies within its storage."""
     if not isinstance(key, str) or not key.isprintable():
         raise CheckpointError(f"{path}: the state dict has {described(key)} as a name")
+    check_name(key, path)
     what = f"{path}: {shown(key)}"
     if not isinstance(value, Tensor):
         raise CheckpointError(f"{what} is {described(value)}, expected a tensor")

@@ -59,8 +59,8 @@ def measured(name: str, path: Path, config: Path) -> dict[str, Any]:
     """Load once in this process.
 
     Returns:
-        Seconds of the call, and until every weight was read once; the highest resident memory of the
-        process and its growth in bytes, dtype and number of the parameters.
+        Seconds of the call, and until every weight was read once; the highest resident memory of
+        the process and its growth in bytes, dtype and number of the parameters.
     """
     load = LOADERS[name](path, config)
     gc.collect()  # what the imports left is no part of loading
