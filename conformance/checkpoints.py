@@ -6,7 +6,6 @@ import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +128,7 @@ def file_variant(
     Raises:
         CheckpointError: The files cannot be used, or are not of one known size.
     """
+    _OPEN.pop((path.resolve(), ema, files), None)  # it may have changed
     checkpoint = _opened(path.resolve(), ema, files)
     found = {name: network.size for name, network in checkpoint.networks.items()}
     size = found.get("unet") or next(iter(found.values()))
@@ -180,9 +180,16 @@ def cases_on(variant: FileVariant, cases: list[Case]) -> list[Case]:
     return chosen
 
 
-@cache
-def _opened(path: Path, ema: bool, files: str) -> Checkpoint:  # noqa: FBT001 - a key of the cache
-    return read_checkpoint(path, ema=ema, files=files)
+_OPEN: dict[tuple[Path, bool, str], Checkpoint] = {}
+"""What this process has open."""
+
+
+def _opened(path: Path, ema: bool, files: str) -> Checkpoint:  # noqa: FBT001 - parts of a key
+    """Return files that are open, or open them: a worker is handed no map of its parent's."""
+    key = (path, ema, files)
+    if key not in _OPEN:
+        _OPEN[key] = read_checkpoint(path, ema=ema, files=files)
+    return _OPEN[key]
 
 
 def _fitted(network: Network, size: str) -> dict[str, Stored]:

@@ -22,7 +22,7 @@ from conformance.runner import Runner
 from conformance.variants import NO_VARIANT, parse_variant, variant_names
 from conformance.vocabulary import Vocabulary
 from conformance.witness import Witness
-from conformance.witness_rows import check_folder, rows
+from conformance.witness_rows import PUBLISHED_SIZE, check_folder, rows
 from sd1_weights import save
 from sd1_weights.config_files import read_config, read_json
 from sd1_weights.configs import SCHEDULER, tokenizer_files
@@ -265,6 +265,12 @@ def slices_of(
         message = (
             f"--witness {arguments.witness} needs your own weights (--weights PATH) and the "
             "published noise files (--witness-inputs DIR); docs/witness.md names them"
+        )
+        raise UsageError(message)
+    if variant.size != PUBLISHED_SIZE:
+        message = (
+            f"--witness {arguments.witness}: slices are published of size {PUBLISHED_SIZE}, the "
+            f"weights of {arguments.weights} are of size {variant.size}"
         )
         raise UsageError(message)
     check_folder(arguments.witness, arguments.witness_inputs)

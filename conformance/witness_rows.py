@@ -21,7 +21,7 @@ WITNESSES = ("v1-4", "v1-5")
 PREFIX = "witness-"
 """Of their scenarios."""
 
-_SIZE = "sd1"
+PUBLISHED_SIZE = "sd1"
 _FLOATING = ("float32", "float64")
 
 
@@ -90,7 +90,7 @@ class Row:
     @property
     def id(self) -> str:
         """Return `component/sd1/scenario`."""
-        return f"{self.component}/{_SIZE}/{self.scenario}"
+        return f"{self.component}/{PUBLISHED_SIZE}/{self.scenario}"
 
     @property
     def file_names(self) -> dict[str, str]:

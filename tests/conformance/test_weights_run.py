@@ -195,6 +195,10 @@ def test_weights_are_the_files(files: Path, tmp_path: Path) -> None:
 MISTAKES = {
     "size": (["--variant", "odd"], "are of size tiny; leave --variant out"),
     "witness": (["--witness", "v1-4"], "needs your own weights (--weights PATH) and the published"),
+    "witness-size": (
+        ["--witness", "v1-4", "--witness-inputs", "."],
+        "slices are published of size sd1, the weights of",
+    ),
     "no-inputs": (["--witness-inputs", "x"], "--witness-inputs holds the noise of published slic"),
 }
 

@@ -32,10 +32,12 @@ from conformance.export import write_checkpoint
 from conformance.variants import parse_variant
 from sd1_weights import names
 from sd1_weights.config_files import read_config
+from sd1_weights.configs import published_config
 from sd1_weights.errors import CheckpointError
 from sd1_weights.layouts import read_checkpoint
 from sd1_weights.safetensors_file import write_safetensors
 from sd1_weights.schedule import schedule
+from sd1_weights.sizes import sizes
 from sd1_weights.stored import Stored
 from sd1_weights.torch_file import write_torch
 
@@ -70,15 +72,33 @@ DEEP = "@deep@"
 
 VALUES = (
     *NUMBERS,
-    *(10**400, 0.5, float("nan"), float("-inf"), True, None, "", "I32", "F8_E4M3", "a\nb", "\ud800"),
+    *(
+        10**400,
+        0.5,
+        float("nan"),
+        float("-inf"),
+        True,
+        None,
+        "",
+        "I32",
+        "F8_E4M3",
+        "a\nb",
+        "\ud800",
+    ),
     *([], {}, [0], [2**62] * 300, [0, 2**62, 2**62], [1] * 65, [-1], ["x"], {"a": {}}, DEEP),
 )
 NAMES = ("", "a\nb", "\ud800", "x" * 300, "__metadata__", "model.diffusion_model." + "." * 90)
 GLOBALS = (
-    *("posix system", "builtins eval", "torch IntStorage", "torch DoubleStorage", "torch.nn Module"),
+    *(
+        "posix system",
+        "builtins eval",
+        "torch IntStorage",
+        "torch DoubleStorage",
+        "torch.nn Module",
+    ),
     *("collections OrderedDict", "torch._utils _rebuild_tensor_v3", "numpy dtype", "torch uint16"),
 )
-BYTES = b"\x00\x01\x7f\x80\xff\"{}[],:.0-PK()ctRQ\n"
+BYTES = b'\x00\x01\x7f\x80\xff"{}[],:.0-PK()ctRQ\n'
 
 
 class Edit(NamedTuple):
@@ -106,10 +126,12 @@ RAW = {
     "delete": lambda *_: b"",
     "double": lambda old, _: old + old,
     "swap": lambda old, _: old[len(old) // 2 :] + old[: len(old) // 2],
-    "number": lambda old, value: (NUMBERS[value % len(NUMBERS)] % 2**64).to_bytes(8, "little")
-    + old[8:],
-    "short": lambda old, value: (NUMBERS[value % len(NUMBERS)] % 2**32).to_bytes(4, "little")
-    + old[4:],
+    "number": lambda old, value: (
+        (NUMBERS[value % len(NUMBERS)] % 2**64).to_bytes(8, "little") + old[8:]
+    ),
+    "short": lambda old, value: (
+        (NUMBERS[value % len(NUMBERS)] % 2**32).to_bytes(4, "little") + old[4:]
+    ),
     "digits": lambda old, value: re.sub(
         rb"\d+", lambda _: str(NUMBERS[value % len(NUMBERS)]).encode(), old, count=1
     ),
@@ -338,8 +360,140 @@ def folder_files():
 
 
 class Base:
-    """Whole files of a layout, and what is read of them."""
+    """Whole files of a layout in a folder, one of which is corrupted at a time."""
 
-    def __init__(self, folder, path, shapes):
-        self.folder, self.path, self.shapes = folder, path, shapes
-        self.files = {p.name if p == path else str(p.relative_to(path)) : p.read_bytes() for p in ...}
+    def __init__(self, folder, path, read):
+        self.folder, self.path, self.read = folder, path, read
+        files = [file for file in folder.rglob("*") if file.is_file()]
+        self.data = {str(file.relative_to(folder)): file.read_bytes() for file in files}
+        checkpoint = read_checkpoint(path)
+        self.bits = read(path)
+        self.places = {
+            (network, name): (tensor.file, self.place(tensor))
+            for network, part in checkpoint.networks.items()
+            for name, tensor in part.tensors.items()
+        }
+
+    def place(self, tensor):
+        """Return where a tensor's bytes are, counted from the end of the file; None of archives."""
+        data = Path(tensor.file).read_bytes()
+        if data[:2] == b"PK":
+            return None
+        end = 8 + int.from_bytes(data[:8], "little")
+        offsets = json.loads(data[8:end])[tensor.key]["data_offsets"]
+        return tuple(offset - (len(data) - end) for offset in offsets)
+
+    def check(self, file, kind, changes, mebibytes=MEBIBYTES):
+        """Corrupt a file and read all; it is refused or right, and the original is back."""
+        path = self.folder / file
+        data = applied(self.data[file], kind, changes)
+        path.unlink()  # it may still be mapped
+        path.write_bytes(data)
+        try:
+            with bounded(mebibytes):
+                if changes[0].value % 8 == 0:
+                    inspected(self.path)
+                found = self.read(self.path)
+            assert found.keys() == self.bits.keys()
+            for tensor, bits in found.items():
+                self.compare(tensor, bits, path, data)
+        finally:
+            path.unlink()
+            path.write_bytes(self.data[file])
+
+    def compare(self, tensor, bits, path, data):
+        """Demand a tensor's own bits, or the corrupted file's at its place in safetensors."""
+        file, place = self.places[tensor]
+        own = self.bits[tensor]
+        assert (bits.dtype, bits.shape) == (own.dtype, own.shape)
+        if file == str(path) and place is not None:
+            start, end = (len(data) + offset for offset in place)
+            assert bits.tobytes() == data[start:end]
+        elif bits.tobytes() != own.tobytes():
+            assert file == str(path)
+            assert is_another(path, bits)
+
+
+def is_another(path, bits):
+    """Say whether an archive is a whole one of other contents: unchecked, or torch reads them."""
+    with zipfile.ZipFile(path) as archive:
+        if any(not entry.CRC for entry in archive.infolist()):
+            return True
+    torch = pytest.importorskip("torch")
+    state = torch.load(path, weights_only=True)
+    tensors = state.get("state_dict", state).values()
+    return any(np.array_equal(t.numpy().reshape(-1), bits.reshape(-1)) for t in tensors)
+
+
+def inspected(path):
+    """Look at files on the command line: a report or one line, no traceback."""
+    out, err = io.StringIO(), io.StringIO()
+    with redirect_stdout(out), redirect_stderr(err):
+        code = main(["weights", "inspect", str(path)])
+    assert code in {0, 1, 2}
+    assert err.getvalue().count("\n") == (code == 2)
+    assert out.getvalue().replace("\n", "").isprintable()
+
+
+def read_small(path):
+    """Read the handful of weights and the configs."""
+    checkpoint = read_checkpoint(path)
+    found = {}
+    for network, wanted in WEIGHTS.items():
+        part = checkpoint.network(network)
+        if part.config is not None:
+            read_config(network, part.config)
+        for name, tensor in part.fitted(wanted).items():
+            tensor.check_finite()
+            assert tensor.dtype == "F32"
+            found[network, name] = tensor.bits()
+    return found
+
+
+def read_pipeline(path):
+    """Load everything, and demand of the configs what the shapes of weights say."""
+    pipe = pytest.importorskip("sd1_impl").load_pipeline(path)
+    found = {}
+    for network in WEIGHTS:
+        module = getattr(pipe, network)
+        known = sizes(network)["tiny"].items()
+        config = asdict(module.config)
+        told = {key: value for key, value in known if key not in {"num_heads", "norm_num_groups"}}
+        assert {k: list(v) if isinstance(v, tuple) else v for k, v in config.items()}.items() >= (
+            told.items()
+        )
+        for name, tensor in module.state_dict().items():
+            found[network, name] = tensor.numpy()
+    return found
+
+
+@pytest.mark.parametrize("file", ["a.safetensors", "a.ckpt"])
+def test_single_files(tmp_path, file):
+    """A CompVis file: bytes anywhere, names and numbers of the header, opcodes of the pickle."""
+    write = write_torch if file.endswith(".ckpt") else partial(write_safetensors, metadata={})
+    (tmp_path / file).write_bytes(written(write, single_file_rows()))
+    base = Base(tmp_path, tmp_path / file, read_small)
+    kinds = ("bytes", "pickle" if file.endswith(".ckpt") else "header")
+    run(file, [(file, kinds)], base.check)
+
+
+def test_folders(tmp_path):
+    """A diffusers folder: its configs, its safetensors, and a text encoder saved by torch."""
+    for name, data in folder_files().items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(data)
+    base = Base(tmp_path, tmp_path, read_small)
+    kinds = {".json": ("config", "text"), ".bin": ("bytes", "pickle")}
+    files = [(name, kinds.get(Path(name).suffix, ("bytes", "header"))) for name in base.data]
+    run("folder", files, base.check)
+
+
+def test_pipelines(tmp_path):
+    """A whole folder of the tiny size, loaded as a user does: its configs and two headers."""
+    pytest.importorskip("torch")
+    write_checkpoint(parse_variant("tiny"), "diffusers", "float32", tmp_path)
+    shutil.rmtree(tmp_path / "tokenizer")
+    base = Base(tmp_path, tmp_path, read_pipeline)
+    files = [(name, ("config", "text")) for name in base.data if name.endswith("config.json")]
+    files += [(name, ("bytes", "header")) for name in base.data if "encoder/model." in name]
+    run("pipeline", files, partial(base.check, mebibytes=1024))
