@@ -21,6 +21,7 @@ from conformance.variants import parse_variant
 from sd1_weights.layouts import read_checkpoint
 from sd1_weights.save import write_network
 from sd1_weights.sizes import sizes
+from sd1_weights.stored import WEIGHTS
 
 LOADERS = ("sd1_impl", "diffusers")
 _MIB = 2**20
@@ -49,8 +50,10 @@ def _load(arguments: argparse.Namespace) -> int:
         network = read_checkpoint(path).network("unet")
         write_network(Path(scratch) / "unet", "unet", {}, sizes("unet")[network.size], {})
         size = sum(tensor.nbytes for tensor in network.tensors.values())
+        dtypes = {code: name for name, code in WEIGHTS.items()}
+        dtype = dtypes[next(iter(network.tensors.values())).dtype]
         rows = [
-            _measured(name, path.resolve(), Path(scratch))
+            _measured(name, path.resolve(), Path(scratch), dtype)
             for _ in tqdm(range(arguments.repeat), unit="round", disable=None)
             for name in LOADERS  # in turns, so that a busy machine is busy for both
         ]
@@ -76,10 +79,11 @@ def _load(arguments: argparse.Namespace) -> int:
     return int(ExitCode.CONFORMANT)
 
 
-def _measured(name: str, path: Path, config: Path) -> dict[str, Any]:
+def _measured(name: str, path: Path, config: Path, dtype: str) -> dict[str, Any]:
     """Load once in a fresh process."""
-    words = [sys.executable, "-m", "conformance.adapters.loaders", name, str(path), str(config)]
-    done = subprocess.run(words, capture_output=True, text=True, check=False)  # noqa: S603 - ours
+    words = [name, str(path), str(config), dtype]
+    start = [sys.executable, "-m", "conformance.adapters.loaders"]
+    done = subprocess.run([*start, *words], capture_output=True, text=True, check=False)  # noqa: S603 - ours
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
         message = f"{name} could not load {path}: {last}"

@@ -3,7 +3,8 @@
 `-m mutants` runs the catalogue as the gate does; `sd1-conformance mutants` is faster at it, and
 scores the hints too. `-m full` takes those of the networks to the published size, where most ports
 have no `replace`, so that each must die in plain trace mode. That takes about 20 minutes, 3.5 GiB
-of disk for weights that are drawn once, and at most 8 GiB of memory.
+of disk for weights that are drawn once (twice that more where they travel through files), and at
+most 8 GiB of memory.
 """
 
 import math

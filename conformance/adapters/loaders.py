@@ -1,9 +1,9 @@
 """How `sd1_impl` and diffusers load the UNet of a checkpoint: what `bench load` compares.
 
-A process of its own, `python -m conformance.adapters.loaders NAME PATH CONFIG`, loads once and
-prints what that took as JSON. Both map files into memory. `sd1_impl` looks at every value while it
-loads, and so reads the file; what does not has it to read when the weights are first used, so that
-is done here and counted.
+A process of its own, `python -m conformance.adapters.loaders NAME PATH CONFIG DTYPE`, loads once
+and prints what that took as JSON. Both map files into memory. `sd1_impl` looks at every value while
+it loads, and so reads the file; what does not has it to read when the weights are first used, so
+that is done here and counted.
 """
 
 from __future__ import annotations
@@ -21,48 +21,48 @@ from typing import Any
 import torch
 
 
-def load_with_sd1_impl(path: Path, config: Path) -> Any:
+def load_with_sd1_impl(path: Path, config: Path, dtype: torch.dtype) -> Any:
     """Load in the dtype of the files."""
     from sd1_impl.checkpoint import load_network
 
-    del config  # found by the shapes
+    del config, dtype  # both are found in the files
     return lambda: load_network("unet", path, dtype=None)
 
 
-def load_with_diffusers(path: Path, config: Path) -> Any:
+def load_with_diffusers(path: Path, config: Path, dtype: torch.dtype) -> Any:
     """Load in the dtype of the files, as a user of diffusers would.
 
     Args:
         path: A single file, or a folder.
         config: Folder with `unet/config.json`, which a single file lacks.
+        dtype: That of the files: diffusers would widen them.
     """
     from diffusers import UNet2DConditionModel
 
-    offline = {"local_files_only": True, "torch_dtype": "auto"}
+    options = {"subfolder": "unet", "local_files_only": True, "torch_dtype": dtype}
     if path.is_dir():
-        return lambda: UNet2DConditionModel.from_pretrained(path, subfolder="unet", **offline)
-    where = {"config": str(config), "subfolder": "unet", "local_files_only": True}
-    return lambda: UNet2DConditionModel.from_single_file(path, **where)
+        return lambda: UNet2DConditionModel.from_pretrained(path, **options)
+    return lambda: UNet2DConditionModel.from_single_file(path, config=str(config), **options)
 
 
 LOOKS = ("sd1_impl",)
 """Those that have read every weight when they return."""
 
-LOADERS: dict[str, Callable[[Path, Path], Any]] = {
+LOADERS: dict[str, Callable[[Path, Path, torch.dtype], Any]] = {
     "sd1_impl": load_with_sd1_impl,
     "diffusers": load_with_diffusers,
 }
 """By name: import what is needed, and return what loads."""
 
 
-def measured(name: str, path: Path, config: Path) -> dict[str, Any]:
+def measured(name: str, path: Path, config: Path, dtype: torch.dtype) -> dict[str, Any]:
     """Load once in this process.
 
     Returns:
         Seconds of the call, and until every weight was read once; the highest resident memory of
         the process and its growth in bytes, dtype and number of the parameters.
     """
-    load = LOADERS[name](path, config)
+    load = LOADERS[name](path, config, dtype)
     gc.collect()  # what the imports left is no part of loading
     before = _resident()
     start = time.perf_counter()
@@ -90,5 +90,5 @@ def _resident() -> int:
 
 
 if __name__ == "__main__":
-    name, path, config = sys.argv[1:]
-    print(json.dumps(measured(name, Path(path), Path(config))))  # noqa: T201 - the answer
+    name, path, config, dtype = sys.argv[1:]
+    print(json.dumps(measured(name, Path(path), Path(config), getattr(torch, dtype))))  # noqa: T201 - the answer

@@ -14,12 +14,14 @@ import pytest
 from conformance import cli
 from conformance.case import COMPONENTS, Case, find_case, select_cases
 from conformance.execution import Execution
+from conformance.export import write_checkpoint
 from conformance.golden import Golden
 from conformance.golden_files import load_golden
 from conformance.port import Hello, resolve
 from conformance.runner import Result, Runner
 from conformance.spec import golden_root
 from conformance.tolerance import ARITHMETICS
+from conformance.variants import parse_variant
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -261,3 +263,14 @@ def run_stored(main, port_file: str, tmp_path: Path, golden_copy: GoldenCopy, mo
         return main(*arguments, case_id)
 
     return call
+
+
+@pytest.fixture(scope="session")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny variant in several layouts and dtypes (test_weights.WRITTEN); not to be changed."""
+    out = tmp_path_factory.mktemp("files")
+    tiny = parse_variant("tiny")
+    write_checkpoint(tiny, "compvis", "float32", out / "a.safetensors")
+    write_checkpoint(tiny, "compvis", "float16", out / "half.ckpt")
+    write_checkpoint(tiny, "diffusers", "bfloat16", out / "brain")
+    return out

