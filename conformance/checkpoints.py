@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +96,13 @@ class FileVariant(Variant):
         """Return what a verdict says of the weights, in words."""
         return f"weights {self.path.name}, sha256 {self.digest[:SHORT]}"
 
+    def of(self, component: str) -> FileVariant:
+        """Return the variant of a component: what is not made for inpainting has the plain size."""
+        if component in PIPELINES or spec.CHECKPOINT_FOLDERS.get(component) == "unet":
+            return self
+        plain = self.size.removesuffix(spec.INPAINT_SUFFIX)
+        return replace(self, name=plain, size=plain)
+
     def facts(self) -> dict[str, Any]:
         """Return what a report says of the weights."""
         return {
@@ -165,12 +172,13 @@ def cases_on(variant: FileVariant, cases: list[Case]) -> list[Case]:
     Raises:
         UsageError: None is left.
     """
-    chosen = [
-        Case(case.component, variant, case.scenario) if case.variant.name == variant.name else case
-        for case in cases
-        if case.variant.name == NO_VARIANT
-        or (case.variant.name == variant.name and variant.offers(case.component))
-    ]
+    chosen = []
+    for case in cases:
+        own = variant.of(case.component)
+        if case.variant.name == NO_VARIANT:
+            chosen.append(case)
+        elif case.variant.name == own.name and own.offers(case.component):
+            chosen.append(Case(case.component, own, case.scenario))
     if not any(isinstance(case.variant, FileVariant) for case in chosen):
         message = (
             f"no selected case is judged on {variant.path}: it has "

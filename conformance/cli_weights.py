@@ -230,7 +230,7 @@ def cases_of(arguments: argparse.Namespace) -> tuple[list[Case], FileVariant | N
             f"{variant.name}; leave --variant out"
         )
         raise UsageError(message)
-    arguments.variant = variant.name
+    arguments.variant = f"{variant.name},{variant.of(spec.TOKENIZER).name}"
     print(
         f"{variant.text}: layout {variant.layout}, size {variant.size}, "
         f"{', '.join(variant.networks)}"

@@ -8,7 +8,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from conformance import cli
-from conformance.checkpoints import file_variant
+from conformance.case import select_cases
+from conformance.checkpoints import cases_on, file_variant
 from conformance.export import write_checkpoint
 from conformance.traces import have_oracle
 from conformance.variants import parse_variant
@@ -152,6 +153,24 @@ def test_bare_clip_is_judged_alone(main, files: Path, tmp_path: Path) -> None:
     code, _, err = main(*words)
     assert code == 2
     assert "it has text_encoder of size tiny" in err
+
+
+def test_networks_of_an_inpainting_file(tmp_path: Path) -> None:
+    """Its UNet and pipeline have a size of their own, the networks around it the plain one."""
+    write_checkpoint(parse_variant("tiny-inpaint"), "compvis", "float32", tmp_path / "a.ckpt")
+    variant = file_variant(tmp_path / "a.ckpt", tmp_path)
+    selection = select_cases(variants=["tiny*"], scenario_names=["base"])
+    found = {case.component: case for case in cases_on(variant, selection)}
+    named = {name: case.variant.name for name, case in found.items() if case.variant.name != "-"}
+    assert named == {
+        "text_encoder": "tiny",
+        "unet": "tiny-inpaint",
+        "vae_encoder": "tiny",
+        "vae_decoder": "tiny",
+        "pipeline/inpaint": "tiny-inpaint",
+    }
+    assert found["unet"].weights()["conv_in.weight"].shape == (32, 9, 3, 3)
+    assert len(found["vae_decoder"].weights()) == len(parse_variant("tiny").weights("vae_decoder"))
 
 
 def test_same_values_have_the_same_digest(files: Path, tmp_path: Path) -> None:

@@ -16,34 +16,14 @@ NUMBERS = (0, -1, 1, 255, 2**31 - 1, 2**31, 2**32 - 1, 2**32, 2**63 - 1, 2**63, 
 DEEP = "@deep@"
 """Stands for an array in an array, 2,000 times, which Python cannot write."""
 
-VALUES = (
-    *NUMBERS,
-    *(
-        10**400,
-        0.5,
-        float("nan"),
-        float("-inf"),
-        True,
-        None,
-        "",
-        "I32",
-        "F8_E4M3",
-        "a\nb",
-        "\ud800",
-    ),
-    *([], {}, [0], [2**62] * 300, [0, 2**62, 2**62], [1] * 65, [-1], ["x"], {"a": {}}, DEEP),
-)
+OTHERS = (10**400, 0.5, float("nan"), float("-inf"), True, None)
+TEXTS = ("", "I32", "F8_E4M3", "a\nb", "\ud800", DEEP)
+LISTS = ([], {}, [0], [2**62] * 300, [0, 2**62, 2**62], [1] * 65, [-1], ["x"], {"a": {}})
+VALUES = (*NUMBERS, *OTHERS, *TEXTS, *LISTS)
 NAMES = ("", "a\nb", "\ud800", "x" * 300, "__metadata__", "model.diffusion_model." + "." * 90)
-GLOBALS = (
-    *(
-        "posix system",
-        "builtins eval",
-        "torch IntStorage",
-        "torch DoubleStorage",
-        "torch.nn Module",
-    ),
-    *("collections OrderedDict", "torch._utils _rebuild_tensor_v3", "numpy dtype", "torch uint16"),
-)
+CALLS = ("posix.system", "builtins.eval", "torch.nn.Module", "collections.OrderedDict")
+TYPES = ("torch.IntStorage", "torch.DoubleStorage", "torch.uint16", "numpy.dtype")
+GLOBALS = (*CALLS, *TYPES, "torch._utils._rebuild_tensor_v3")
 BYTES = b'\x00\x01\x7f\x80\xff"{}[],:.0-PK()ctRQ\n'
 
 
@@ -101,12 +81,20 @@ def dumped(pairs):
     return ("{" + text.replace(f'"{DEEP}"', "[" * 2000 + "]" * 2000) + "}").encode()
 
 
+def replaced(old, value, size):
+    """Return a value for another, or a list with it at one end."""
+    if isinstance(old, list) and old and size % 3:
+        return [*old[1:], value] if size % 2 else [value, *old[1:]]
+    return value
+
+
 def other_json(text, edit):
     """Change names and values of a JSON object, or of the objects in it."""
     pairs = [list(pair) for pair in json.loads(text).items()]
     entry = pairs[edit.part % len(pairs)]
     value = VALUES[edit.value % len(VALUES)]
     fields = list(entry[1]) if isinstance(entry[1], dict) else []
+    numeric = [pair for pair in pairs if isinstance(pair[1], int | float | list)]
     if edit.kind == "drop":
         pairs.remove(entry)
     elif edit.kind == "twice":
@@ -116,10 +104,10 @@ def other_json(text, edit):
         entry[0] = others[edit.value % len(others)]
     elif edit.kind == "field" and fields:
         name = fields[edit.place % len(fields)]
-        old = entry[1][name]
-        if isinstance(old, list) and old and edit.size % 3:
-            value = [*old[1:], value] if edit.size % 2 else [value, *old[1:]]
-        entry[1] = {**entry[1], name: value}
+        entry[1] = {**entry[1], name: replaced(entry[1][name], value, edit.size)}
+    elif edit.kind == "field" and numeric:
+        entry = numeric[edit.place % len(numeric)]
+        entry[1] = replaced(entry[1], value, edit.size)
     else:
         entry[1] = value
     return dumped(pairs)
@@ -152,7 +140,7 @@ def other_pickle(data, edit):
     elif edit.kind == "global":
         ones = [at for name, at in ops if name == "GLOBAL"]
         at = ones[edit.place % len(ones)]
-        name = GLOBALS[edit.value % len(GLOBALS)].replace(" ", "\n").encode()
+        name = b"\n".join(GLOBALS[edit.value % len(GLOBALS)].encode().rsplit(b".", 1))
         end = pickle.index(b"\n", pickle.index(b"\n", at) + 1)
         pickle = pickle[: at + 1] + name + pickle[end:]
     else:

@@ -243,7 +243,9 @@ def read_small(path):
     for network, wanted in WEIGHTS.items():
         part = checkpoint.network(network)
         if part.config is not None:
-            read_config(network, part.config)
+            for value in read_config(network, part.config).values():
+                numbers = value if isinstance(value, tuple) else [value]
+                assert all(isinstance(n, bool) or 0 < n <= 2**16 for n in numbers)
         for name, tensor in part.fitted(wanted).items():
             tensor.check_finite()
             assert tensor.dtype == "F32"
