@@ -98,9 +98,9 @@ class Folder:
         The folders of Hugging Face's cache are links into the blobs of the same repository.
         """
         root = (self.root or self.path).resolve()
-        roots = [root]
-        if root.parent.name == "snapshots" and root.parent.parent.name.startswith("models--"):
-            roots.append(root.parent.parent)
+        revisions = [place for place in (root, *root.parents) if place.parent.name == "snapshots"]
+        caches = [place.parents[1] for place in revisions]  # models--*/snapshots/REVISION
+        roots = [root, *(cache for cache in caches if cache.name.startswith("models--"))]
         target = path.resolve()
         if not any(target.is_relative_to(allowed) for allowed in roots):
             raise CheckpointError(f"{path} is a link that leads out of the folder, to {target}")

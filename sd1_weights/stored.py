@@ -72,7 +72,10 @@ class Stored:
     def float32(self) -> np.ndarray:
         """Return its values as float32, those of narrower types exactly."""
         bits = self.read()
-        return widened(bits) if self.dtype == "BF16" else bits.astype(np.float32, copy=False)
+        if self.dtype == "BF16":
+            return widened(bits)
+        with np.errstate(over="ignore", invalid="ignore"):  # of float64
+            return bits.astype(np.float32, copy=False)
 
     def reshaped(self, shape: tuple[int, ...]) -> Stored:
         """Return the same elements in another shape."""

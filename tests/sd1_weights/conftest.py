@@ -175,6 +175,11 @@ CORRUPTIONS = {
 """What is corrupted, how, and the kinds of edits."""
 
 
+NO_LONGER = (ArithmeticError, AttributeError, LookupError, RuntimeError, ValueError)
+NO_LONGER += (struct.error, zipfile.BadZipFile)
+"""What comes of looking for what an edit changes in what was corrupted before."""
+
+
 @pytest.fixture(scope="session")
 def corruption():
     """Draw a file of some, given with what may be corrupted in each, and edits of it."""
@@ -198,6 +203,6 @@ def _applied(data, kind, changes):
     for edit in changes:
         try:
             data = CORRUPTIONS[kind][0](data, edit)
-        except (ValueError, LookupError, AttributeError, RecursionError, zipfile.BadZipFile):
+        except NO_LONGER:
             break
     return data

@@ -36,6 +36,11 @@ from sd1_weights.sizes import sizes
 from sd1_weights.stored import Stored
 from sd1_weights.torch_file import write_torch
 
+pytestmark = [
+    pytest.mark.filterwarnings("error"),
+    pytest.mark.filterwarnings("ignore:Initializing zero-element tensors"),  # torch's, on the way
+]
+
 EXAMPLES = int(os.environ.get("SD1_FUZZ", "200"))
 SHARES = {"a.safetensors": 0.36, "a.ckpt": 0.36, "folder": 0.25, "pipeline": 0.03}
 SECONDS, MEBIBYTES = 20, 256

@@ -301,3 +301,22 @@ def test_other_entries_are_unexpected(single: Path, tmp_path: Path) -> None:
     )
     with pytest.raises(CheckpointError, match=r"0 missing, 1 unexpected \(embedding_manager"):
         read_checkpoint(path).network("unet").fitted(shapes_of("unet", "tiny"))
+
+
+def test_hugging_face_cache(tmp_path: Path) -> None:
+    """Its folders are links into the blobs of the same repository: whole or one network's."""
+    repository = tmp_path / "models--CompVis--tiny"
+    blobs, revision = repository / "blobs", repository / "snapshots" / "abc"
+    blobs.mkdir(parents=True)
+    for path in sorted(folder_of(tmp_path / "a").rglob("*.*")):
+        place = revision / path.relative_to(tmp_path / "a")
+        place.parent.mkdir(parents=True, exist_ok=True)
+        blob = blobs / place.relative_to(revision).as_posix().replace("/", "-")
+        path.rename(blob)
+        place.symlink_to(blob)
+    same(read_checkpoint(revision), "unet")
+    same(read_checkpoint(revision / "unet"), "unet")
+    repository.rename(tmp_path / "elsewhere")
+    (tmp_path / "models--CompVis--tiny").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(CheckpointError, match="a link that leads out of the folder, to "):
+        read_checkpoint(revision)
