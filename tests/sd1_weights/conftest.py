@@ -1,16 +1,31 @@
-"""Corruptions of files of weights, drawn by hypothesis and applied to bytes."""
+"""Corruptions drawn by hypothesis and applied to bytes; whole files of weights, and the ways in."""
 
 import io
 import json
+import os
 import pickletools
 import re
+import shutil
+import signal
 import struct
 import zipfile
+from dataclasses import replace
 from functools import partial
+from importlib.util import find_spec
 from typing import NamedTuple
 
+import numpy as np
 import pytest
 from hypothesis import strategies as st
+
+from conformance.cli import main
+from conformance.export import write_checkpoint
+from conformance.variants import parse_variant
+from sd1_weights.errors import CheckpointError
+from sd1_weights.layouts import read_file
+from sd1_weights.safetensors_file import write_safetensors
+from sd1_weights.stored import DTYPES, Stored
+from sd1_weights.torch_file import write_torch
 
 NUMBERS = (0, -1, 1, 255, 2**31 - 1, 2**31, 2**32 - 1, 2**32, 2**63 - 1, 2**63, 2**64 - 1, 2**64)
 DEEP = "@deep@"
@@ -206,3 +221,128 @@ def _applied(data, kind, changes):
         except NO_LONGER:
             break
     return data
+
+
+# Files of weights, and the ways in
+
+
+@pytest.fixture(scope="session")
+def whole(tmp_path_factory):
+    """The tiny size as CompVis files, also pickled, and as a folder; not to be changed."""
+    root = tmp_path_factory.mktemp("whole")
+    for name, layout, dtype in (
+        ("a.safetensors", "compvis", "float16"),
+        ("a.ckpt", "compvis", "float16"),
+        ("folder", "diffusers", "float32"),
+    ):
+        write_checkpoint(parse_variant("tiny"), layout, dtype, root / name)
+    return root
+
+
+@pytest.fixture
+def copy(whole, tmp_path):
+    """Give a copy of whole files; they are links, to be replaced and not written into."""
+
+    def copied(name):
+        if (whole / name).is_file():
+            os.link(whole / name, tmp_path / name)
+        else:
+            shutil.copytree(whole / name, tmp_path / name, copy_function=os.link)
+        return tmp_path / name
+
+    return copied
+
+
+@pytest.fixture(scope="session")
+def rewritten():
+    """Replace a file of weights by one whose tensors, a dict by key, are changed."""
+
+    def rewrite(path, change):
+        tensors = read_file(path)[0]
+        change(tensors)
+        path.unlink()
+        rows = [replace(tensor, key=key) for key, tensor in tensors.items()]
+        with path.open("wb") as file:
+            write_torch(file, rows) if path.suffix == ".ckpt" else write_safetensors(file, rows, {})
+
+    return rewrite
+
+
+@pytest.fixture(scope="session")
+def stored():
+    """Return an array on its way into a file."""
+    return lambda array, dtype="F32": Stored(
+        "", dtype, np.shape(array), lambda: np.asarray(array, DTYPES[dtype])
+    )
+
+
+@pytest.fixture
+def no_hang():
+    """Fail what waits, such as for a pipe that nobody writes into."""
+
+    def stop(*_):
+        raise TimeoutError
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.alarm(30)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
+
+
+@pytest.fixture
+def refused(capsys, tmp_path, monkeypatch):
+    """Demand that files are refused in one line that has some words, in every way in.
+
+    Nothing is written and nothing loaded then. `readable`: `weights inspect` describes them, with
+    the last of the words. `without`: commands that do not look at what is wrong.
+    """
+    out = tmp_path / "out" / "old.safetensors"
+    out.parent.mkdir()
+    out.write_bytes(b"old")
+
+    def check(path, *words, readable=False, without=frozenset()):
+        commands = [
+            ["weights", "convert", str(path), "--layout", "compvis", "--out", str(out)],
+            ["run", "--weights", str(path), "--out", str(tmp_path / "report")],
+            ["weights", "inspect", str(path)],
+        ]
+        lines = [] if find_spec("torch") is None else [_not_loaded(path, monkeypatch)]
+        for command in commands:
+            if not without.isdisjoint(command[:2]):
+                continue
+            code = main(command)
+            text, line = capsys.readouterr()
+            if readable and command[1] == "inspect":
+                assert (code, line) == (1, "")
+                assert words[-1] in text
+            else:
+                assert code == 2
+                assert line.startswith("sd1-conformance: ")
+                assert line.endswith("\n")
+                lines.append(line[:-1])
+        assert [path.name for path in out.parent.iterdir()] == ["old.safetensors"]
+        assert out.read_bytes() == b"old"
+        assert not (tmp_path / "report").exists()
+        for line in lines:
+            assert line.isprintable()
+            for word in words:
+                assert word in line
+        return lines
+
+    return check
+
+
+def _not_loaded(path, monkeypatch):
+    """Return why `load_pipeline` refuses files, having given weights to no network."""
+    import torch
+
+    from sd1_impl import load_pipeline
+
+    given = []
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.nn.Module, "load_state_dict", lambda *_, **__: given.append(1))
+        with pytest.raises(CheckpointError) as caught:
+            load_pipeline(path)
+    assert not given
+    return str(caught.value)
