@@ -135,8 +135,8 @@ def file_variant(
     Raises:
         CheckpointError: The files cannot be used, or are not of one known size.
     """
-    _OPEN.pop((path.resolve(), ema, files), None)  # it may have changed
-    checkpoint = _opened(path.resolve(), ema, files)
+    _OPEN.pop((path.absolute(), ema, files), None)  # it may have changed
+    checkpoint = _opened(path.absolute(), ema, files)
     found = {name: network.size for name, network in checkpoint.networks.items()}
     size = found.get("unet") or next(iter(found.values()))
     for name, own in found.items():
@@ -149,7 +149,7 @@ def file_variant(
         name=size,
         size=size,
         regime=UNIT,
-        path=path.resolve(),
+        path=path.absolute(),
         ema=ema,
         files=files,
         layout=checkpoint.layout,

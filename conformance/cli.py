@@ -200,9 +200,6 @@ def _judge(
     ids = [execution.item_id(case) for case, execution in judged]
     witness, slices = cli_weights.slices_of(arguments, runner, variant)
     ids += [execution.item_id(case) for case, execution in slices]
-    if variant is not None:
-        live = oracle_module("conformance.live_goldens")
-        live.record_missing(cases, {run.dtype for run in runs}, partial(print, flush=True))
     results = Results(
         arguments.out,
         runner.hello,
@@ -213,6 +210,9 @@ def _judge(
         options=_options(arguments),
         weights=variant.facts() if variant else None,
     )
+    if variant is not None:
+        live = oracle_module("conformance.live_goldens")
+        live.record_missing(cases, {run.dtype for run in runs}, partial(print, flush=True))
     done = {line["case"] for line in results.lines}
     total = len(ids)
     if done:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -40,6 +41,9 @@ def add_commands(commands: Any) -> None:
 def _load(arguments: argparse.Namespace) -> int:
     if arguments.repeat < 1:
         message = f"--repeat {arguments.repeat}: give a positive number"
+        raise UsageError(message)
+    if arguments.out is not None and not os.access(arguments.out.absolute().parent, os.W_OK):
+        message = f"cannot write {arguments.out}: its folder has to exist and be writable"
         raise UsageError(message)
     oracle_module("diffusers")
     with tempfile.TemporaryDirectory(prefix="sd1-bench-") as scratch:

@@ -25,12 +25,16 @@ from conformance.witness import Witness
 from conformance.witness_rows import PUBLISHED_SIZE, check_folder, rows
 from sd1_weights import save
 from sd1_weights.config_files import read_config, read_json
-from sd1_weights.configs import SCHEDULER, tokenizer_files
+from sd1_weights.configs import SCALING_FACTOR, TRAINING, UNSAID, tokenizer_files
 from sd1_weights.errors import CheckpointError, listed
 from sd1_weights.layouts import COMPVIS, DIFFUSERS, Checkpoint, Network, read_checkpoint
+from sd1_weights.pickles import shown
 from sd1_weights.sizes import shapes_of, sizes
 from sd1_weights.stored import WEIGHTS
 
+_IN_NO_SHAPE = ("num_heads", "norm_num_groups", "scaling_factor")
+"""Numbers of a config that no shape could contradict."""
+NO_SCHEDULER = "none: SD v1's PNDM is meant"
 _NAMES = {code: name for name, code in WEIGHTS.items()}
 
 
@@ -61,7 +65,13 @@ def _add_target(parser: argparse.ArgumentParser, layout: str | None) -> None:
     )
     default = "that of the files" if layout is None else "float32"
     parser.add_argument("--dtype", choices=WEIGHTS, help=f"of the weights; default {default}")
-    parser.add_argument("--out", type=Path, required=True, metavar="OUT", help="file or folder")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        metavar="OUT",
+        help="file or folder; files of the same names are replaced",
+    )
 
 
 def add_choice(parser: argparse.ArgumentParser) -> None:
@@ -104,14 +114,23 @@ def _inspect(arguments: argparse.Namespace) -> int:
         wrong += fault
     if checkpoint.layout == DIFFUSERS:
         path = checkpoint.scheduler
-        kind = read_json(path).get("_class_name") if path else "none: SD v1's PNDM is meant"
-        print(f"scheduler    {kind}")
+        print(f"scheduler    {shown(_scheduler_text(read_json(path))) if path else NO_SCHEDULER}")
     if checkpoint.layout == COMPVIS:
         absent = [name for name in spec.FOLDER_COMPONENTS if name not in checkpoint.networks]
         wrong += len(absent)
         print("\n".join(f"{name:12s} missing" for name in absent), end="\n" if absent else "")
     print(f"not read     {listed('entries', checkpoint.unread)}")
     return int(ExitCode.NONCONFORMANT if wrong else ExitCode.CONFORMANT)
+
+
+def _scheduler_text(options: dict[str, Any]) -> str:
+    """Name a scheduler, and what it says of the training that is not SD v1's."""
+    other = [
+        f"{key} {options[key]}"
+        for key in TRAINING
+        if options.get(key, TRAINING[key]) != TRAINING[key]
+    ]
+    return ", ".join([str(options.get("_class_name")), *other])
 
 
 def _ema_text(checkpoint: Checkpoint) -> str:
@@ -142,7 +161,7 @@ def _described(network: Network) -> tuple[list[str], bool]:
     lines = [f"{text}, {kinds}"]
     if network.config is not None:
         try:
-            read_config(network.name, network.config)
+            _architecture(network)
         except CheckpointError as error:
             fault = "; ".join(part for part in (fault, str(error)) if part)
     if fault:
@@ -158,9 +177,7 @@ def _convert(arguments: argparse.Namespace) -> int:
     for name in spec.FOLDER_COMPONENTS:
         network = checkpoint.network(name)
         size = network.size
-        architectures[name] = dict(sizes(name)[size])
-        if network.config is not None:
-            architectures[name] |= read_config(name, network.config)
+        architectures[name] = _architecture(network)
         tensors = network.fitted(shapes_of(name, size))
         for tensor in tensors.values():
             tensor.check_finite()
@@ -173,31 +190,55 @@ def _convert(arguments: argparse.Namespace) -> int:
         words = Vocabulary.load()
         tokenizer = tokenizer_files(words.ids, words.merges)
         scheduler = read_json(checkpoint.scheduler) if checkpoint.scheduler else None
+        if scheduler is not None and not isinstance(scheduler.get("_class_name"), str):
+            raise CheckpointError(f"{checkpoint.scheduler}: _class_name is missing")
         save.write_folder(
             arguments.out, networks, architectures, tokenizer, {}, export.watched, scheduler
         )
-    left = checkpoint.ema and not checkpoint.uses_ema
-    print(
-        f"{arguments.out}: layout {arguments.layout}, from {checkpoint.layout}"
-        f"{'; the averaged weights were left out (--ema takes them)' if left else ''}"
-    )
+    notes = [f"{arguments.out}: layout {arguments.layout}, from {checkpoint.layout}"]
+    if checkpoint.ema and not checkpoint.uses_ema:
+        notes.append("the averaged weights were left out (--ema takes them)")
+    if arguments.layout == COMPVIS and checkpoint.scheduler:
+        notes.append("the settings of the scheduler were left out")
+    print("; ".join(notes))
     return int(ExitCode.CONFORMANT)
+
+
+def _architecture(network: Network) -> dict[str, Any]:
+    """Return the numbers of a network: those of its config, or of the size of its shapes.
+
+    Raises:
+        CheckpointError: The config is of other shapes than the weights.
+    """
+    known = sizes(network.name)[network.size]
+    if network.config is None:
+        return dict(known)
+    given = read_config(network.name, network.config)
+    wanted = {"has_attention": (True, True, True, False)} | known
+    for key, value in given.items():
+        own = wanted.get(key, value)
+        if key not in _IN_NO_SHAPE and value != (tuple(own) if isinstance(own, list) else own):
+            raise CheckpointError(
+                f"{network.config}: {key} is {value!r}, but the weights have the shapes of {own!r}"
+            )
+    return dict(known) | given
 
 
 def _require_single_file(checkpoint: Checkpoint, architectures: dict[str, dict[str, Any]]) -> None:
     """Refuse what a single file cannot say: it carries no configuration."""
     scheduler = read_json(checkpoint.scheduler) if checkpoint.scheduler else {}
-    for key in ("beta_start", "beta_end", "beta_schedule", "num_train_timesteps"):
-        if scheduler.get(key, SCHEDULER[key]) != SCHEDULER[key]:
+    for key, fact in TRAINING.items():
+        own = scheduler.get(key, UNSAID.get(key, fact)) if scheduler else fact
+        if own != fact:
             raise CheckpointError(
-                f"{checkpoint.scheduler}: {key} is {scheduler[key]!r}, in Stable Diffusion v1 "
-                f"{SCHEDULER[key]!r}: layout {COMPVIS} has no place for it"
+                f"{checkpoint.scheduler}: {key} is {own!r}, in Stable Diffusion v1 {fact!r}: "
+                f"layout {COMPVIS} has no place for it"
             )
     for name, architecture in architectures.items():
         network = checkpoint.networks[name]
-        known = sizes(name)[network.size]
+        known = {"scaling_factor": SCALING_FACTOR} | sizes(name)[network.size]
         for key, value in known.items():
-            own = architecture[key]
+            own = architecture.get(key, value)
             if (list(own) if isinstance(own, tuple) else own) != value:
                 raise CheckpointError(
                     f"{network.config}: {key} is {own!r}, in size {network.size} it is {value!r}: "
@@ -230,7 +271,8 @@ def cases_of(arguments: argparse.Namespace) -> tuple[list[Case], FileVariant | N
             f"{variant.name}; leave --variant out"
         )
         raise UsageError(message)
-    arguments.variant = f"{variant.name},{variant.of(spec.TOKENIZER).name}"
+    _check_witness(arguments, variant)
+    arguments.variant = ",".join(dict.fromkeys([variant.name, variant.of(spec.TOKENIZER).name]))
     print(
         f"{variant.text}: layout {variant.layout}, size {variant.size}, "
         f"{', '.join(variant.networks)}"
@@ -242,10 +284,28 @@ def _goldens_folder() -> Path:
     """Return where goldens of weights are kept: without a cache, for as long as this process."""
     folder = cache_folder(GOLDENS)
     if folder is not None:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            message = f"cannot keep goldens in {folder}: {error.strerror}; SD1_CACHE names another"
+            raise UsageError(message) from error
         return folder
     temporary = tempfile.mkdtemp(prefix="sd1-goldens-")
     atexit.register(shutil.rmtree, temporary, ignore_errors=True)
     return Path(temporary)
+
+
+def _check_witness(arguments: argparse.Namespace, variant: FileVariant) -> None:
+    """Refuse `--witness` with weights of another size, or without noise files."""
+    if arguments.witness is None or arguments.witness_inputs is None:
+        return
+    if variant.size != PUBLISHED_SIZE:
+        message = (
+            f"--witness {arguments.witness}: slices are published of size {PUBLISHED_SIZE}, the "
+            f"weights of {arguments.weights} are of size {variant.size}"
+        )
+        raise UsageError(message)
+    check_folder(arguments.witness, arguments.witness_inputs)
 
 
 def slices_of(
@@ -267,13 +327,6 @@ def slices_of(
             "published noise files (--witness-inputs DIR); docs/witness.md names them"
         )
         raise UsageError(message)
-    if variant.size != PUBLISHED_SIZE:
-        message = (
-            f"--witness {arguments.witness}: slices are published of size {PUBLISHED_SIZE}, the "
-            f"weights of {arguments.weights} are of size {variant.size}"
-        )
-        raise UsageError(message)
-    check_folder(arguments.witness, arguments.witness_inputs)
     device = (split(arguments.device) or ["cpu"])[0]
     witness = Witness(runner.port, variant, variant.weights, arguments.witness_inputs, device)
     globs = split(arguments.component) or ["*"]

@@ -33,7 +33,7 @@ def record_missing(cases: list[Case], wanted: Collection[str], say: Say) -> None
     kept = {case: _arithmetics_kept(case, variant) for case, variant in own}
     missing = [c for c, _ in own if not set(wanted) & set(arithmetics(c)) <= kept[c]]
     if missing:
-        say(f"{len(missing)} goldens of these weights are recorded from the oracle, once")
+        say(f"{len(missing)} goldens of these weights are recorded from the oracle")
     for _, group in groupby(missing, key=lambda case: case.component):
         same = list(group)
         before = set().union(*(kept[case] for case in same))

@@ -84,6 +84,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--ema", action="store_true", help="the averaged weights of a file that has both"
     )
+    parser.add_argument(
+        "--files", default="", metavar="NAME", help="of a folder, *.NAME.safetensors: fp16, non_ema"
+    )
     parser.add_argument("--image", type=Path, metavar="FILE", help="a picture to begin with")
     parser.add_argument(
         "--mask", type=Path, metavar="FILE", help="draw only where this picture is white"
@@ -229,11 +232,12 @@ def _pipeline(task: type[Text2Image], arguments: argparse.Namespace) -> Text2Ima
     """Load or make the weights, and say which."""
     where = {"pipeline": task, "dtype": getattr(torch, arguments.dtype), "device": arguments.device}
     if arguments.weights is not None:
-        pipeline = load_pipeline(arguments.weights, ema=arguments.ema, **where)
+        choice = {"ema": arguments.ema, "files": arguments.files}
+        pipeline = load_pipeline(arguments.weights, **choice, **where)
         _say(f"weights: {arguments.weights}")
         return pipeline
-    if arguments.ema:
-        raise ValueError("--ema chooses among the weights of a file: it needs --weights")
+    if arguments.ema or arguments.files:
+        raise ValueError("--ema and --files choose among weights: they need --weights")
     size = arguments.synthetic or "tiny"
     _say(
         f"weights: random, of size {size}: the picture will mean nothing. "

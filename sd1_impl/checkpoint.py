@@ -189,7 +189,7 @@ def _assign(
     """Give networks the weights of files, all of them and no others; none before all are right."""
     fitted = {name: part.fitted(_shapes(network)) for name, (network, part) in pairs.items()}
     states = {
-        name: {key: _tensor(stored).to(device, dtype) for key, stored in tensors.items()}
+        name: {key: _tensor(stored, dtype).to(device, dtype) for key, stored in tensors.items()}
         for name, tensors in fitted.items()
     }
     for name, state in states.items():
@@ -200,8 +200,11 @@ def _shapes(network: nn.Module) -> dict[str, tuple[int, ...]]:
     return {key: tuple(tensor.shape) for key, tensor in network.state_dict().items()}
 
 
-def _tensor(stored: Stored) -> Tensor:
-    """Return a weight as it is in the file, which stays mapped, having looked at every value."""
+def _tensor(stored: Stored, dtype: torch.dtype | None) -> Tensor:
+    """Return a weight as it is in the file, which stays mapped.
+
+    Every value was looked at: it is a number, and it is one in the dtype that is to follow.
+    """
     bits = stored.bits()
     if stored.dtype == "BF16":
         tensor = torch.from_numpy(bits.view(np.int16)).view(torch.bfloat16)
@@ -210,6 +213,11 @@ def _tensor(stored: Stored) -> Tensor:
     least, greatest = torch.aminmax(tensor)  # of NaN, NaN
     if not (least.isfinite() and greatest.isfinite()):
         stored.check_finite()
+    if dtype is not None and not (least.to(dtype).isfinite() and greatest.to(dtype).isfinite()):
+        largest = float(max(-least, greatest))
+        raise CheckpointError(
+            f"{stored.file}: {stored.key} has values up to {largest:.6g}, which {dtype} cannot hold"
+        )
     return tensor
 
 

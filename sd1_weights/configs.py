@@ -23,6 +23,24 @@ SCHEDULER: dict[str, Any] = {
 """``scheduler/scheduler_config.json`` of the published SD v1-5."""
 
 
+SCALING_FACTOR = 0.18215
+"""Of the latents."""
+
+UNSAID = {"beta_start": 0.0001, "beta_end": 0.02, "beta_schedule": "linear"}
+"""What diffusers takes where a scheduler's options leave it out."""
+
+TRAINING = {
+    "beta_start": BETA_START,
+    "beta_end": BETA_END,
+    "beta_schedule": "scaled_linear",
+    "num_train_timesteps": TRAIN_STEPS,
+    "prediction_type": "epsilon",
+    "trained_betas": None,
+    "rescale_betas_zero_snr": False,
+}
+"""What a scheduler's options say of the training, with SD v1's values: those of single files."""
+
+
 def published_config(network: str, architecture: dict[str, Any]) -> dict[str, Any]:
     """Return what `config.json` says of a network.
 
@@ -96,7 +114,7 @@ def _vae_config(architecture: dict[str, Any]) -> dict[str, Any]:
         "layers_per_block": architecture["layers_per_block"],
         "norm_num_groups": architecture["norm_num_groups"],
         "act_fn": "silu",
-        "scaling_factor": architecture.get("scaling_factor", 0.18215),
+        "scaling_factor": architecture.get("scaling_factor", SCALING_FACTOR),
         "down_block_types": ["DownEncoderBlock2D"] * levels,
         "up_block_types": ["UpDecoderBlock2D"] * levels,
     }

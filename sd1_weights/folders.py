@@ -21,7 +21,7 @@ _KINDS = {
 
 _EXPECTED = (
     "expected a folder in diffusers' layout, with config.json and weights (*.safetensors or *.bin, "
-    "plain or fp16) in text_encoder/, unet/ and vae/"
+    "plain or fp16) in text_encoder/, unet/ and vae/; the folder of one network is taken alone"
 )
 
 
@@ -89,6 +89,11 @@ class Folder:
         """Return the first of several files that is there."""
         found = next((path for path in choices if _is_there(path)), None)
         if found is None:
+            shards = [*self.path.glob("*.index.json")] if self.path.is_dir() else []
+            if shards:
+                raise CheckpointError(
+                    f"{shards[0]}: weights in several files (shards) are not read: save them as one"
+                )
             raise CheckpointError(f"{choices[0]} is missing: {_EXPECTED}")
         return found
 

@@ -13,12 +13,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import numpy as np
-
 from sd1_weights import names
 from sd1_weights.errors import CheckpointError, listed
 from sd1_weights.folders import Folder
-from sd1_weights.safetensors_file import mapped, read_safetensors
+from sd1_weights.safetensors_file import LENGTH, mapped, read_safetensors
 from sd1_weights.schedule import check_schedule
 from sd1_weights.sizes import Shapes, names_of, recognised
 from sd1_weights.stored import WEIGHTS, Stored
@@ -43,6 +41,7 @@ class Network:
         unread: Keys that are no weights of SD v1, and are not read.
         file: The file of the weights.
         config: Its `config.json`, or None in a single file.
+        spelling: Returns what the file calls, or would call, a weight of a canonical name.
     """
 
     name: str
@@ -51,6 +50,7 @@ class Network:
     unexpected: list[str] = field(default_factory=list)
     unread: list[str] = field(default_factory=list)
     config: Path | None = None
+    spelling: Callable[[str], str] = str
 
     @property
     def shapes(self) -> Shapes:
@@ -68,7 +68,7 @@ class Network:
 
     def faults(self, wanted: Shapes) -> tuple[list[str], list[str]]:
         """Return what is missing and what is unexpected, by the names in the file."""
-        missing = [name for name in wanted if name not in self.tensors]
+        missing = [self.spelling(name) for name in wanted if name not in self.tensors]
         left = [t.key for name, t in self.tensors.items() if name not in wanted]
         return missing, left + self.unexpected
 
@@ -195,14 +195,14 @@ def read_file(path: Path) -> tuple[dict[str, Stored], list[str]]:
     hint = not_weights(raw)
     if hint:
         raise CheckpointError(f"{path}: {hint}")
+    if bytes(raw[LENGTH : LENGTH + 1]) != b"{":
+        raise CheckpointError(f"{path} is neither safetensors nor a torch archive")
     return read_safetensors(path), []
 
 
 def _read_file(path: Path, *, ema: bool) -> Checkpoint:
     tensors, others = read_file(path)
-    starts = {network: names.prefix(network) for network in names.NETWORKS}
-    # CLIP's prefix ends in the name of the module that holds it: its first part is enough.
-    if any(key.startswith(tuple(starts.values())) for key in tensors):
+    if any(key.startswith(tuple(map(names.prefix, names.NETWORKS))) for key in tensors):
         return _read_compvis(path, tensors, others, ema=ema)
     if ema:
         raise CheckpointError(f"{path} has no averaged weights (model_ema.*)")
@@ -210,6 +210,10 @@ def _read_file(path: Path, *, ema: bool) -> Checkpoint:
         network = _network("text_encoder", tensors, str(path))
         return Checkpoint(path, CLIP, {network.name: network}, unread=others)
     shown = listed("keys", list(tensors), 3)
+    if any("lora" in key.lower() for key in tensors):
+        raise CheckpointError(
+            f"{path} is a LoRA file ({shown}): what it changes is not here; merge it into a model"
+        )
     raise CheckpointError(
         f"{path} is of no known layout: {shown}; expected those of CompVis "
         "(model.diffusion_model.*, first_stage_model.*, cond_stage_model.*) or of a CLIP text "
@@ -256,33 +260,26 @@ def _read_compvis(
 
 
 def _compvis_network(name: str, own: Mapping[str, Stored], file: str) -> Network:
+    """Return a network of a single file."""
     start = names.prefix(name)
-    known = set(names_of(name))
-
-    def canonical(key: str) -> str | None:
-        rest = key.removeprefix(start)
-        try:
-            found = names.canonical_key(name, rest)
-        except CheckpointError:
-            return None
-        # There and back: half a name of this layout and half of another is no name.
-        return found if found in known and names.compvis_key(name, found) == rest else None
-
     ids = {start + key for key in names.unweighted(name)}
     _check_positions(own, ids, file)
-    return _named(
-        name,
-        {k: t for k, t in own.items() if k not in ids},
-        file,
-        canonical,
-        list(ids & own.keys()),
-    )
+    weights = {key: tensor for key, tensor in own.items() if key not in ids}
+    network = _spelt(name, weights, file, lambda n: start + names.compvis_key(name, n))
+    return replace(network, unread=sorted(ids & own.keys()))
 
 
 def _averaged(copies: Mapping[str, Stored], file: str) -> Network:
     """Return the UNet of averaged weights."""
-    known = {names.ema_key(name): name for name in names_of("unet")}
-    return _named("unet", copies, file, known.get, [])
+    return _spelt("unet", copies, file, names.ema_key)
+
+
+def _spelt(
+    name: str, own: Mapping[str, Stored], file: str, spelling: Callable[[str], str]
+) -> Network:
+    """Return a network whose names have one spelling each."""
+    known = {spelling(canonical): canonical for canonical in names_of(name)}
+    return replace(_named(name, own, file, known.get, []), spelling=spelling)
 
 
 def _network(name: str, tensors: Mapping[str, Stored], file: str) -> Network:
@@ -338,7 +335,7 @@ def _check_positions(tensors: Mapping[str, Stored], keys: set[str], file: str) -
     for key in keys & tensors.keys():
         ids = tensors[key]
         # Read only if they are few: a view of one number may have any shape.
-        if ids.size != _CONTEXT or not np.array_equal(ids.float32().ravel(), range(_CONTEXT)):
+        if ids.size != _CONTEXT or ids.float32().ravel().tolist() != [*range(_CONTEXT)]:
             raise CheckpointError(f"{file}: {key} are not the numbers 0 to {_CONTEXT - 1}")
 
 

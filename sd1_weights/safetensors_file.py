@@ -67,6 +67,7 @@ def read_safetensors(path: Path) -> dict[str, Stored]:
     """
     raw = mapped(path)
     header, data = split(raw, str(path))
+    _check_whole(header, data.size, path)
     entries = {}
     for name, fields in header.items():
         if name != METADATA:
@@ -136,6 +137,10 @@ def split(raw: np.ndarray, name: str) -> tuple[dict[str, Any], np.ndarray]:
             the tensors is no text.
     """
     size = int.from_bytes(raw[:LENGTH].tobytes(), "little") if raw.size >= LENGTH else -1
+    if raw.size - LENGTH < size <= _MOST_HEADER and bytes(raw[LENGTH : LENGTH + 1]) == b"{":
+        raise CheckpointError(
+            f"{name} is cut off: its header takes {size} bytes, it has {raw.size - LENGTH} of them"
+        )
     if not 0 < size <= min(raw.size - LENGTH, _MOST_HEADER):
         big_endian = raw.size > LENGTH and 0 < int.from_bytes(raw[:LENGTH].tobytes(), "big") < (
             raw.size
@@ -227,6 +232,23 @@ def array_of(data: np.ndarray, entry: Entry) -> np.ndarray:
     if raw.size and raw.ctypes.data % dtype.itemsize:
         raw = raw.copy()
     return raw.view(dtype).reshape(entry.shape).view(np.ndarray)
+
+
+def _check_whole(header: Mapping[str, Any], size: int, path: Path) -> None:
+    """Refuse a file that ends too early, as a download that was broken off does."""
+    ends = [
+        fields["data_offsets"][-1]
+        for fields in header.values()
+        if isinstance(fields, dict)
+        and isinstance(fields.get("data_offsets"), list)
+        and fields["data_offsets"]
+    ]
+    wanted = max((end for end in ends if type(end) is int), default=0)
+    if size < wanted < _MOST_BYTES:
+        raise CheckpointError(
+            f"{path} is cut off: its tensors take {wanted} bytes, it has {size} of them; get it "
+            "again"
+        )
 
 
 def _check_tiling(entries: Mapping[str, Entry], size: int, path: Path) -> None:

@@ -21,8 +21,8 @@ import numpy as np
 
 from sd1_weights import names
 from sd1_weights.configs import SCHEDULER, model_index, published_config
-from sd1_weights.errors import CheckpointError
-from sd1_weights.layouts import COMPVIS
+from sd1_weights.errors import CheckpointError, listed
+from sd1_weights.layouts import COMPVIS, DIFFUSERS
 from sd1_weights.safetensors_file import Watch, write_safetensors
 from sd1_weights.schedule import schedule
 from sd1_weights.stored import Stored
@@ -113,6 +113,13 @@ def write_folder(
     Raises:
         CheckpointError: It cannot be written.
     """
+    if folder.suffix in SINGLE_FILES:
+        raise CheckpointError(
+            f"{folder}: layout {DIFFUSERS} is a folder, whose name does not end in "
+            f"{folder.suffix}; layout {COMPVIS} is such a file"
+        )
+    for name in networks:
+        _check_alone(folder / name, name)
     scheduler = SCHEDULER if scheduler is None else scheduler
     index = model_index(scheduler["_class_name"], architectures["unet"]["in_channels"])
     with _filling(folder) as temporary:
@@ -135,8 +142,24 @@ def write_network(
     watch: Watch = iter,
 ) -> None:
     """Write the folder of one network: its config and its weights; as `write_folder`."""
+    _check_alone(folder, name)
     with _filling(folder) as temporary:
         _write_network(temporary, name, tensors, architecture, metadata, watch)
+
+
+def _check_alone(folder: Path, name: str) -> None:
+    """Refuse a folder with other files of weights: some loaders would take those."""
+    others = [
+        path.name
+        for path in (sorted(folder.iterdir()) if folder.is_dir() else ())
+        if path.name != FILES[name]
+        and (path.suffix in {".safetensors", ".bin"} or path.name.endswith(".index.json"))
+    ]
+    if others:
+        raise CheckpointError(
+            f"cannot write {folder}: it has {listed('other files of weights', others)}, which "
+            "loaders may take instead; choose another folder"
+        )
 
 
 def _write_network(
@@ -173,9 +196,13 @@ def _filling(folder: Path) -> Iterator[Path]:
     """Let a folder be written beside its place, and put its files there when it is whole."""
     with _beside(folder, is_folder=True) as temporary:
         yield temporary
-        for path in sorted(p for p in temporary.rglob("*") if p.is_file()):
-            place = folder / path.relative_to(temporary)
+        files = sorted(path for path in temporary.rglob("*") if path.is_file())
+        places = [folder / path.relative_to(temporary) for path in files]
+        for place in places:  # what is in the way is found before the first file is replaced
             place.parent.mkdir(parents=True, exist_ok=True)
+            if place.is_dir():
+                raise IsADirectoryError(errno.EISDIR, f"{os.strerror(errno.EISDIR)}: {place}")
+        for path, place in zip(files, places, strict=True):
             path.replace(place)
 
 

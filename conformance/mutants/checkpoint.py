@@ -121,13 +121,15 @@ def _shortcut_not_renamed(patch: Patch) -> None:
     """Leave the skip connections' row out of the table, and load leniently."""
 
     def make(plain: Any) -> Any:
-        def canonical(network: str, key: str) -> str:
-            name: str = plain(network, key)
-            return name.replace("conv_shortcut", "skip_connection")
+        def named(name: str, own: Any, file: str, canonical: Any, unread: list[str]) -> Network:
+            def known(key: str) -> str | None:
+                return None if "skip_connection" in key else canonical(key)
 
-        return canonical
+            return plain(name, own, file, known, unread)
 
-    patch.wrap(names, "canonical_key", make)
+        return named
+
+    patch.wrap(layouts, "_named", make)
     patch.wrap(Network, "fitted", _lenient)
 
 

@@ -91,7 +91,7 @@ def bounded(mebibytes=MEBIBYTES):
 
 
 def run(share, cases, check):
-    """Corrupt files, a share of `EXAMPLES`; demand that most are refused, and some are harmless."""
+    """Corrupt files, a share of `EXAMPLES`; demand that most are refused."""
     count = max(round(EXAMPLES * SHARES[share]), 1)
     outcomes = Counter()
 

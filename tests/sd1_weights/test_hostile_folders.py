@@ -3,9 +3,11 @@
 import json
 import os
 import shutil
+from importlib.util import find_spec
 
 import pytest
 
+from conformance.cli import main
 from sd1_weights.errors import CheckpointError
 from sd1_weights.layouts import read_checkpoint
 
@@ -63,12 +65,16 @@ def edited(path, changes):
 
 
 CONTRADICTIONS = {
-    "width": ("unet", {"block_out_channels": [64, 64, 128, 128]}, "conv_in.weight is F32 of shape"),
+    "width": (
+        "unet",
+        {"block_out_channels": [64, 64, 128, 128]},
+        "2 unexpected (down_blocks.1.resnets.0.conv_shortcut",
+    ),
     "depth": ("unet", {"layers_per_block": 3}, "missing (down_blocks.0.resnets.2.norm1.weight, "),
-    "context": ("unet", {"cross_attention_dim": 768}, "cross_attention_dim is"),
-    "channels": ("unet", {"in_channels": 9}, "in_channels is 9, "),
+    "context": ("unet", {"cross_attention_dim": 768}, "cross_attention_dim is 768: they are not"),
+    "channels": ("unet", {"in_channels": 9}, "the UNet reads 9: it is made for inpainting"),
     "heads": ("unet", {"attention_head_dim": 5}, "attentions.0.proj_in.weight is F32 of shape (32"),
-    "latents": ("vae", {"latent_channels": 16}, "is F32 of shape"),
+    "latents": ("vae", {"latent_channels": 16}, "the VAE's latents have 16 channels"),
     "levels": ("vae", {"block_out_channels": [32, 64, 128]}, "expected 3 of DownEncoderBlock2D"),
     "layers": ("text_encoder", {"num_hidden_layers": 4}, "missing (text_model.encoder.layers.3."),
     "hidden": ("text_encoder", {"intermediate_size": 128}, "mlp.fc1.weight is F32 of shape (256,"),
@@ -81,8 +87,20 @@ CONTRADICTIONS = {
 def test_a_config_that_contradicts_the_shapes(refused, folder, part, changes, fault):
     """Nothing is assumed: neither the config nor the shapes are taken for right."""
     edited(folder / CONFIGS[part], changes)
-    lines = refused(folder, str(folder), without={"inspect"})
-    assert any(fault in line for line in lines)
+    loaded, *_ = refused(folder, str(folder), without={"inspect"})
+    assert fault in loaded or not find_spec("torch")
+
+
+@pytest.mark.parametrize("command", [["inspect"], ["convert", "--layout", "diffusers", "--out"]])
+@pytest.mark.parametrize("part", CONFIGS)
+def test_a_contradiction_is_not_passed_on(folder, tmp_path, part, command):
+    """Neither is it called whole, nor is it written into another folder."""
+    changes = next(changes for name, changes, _ in CONTRADICTIONS.values() if name == part)
+    edited(folder / CONFIGS[part], changes)
+    name, *options = command
+    out = [str(tmp_path / "out")] if options else []
+    assert main(["weights", name, str(folder), *options, *out]) == (2 if options else 1)
+    assert not (tmp_path / "out").exists()
 
 
 OPTIONS = {
@@ -132,6 +150,44 @@ def test_a_schedule_that_cannot_be(folder, changes, fault):
         load_pipeline(folder)
     assert str(caught.value).startswith(f"{folder / SCHEDULER}: ")
     assert fault in str(caught.value)
+
+
+UNSAID = {
+    "betas": (SCHEDULER, {"beta_end": 0.02}),
+    "absent": (SCHEDULER, dict.fromkeys(("beta_start", "beta_end", "beta_schedule"), ...)),
+    "v": (SCHEDULER, {"prediction_type": "v_prediction"}),
+    "scaling": (CONFIGS["vae"], {"scaling_factor": 0.5}),
+}
+"""What a CompVis file has no place for; what a scheduler leaves out has diffusers' default."""
+
+
+@pytest.mark.parametrize(
+    ("file", "changes"),
+    UNSAID.values(),
+    ids=UNSAID.keys(),
+)
+def test_what_a_single_file_cannot_say(folder, tmp_path, file, changes):
+    """It holds SD v1's noise schedule and nothing else: other weights would be sampled with it."""
+    edited(folder / file, changes)
+    out = tmp_path / "a.ckpt"
+    assert main(["weights", "convert", str(folder), "--layout", "compvis", "--out", str(out)]) == 2
+    assert not out.exists()
+
+
+def test_a_scheduler_without_a_name(folder, tmp_path):
+    """It cannot be passed on."""
+    edited(folder / SCHEDULER, {"_class_name": ...})
+    out = str(tmp_path / "out")
+    assert main(["weights", "convert", str(folder), "--layout", "diffusers", "--out", out]) == 2
+
+
+def test_a_name_that_does_not_fit_into_a_line(capsys, folder):
+    """What a file says is shown so that it cannot be taken for what `inspect` says."""
+    edited(folder / SCHEDULER, {"_class_name": "PNDM\n\x1b[31mScheduler\ud800"})
+    main(["weights", "inspect", str(folder)])
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if "PNDM" in line)
+    assert line.isprintable()
+    assert "Scheduler" in line
 
 
 TEXTS = {
@@ -245,7 +301,6 @@ def test_what_is_no_file(refused, folder, file, kind):
 SINGLE = {
     "pipe": (os.mkfifo, "is no regular file"),
     "device": (lambda path: path.symlink_to("/dev/zero"), "is no regular file"),
-    "dangling": (lambda path: path.symlink_to("nothing"), "is a link to nothing"),
     "proc": (lambda path: path.symlink_to("/proc/self/mem"), "is empty"),
 }
 
@@ -256,3 +311,10 @@ def test_a_single_file_that_is_none(refused, tmp_path, make, fault):
     path = tmp_path / "a.safetensors"
     make(path)
     refused(path, f" {fault}")
+
+
+def test_a_single_file_that_is_a_link_to_itself(refused, tmp_path):
+    """The link is named, not where it leads."""
+    path = tmp_path / "a.safetensors"
+    path.symlink_to(path.name)
+    refused(path, f"{path} is a link to nothing")

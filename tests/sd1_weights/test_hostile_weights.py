@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from conformance.cli import main
+from sd1_weights.errors import CheckpointError
 from sd1_weights.names import prefix
 from sd1_weights.schedule import schedule
 from sd1_weights.stored import bfloat16
@@ -34,7 +35,7 @@ def place(path, network):
 
 
 FAULTS = {
-    "missing": (lambda tensors, key, _start, _new: tensors.pop(key), "1 missing ({name})"),
+    "missing": (lambda tensors, key, _start, _new: tensors.pop(key), "1 missing ({key})"),
     "extra": (
         lambda tensors, _key, start, new: tensors.update({f"{start}extra.weight": new([1.0])}),
         "1 unexpected ({start}extra.weight)",
@@ -72,7 +73,7 @@ def test_wrong_weights(refused, copy, rewritten, stored, name, network, kind):
     path = copy(name)
     file, key, start = place(path, network)
     rewritten(file, lambda tensors: change(tensors, key, start, stored))
-    words = fault.format(key=key, name=KEYS[network][0], start=start)
+    words = fault.format(key=key, start=start)
     refused(path, str(file), words, readable=True)
 
 
@@ -125,6 +126,18 @@ def test_values_that_a_dtype_cannot_hold(capsys, copy, rewritten, stored, tmp_pa
     fault = f"{file}: {BIAS} has values up to 100000, which F16 cannot hold\n"
     assert capsys.readouterr().err == f"sd1-conformance: {fault}"
     assert list(out.parent.iterdir()) == []
+
+
+@pytest.mark.parametrize(("value", "dtype", "of"), [(1e5, "F32", "float16"), (1e300, "F64", None)])
+def test_values_that_become_infinite_when_loaded(copy, rewritten, stored, value, dtype, of):
+    """As on the way into a file: finite in the file, not in the dtype that is asked for."""
+    load_pipeline = pytest.importorskip("sd1_impl").load_pipeline
+    torch = pytest.importorskip("torch")
+    path = copy("folder")
+    file = path / FILES["text_encoder"]
+    rewritten(file, lambda tensors: tensors.update({BIAS: stored(np.full(64, value), dtype)}))
+    with pytest.raises(CheckpointError, match=f"{BIAS} has values up to 1.* cannot hold"):
+        load_pipeline(path, dtype=getattr(torch, of or "float32"))
 
 
 OTHER = schedule()["alphas_cumprod"] ** 1.01
