@@ -18,7 +18,7 @@ from conformance.case import find_case
 from conformance.errors import GoldenError, UnsupportedError, UsageError
 from conformance.execution import Execution
 from conformance.golden import Golden
-from conformance.golden_files import load_golden
+from conformance.golden_files import golden_digest, load_golden
 from conformance.port import Hello
 from conformance.runner import Runner
 from conformance.sketch import sketch
@@ -121,7 +121,7 @@ def with_facts(text: str | None = None, **facts: object):
     """Return a change of a pack: what it says of itself is another thing, or nothing."""
 
     def change(path: Path, values: Values) -> None:
-        sha256 = traces.manifest()["goldens"][CASE.id]["sha256"]
+        sha256 = golden_digest(CASE)
         said = {"format": traces.PACK_FORMAT, "case": CASE.id, "golden": sha256} | facts
         metadata = {} if text == "" else {"pack": text or json.dumps(said)}
         save_file(values.probes, path, metadata)
@@ -279,7 +279,7 @@ PORT = '''
 import numpy as np
 
 from conformance.case import find_case
-from conformance.golden_files import load_golden
+from conformance.golden_files import golden_digest, load_golden
 from conformance.port import Hello
 
 

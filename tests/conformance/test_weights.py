@@ -74,7 +74,7 @@ def test_inspect_names_what_is_wrong(main, files: Path, tmp_path: Path) -> None:
     (line,) = (line for line in out.splitlines() if line.startswith("unet "))
     assert line.startswith("unet         tiny: 8,605,280 parameters in 685 tensors, ")
     assert set(line.split(", ")[-2:]) == {"float16 (1)", "float32 (684)"}
-    assert "1 missing (conv_out.bias)" in out
+    assert "1 missing (model.diffusion_model.out.2.bias)" in out
     assert "1 unexpected (first_stage_model.loss.logvar)" in out
 
 

@@ -152,7 +152,7 @@ def test_an_expected_failure_is_not_explained(tmp_path: Path, monkeypatch) -> No
     """Causes are looked for where nobody knows them yet."""
     asked: list[dict[str, Any]] = []
     monkeypatch.setattr(
-        results_module, "explain", lambda lines, _: asked.extend(lines) or Explanation()
+        results_module, "explain", lambda lines, *_: asked.extend(lines) or Explanation()
     )
     known = expecting(tmp_path, f"{BASE} | * | * | 10 | why | ")
     results = Results(tmp_path / "out", HELLO, "fake.py:make", "unet", xfails=known)

@@ -138,7 +138,7 @@ def test_a_missing_file_is_named(folder: Path, file: str):
 
 
 BROKEN = {
-    "weights": (WEIGHTS["vae"], "not safetensors", "is not safetensors: its first 8 bytes"),
+    "weights": (WEIGHTS["vae"], "not safetensors", "is neither safetensors nor a torch archive"),
     "json": ("unet/config.json", "{", "cannot be read: Expecting property name"),
     "list": ("vae/config.json", "[]", "expected an object of options"),
     "latin": ("scheduler/scheduler_config.json", "\xe9", "_config.json cannot be read: 'utf-8'"),
