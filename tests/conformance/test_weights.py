@@ -216,3 +216,52 @@ def test_mistakes_of_convert(main, files: Path, tmp_path, monkeypatch, words, me
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert message in err
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "name", ["model.fp16.safetensors", "x.bin", "model.safetensors.index.json"]
+)
+def test_other_files_of_weights_are_in_the_way(main, files, tmp_path: Path, name: str) -> None:
+    """A loader might take them instead of what is written: nothing is."""
+    out = tmp_path / "out"
+    (out / "text_encoder").mkdir(parents=True)
+    (out / "text_encoder" / name).write_text("mine")
+    code, _, err = main(
+        "weights", "convert", files / "a.safetensors", "--layout", "diffusers", "--out", out
+    )
+    assert code == 2
+    assert f"{out / 'text_encoder'}: it has 1 other files of weights ({name})" in err
+    assert [path.name for path in out.rglob("*") if path.is_file()] == [name]
+
+
+def test_a_folder_is_not_named_as_a_file(main, tmp_path: Path) -> None:
+    """The default layout with the ending of the other is a slip."""
+    out = tmp_path / "x.safetensors"
+    code, _, err = main("weights", "export", "--variant", "tiny", "--out", out)
+    assert code == 2
+    assert "layout diffusers is a folder, whose name does not end in .safetensors" in err
+    assert not out.exists()
+
+
+def test_files_that_are_something_else(main, files: Path, tmp_path: Path) -> None:
+    """Each is named for what it is, with what to do."""
+    whole = (files / "a.safetensors").read_bytes()
+    (tmp_path / "half.safetensors").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "begun.safetensors").write_bytes(whole[:5000])
+    (tmp_path / "note.ckpt").write_text("not weights at all")
+    save_file({"lora_unet_down.alpha": np.zeros(1)}, tmp_path / "lora.safetensors")
+    shards = tmp_path / "shards"
+    for network in ("unet", "vae", "text_encoder"):
+        (shards / network).mkdir(parents=True)
+        (shards / network / "config.json").write_text("{}")
+        (shards / network / "model.safetensors.index.json").write_text("{}")
+    for name, message in {
+        "half.safetensors": "is cut off: its tensors take",
+        "begun.safetensors": "is cut off: its header takes",
+        "note.ckpt": "is neither safetensors nor a torch archive",
+        "lora.safetensors": "is a LoRA file",
+        "shards": "weights in several files (shards) are not read",
+    }.items():
+        code, out, err = main("weights", "inspect", tmp_path / name)
+        assert (code, out, err.count("\n")) == (2, "", 1)
+        assert message in err

@@ -234,3 +234,16 @@ def test_config_that_contradicts_the_shapes(main, files: Path, tmp_path: Path) -
     code, _, err = main("run", "--weights", tmp_path / "f", *BASE)
     assert code == 2
     assert f"{path}: num_heads is (4, 4, 4, 4), but of size tiny, whose shapes the weights" in err
+
+
+def test_what_cannot_be_written_is_found_first(main, files: Path, tmp_path, monkeypatch) -> None:
+    """Before the oracle is asked for anything: the report's folder, and the cache's."""
+    (tmp_path / "file").write_text("mine")
+    path = files / "a.safetensors"
+    code, told, err = main("run", "--weights", path, *BASE, "--out", tmp_path / "file")
+    assert (code, "recorded" in told) == (2, False)
+    assert "cannot write the report to" in err
+    monkeypatch.setenv("SD1_CACHE", str(tmp_path / "file"))
+    code, told, err = main("run", "--weights", path, *BASE, "--out", tmp_path / "report")
+    assert (code, told) == (2, "")
+    assert f"cannot keep goldens in {tmp_path / 'file' / 'sd1-goldens'}" in err
