@@ -19,7 +19,6 @@ from conformance.recipe import SEED
 from conformance.regimes import UNIT
 from conformance.sampling import INPAINT, PIPELINES
 from conformance.variants import NO_VARIANT, Variant, Weights
-from sd1_weights.config_files import read_config
 from sd1_weights.errors import CheckpointError
 from sd1_weights.layouts import Checkpoint, Network, read_checkpoint
 from sd1_weights.sizes import sizes
@@ -143,7 +142,7 @@ def file_variant(
         if own != spec.known_size(sizes(name), size):
             raise CheckpointError(f"{path}: the {name} has size {own}, the UNet {size}")
     for network in checkpoint.networks.values():
-        _check_config(network, spec.known_size(sizes(network.name), size))
+        _check_config(network)
     digest = _digest(checkpoint, size)
     return FileVariant(
         name=size,
@@ -211,21 +210,13 @@ def _fitted(network: Network, size: str) -> dict[str, Stored]:
     return tensors
 
 
-def _check_config(network: Network, size: str) -> None:
+def _check_config(network: Network) -> None:
     """Refuse a folder whose config is of another model than its shapes."""
-    if network.config is None:
-        return
-    given = read_config(network.name, network.config)
-    wanted: dict[str, Any] = {"scaling_factor": 0.18215, "has_attention": (True, True, True, False)}
-    wanted |= {
-        k: tuple(v) if isinstance(v, list) else v for k, v in sizes(network.name)[size].items()
-    }
-    for name, value in given.items():
-        if value != wanted.get(name, value):
-            raise CheckpointError(
-                f"{network.config}: {name} is {value!r}, but of size {size}, whose shapes the "
-                f"weights have, it is {wanted[name]!r}"
-            )
+    for name, (own, known) in network.differences().items():
+        raise CheckpointError(
+            f"{network.config}: {name} is {own!r}, but of size {network.size}, whose shapes the "
+            f"weights have, it is {known!r}"
+        )
 
 
 def _digest(checkpoint: Checkpoint, size: str) -> str:

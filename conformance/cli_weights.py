@@ -25,7 +25,7 @@ from conformance.witness import Witness
 from conformance.witness_rows import PUBLISHED_SIZE, check_folder, rows
 from sd1_weights import save
 from sd1_weights.config_files import read_config, read_json
-from sd1_weights.configs import SCALING_FACTOR, TRAINING, UNSAID, tokenizer_files
+from sd1_weights.configs import TRAINING, UNSAID, tokenizer_files
 from sd1_weights.errors import CheckpointError, listed
 from sd1_weights.layouts import COMPVIS, DIFFUSERS, Checkpoint, Network, read_checkpoint
 from sd1_weights.pickles import shown
@@ -184,7 +184,7 @@ def _convert(arguments: argparse.Namespace) -> int:
         code = WEIGHTS.get(arguments.dtype)
         networks[name] = {k: t if code is None else t.cast(code) for k, t in tensors.items()}
     if arguments.layout == COMPVIS:
-        _require_single_file(checkpoint, architectures)
+        _require_single_file(checkpoint)
         save.write_single_file(arguments.out, networks, {}, export.watched)
     else:
         words = Vocabulary.load()
@@ -210,21 +210,16 @@ def _architecture(network: Network) -> dict[str, Any]:
     Raises:
         CheckpointError: The config is of other shapes than the weights.
     """
-    known = sizes(network.name)[network.size]
-    if network.config is None:
-        return dict(known)
-    given = read_config(network.name, network.config)
-    wanted = {"has_attention": (True, True, True, False)} | known
-    for key, value in given.items():
-        own = wanted.get(key, value)
-        if key not in _IN_NO_SHAPE and value != (tuple(own) if isinstance(own, list) else own):
+    for key, (own, known) in network.differences().items():
+        if key not in _IN_NO_SHAPE:
             raise CheckpointError(
-                f"{network.config}: {key} is {value!r}, but the weights have the shapes of {own!r}"
+                f"{network.config}: {key} is {own!r}, but the weights have the shapes of {known!r}"
             )
-    return dict(known) | given
+    given = {} if network.config is None else read_config(network.name, network.config)
+    return sizes(network.name)[network.size] | given
 
 
-def _require_single_file(checkpoint: Checkpoint, architectures: dict[str, dict[str, Any]]) -> None:
+def _require_single_file(checkpoint: Checkpoint) -> None:
     """Refuse what a single file cannot say: it carries no configuration."""
     scheduler = read_json(checkpoint.scheduler) if checkpoint.scheduler else {}
     for key, fact in TRAINING.items():
@@ -234,16 +229,12 @@ def _require_single_file(checkpoint: Checkpoint, architectures: dict[str, dict[s
                 f"{checkpoint.scheduler}: {key} is {own!r}, in Stable Diffusion v1 {fact!r}: "
                 f"layout {COMPVIS} has no place for it"
             )
-    for name, architecture in architectures.items():
-        network = checkpoint.networks[name]
-        known = {"scaling_factor": SCALING_FACTOR} | sizes(name)[network.size]
-        for key, value in known.items():
-            own = architecture.get(key, value)
-            if (list(own) if isinstance(own, tuple) else own) != value:
-                raise CheckpointError(
-                    f"{network.config}: {key} is {own!r}, in size {network.size} it is {value!r}: "
-                    f"layout {COMPVIS} has no place for it"
-                )
+    for network in checkpoint.networks.values():
+        for key, (own, known) in network.differences().items():
+            raise CheckpointError(
+                f"{network.config}: {key} is {own!r}, in size {network.size} it is {known!r}: "
+                f"layout {COMPVIS} has no place for it"
+            )
 
 
 def cases_of(arguments: argparse.Namespace) -> tuple[list[Case], FileVariant | None]:

@@ -26,6 +26,12 @@ SCHEDULER: dict[str, Any] = {
 SCALING_FACTOR = 0.18215
 """Of the latents."""
 
+BEYOND_SIZES: dict[str, Any] = {
+    "has_attention": (True, True, True, False),
+    "scaling_factor": SCALING_FACTOR,
+}
+"""Numbers of a config that are the same in every size: the UNet's levels, the VAE's factor."""
+
 UNSAID = {"beta_start": 0.0001, "beta_end": 0.02, "beta_schedule": "linear"}
 """What diffusers takes where a scheduler's options leave it out."""
 
@@ -59,7 +65,7 @@ def published_config(network: str, architecture: dict[str, Any]) -> dict[str, An
 
 
 def _unet_config(architecture: dict[str, Any]) -> dict[str, Any]:
-    attends = architecture.get("has_attention", (True, True, True, False))
+    attends = architecture.get("has_attention", BEYOND_SIZES["has_attention"])
     cross = ["CrossAttn" if has else "" for has in attends]
     return {
         "_class_name": "UNet2DConditionModel",

@@ -12,13 +12,16 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from sd1_weights import names
+from sd1_weights.config_files import read_config
+from sd1_weights.configs import BEYOND_SIZES
 from sd1_weights.errors import CheckpointError, listed
 from sd1_weights.folders import Folder
 from sd1_weights.safetensors_file import LENGTH, mapped, read_safetensors
 from sd1_weights.schedule import check_schedule
-from sd1_weights.sizes import Shapes, names_of, recognised
+from sd1_weights.sizes import Shapes, names_of, recognised, sizes
 from sd1_weights.stored import WEIGHTS, Stored
 from sd1_weights.torch_file import is_torch, not_weights, read_torch
 
@@ -65,6 +68,29 @@ class Network:
             CheckpointError: They have none.
         """
         return recognised(self.name, self.shapes, self.file)
+
+    def differences(self) -> dict[str, tuple[Any, Any]]:
+        """Return the numbers of its config that its size does not have.
+
+        Returns:
+            By the names of `golden/spec/variants.json` the config's number and the size's; nothing
+            of a single file, which has no config.
+
+        Raises:
+            CheckpointError: The config is not that of an SD v1 network, or the size is unknown.
+        """
+        if self.config is None:
+            return {}
+        known = BEYOND_SIZES | sizes(self.name)[self.size]
+        pairs = {
+            key: (own, known.get(key, own))
+            for key, own in read_config(self.name, self.config).items()
+        }
+        return {
+            key: (own, other)
+            for key, (own, other) in pairs.items()
+            if own != (tuple(other) if isinstance(other, list) else other)
+        }
 
     def faults(self, wanted: Shapes) -> tuple[list[str], list[str]]:
         """Return what is missing and what is unexpected, by the names in the file."""
