@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Collection
 from itertools import groupby
 from pathlib import Path
@@ -14,7 +13,7 @@ from conformance.errors import GoldenError, UsageError
 from conformance.golden import Golden
 from conformance.golden_files import check_inputs, golden_of_weights
 from conformance.recipe import digest
-from conformance.record import Say, arithmetics, record_variant
+from conformance.record import Say, arithmetics, record_variant, replace_file
 
 
 def record_missing(cases: list[Case], wanted: Collection[str], say: Say) -> None:
@@ -55,12 +54,10 @@ def _arithmetics_kept(case: Case, variant: FileVariant) -> set[str]:
 
 
 def _write(path: Path, golden: Golden) -> None:
-    """Keep a golden, whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    """Keep a golden; its folder is made."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(golden.to_bytes())
-        temporary.replace(path)
+        replace_file(path, golden.to_bytes())
     except OSError as error:
         message = f"cannot keep {path}: {error.strerror or error}; SD1_CACHE names another folder"
         raise UsageError(message) from error

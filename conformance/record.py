@@ -358,7 +358,7 @@ def write(goldens: dict[str, Golden]) -> None:
         data = golden.to_bytes()
         target = golden_path(case_id)
         target.parent.mkdir(parents=True, exist_ok=True)
-        _replace(target, data)
+        replace_file(target, data)
         manifest["goldens"][case_id] = {
             "file": f"{case_id}.safetensors",
             "sha256": hashlib.sha256(data).hexdigest(),
@@ -368,10 +368,10 @@ def write(goldens: dict[str, Golden]) -> None:
             "provenance": golden.provenance,
         }
     manifest["goldens"] = dict(sorted(manifest["goldens"].items()))
-    _replace(path, _manifest_text(manifest).encode())
+    replace_file(path, _manifest_text(manifest).encode())
     ids = sorted([*manifest["goldens"], *(c.id for c in all_cases() if c.refused)])
     lock = "".join(f"{case_id}\n" for case_id in ids)
-    _replace(path.with_name("cases.lock"), lock.encode())
+    replace_file(path.with_name("cases.lock"), lock.encode())
 
 
 def _manifest_text(manifest: dict[str, Any]) -> str:
@@ -388,10 +388,11 @@ def write_spec(texts: dict[str, str]) -> None:
         texts: By file name.
     """
     for name, text in texts.items():
-        _replace(golden_root() / "spec" / name, text.encode())
+        replace_file(golden_root() / "spec" / name, text.encode())
 
 
-def _replace(path: Path, data: bytes) -> None:
+def replace_file(path: Path, data: bytes) -> None:
+    """Write a file, whole or not at all."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.write_bytes(data)
     temporary.replace(path)

@@ -26,11 +26,11 @@ from sd1_weights.stored import WEIGHTS, Stored
 from sd1_weights.torch_file import is_torch, not_weights, read_torch
 
 COMPVIS, DIFFUSERS, CLIP = "compvis", "diffusers", "clip"
-LAYOUTS = (COMPVIS, DIFFUSERS, CLIP)
 
 _PREFIXLESS = "text_model."
 _POSITIONS = "embeddings.position_ids"
-_CONTEXT = 77
+CONTEXT = 77
+"""Position ids of the text encoder: 0 to 76."""
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,7 @@ class Checkpoint:
 
     Attributes:
         path: File or folder.
-        layout: One of `LAYOUTS`.
+        layout: `compvis`, `diffusers` or `clip`.
         networks: By name.
         ema: How many averaged weights a single file has.
         uses_ema: Whether the UNet's are those.
@@ -361,8 +361,8 @@ def _check_positions(tensors: Mapping[str, Stored], keys: set[str], file: str) -
     for key in keys & tensors.keys():
         ids = tensors[key]
         # Read only if they are few: a view of one number may have any shape.
-        if ids.size != _CONTEXT or ids.float32().ravel().tolist() != [*range(_CONTEXT)]:
-            raise CheckpointError(f"{file}: {key} are not the numbers 0 to {_CONTEXT - 1}")
+        if ids.size != CONTEXT or ids.float32().ravel().tolist() != [*range(CONTEXT)]:
+            raise CheckpointError(f"{file}: {key} are not the numbers 0 to {CONTEXT - 1}")
 
 
 def _read_folder(path: Path, files: str) -> Checkpoint:

@@ -22,7 +22,7 @@ import numpy as np
 from sd1_weights import names
 from sd1_weights.configs import SCHEDULER, model_index, published_config
 from sd1_weights.errors import CheckpointError, listed
-from sd1_weights.layouts import COMPVIS, DIFFUSERS
+from sd1_weights.layouts import COMPVIS, CONTEXT, DIFFUSERS
 from sd1_weights.safetensors_file import Watch, write_safetensors
 from sd1_weights.schedule import schedule
 from sd1_weights.stored import Stored
@@ -39,7 +39,6 @@ FILES = {
 """What a folder's file of weights is called."""
 
 SINGLE_FILES = (".safetensors", ".ckpt")
-_CONTEXT = 77
 
 
 def write_single_file(
@@ -83,7 +82,7 @@ def _single_file_rows(name: str, tensors: Tensors) -> Iterator[Stored]:
         own = tensor.reshaped((*tensor.shape, 1, 1)) if key in convolutions else tensor
         yield replace(own, key=start + names.compvis_key(name, key))
     for key in names.unweighted(name):
-        yield _table(start + key, np.arange(_CONTEXT)[None], "I64")
+        yield _table(start + key, np.arange(CONTEXT)[None], "I64")
 
 
 def _table(key: str, array: np.ndarray, dtype: str) -> Stored:
