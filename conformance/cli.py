@@ -6,45 +6,32 @@ import argparse
 import math
 import os
 import sys
-from functools import partial
-from pathlib import Path
-from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
-from conformance import __version__, cli_bench, cli_golden, cli_mutants, cli_smoke, cli_weights
-from conformance.case import Case, find_case
-from conformance.checkpoints import FileVariant
+from conformance import (
+    __version__,
+    cli_bench,
+    cli_golden,
+    cli_mutants,
+    cli_run,
+    cli_smoke,
+    cli_weights,
+)
+from conformance.case import find_case
 from conformance.cli_common import (
-    add_limits,
     add_selection,
     command,
-    limits_of,
-    oracle_module,
     selected,
-    split,
 )
-from conformance.errors import ExitCode, SuiteError, UsageError, unknown_name
-from conformance.execution import Execution, items
-from conformance.golden import SPLICE, TRACE, Golden
+from conformance.errors import ExitCode, SuiteError
+from conformance.golden import Golden
 from conformance.golden_files import load_golden
-from conformance.parallel import Job, run_parallel
-from conformance.port import EXEC, Hello, close, greet, known_ports, resolve
-from conformance.report.terminal import verdict_lines
+from conformance.port import EXEC, greet, known_ports, resolve
 from conformance.report.text import shorten
-from conformance.results import DEFAULT_OUT, Results, exit_code
-from conformance.runner import Runner
-from conformance.tolerance import ARITHMETICS, LIMIT
-from conformance.traces import have_oracle
+from conformance.tolerance import LIMIT
 from conformance.vocabulary import Vocabulary
-from conformance.witness_rows import WITNESSES
-from conformance.xfails import Xfails
 from sd1_weights.errors import CheckpointError
-
-BACKENDS = ("sdpa",)
-MODES = (SPLICE, TRACE)
-"""In the order in which they are run: a trace is explained by what splicing found."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -86,23 +73,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    run = command(commands, "run", _run, "judge a port")
-    run.add_argument("port", nargs="?", default="sd1_impl", metavar="PORT", help="default sd1_impl")
-    add_selection(run)
-    run.add_argument("--dtype", default="float32", help="arithmetics, default float32")
-    run.add_argument("--device", default="cpu", help="device of the port, default cpu")
-    run.add_argument("--backend", default="sdpa", help="attention backends, default sdpa")
-    run.add_argument("--mode", help="trace, splice; default both, where splice is possible")
-    run.add_argument("--weights", type=Path, metavar="PATH", help="your own, in any layout")
-    cli_weights.add_choice(run)
-    run.add_argument("--witness", choices=WITNESSES, help="judge published slices of it too")
-    run.add_argument("--witness-inputs", type=Path, metavar="DIR", help="their noise files")
-    run.add_argument("--traces", type=Path, metavar="DIR", help="trace packs for splice mode")
-    run.add_argument("-n", type=int, default=1, metavar="JOBS", help="processes that share the run")
-    add_limits(run)
-    run.add_argument("--xfails", type=Path, metavar="FILE", help="expected failures")
-    run.add_argument("--out", type=Path, default=DEFAULT_OUT, help="folder of the report")
-    run.add_argument("--resume", action="store_true", help="go on with the run in --out")
+    cli_run.add_command(commands)
 
     listing = command(commands, "list", _list, "print case ids")
     add_selection(listing)
@@ -120,169 +91,6 @@ def _parser() -> argparse.ArgumentParser:
     cli_mutants.add_commands(commands)
     cli_bench.add_commands(commands)
     return parser
-
-
-def executions(dtype: str, device: str, backend: str, mode: str, hello: Hello) -> list[Execution]:
-    """Return every combination of the options, checked.
-
-    Raises:
-        UsageError: An unknown arithmetic, device, backend or mode.
-    """
-    for kind, text, known in (
-        ("dtype", dtype, ARITHMETICS),
-        ("device", device, hello.devices),
-        ("backend", backend, BACKENDS),
-        ("mode", mode, MODES),
-    ):
-        for name in split(text) or [""]:
-            if name not in known:
-                raise unknown_name(kind, name, list(known))
-    return [
-        Execution(d, where, b, m)
-        for where in split(device) or []
-        for b in split(backend) or []
-        for m in sorted(split(mode) or [], key=MODES.index)
-        for d in split(dtype) or []
-    ]
-
-
-def default_modes(hello: Hello, packs: Path | None = None) -> str:
-    """Return both modes, or trace alone where nothing could be spliced.
-
-    Args:
-        hello: What the port offers.
-        packs: Folder of trace packs, or None.
-    """
-    possible = hello.probes and hello.replace and (packs is not None or have_oracle())
-    return ",".join(MODES) if possible else TRACE
-
-
-def scope_of(judged: list[tuple[Case, Execution]]) -> str:
-    """Describe in words what is run, and that the full size is not where it is not.
-
-    Args:
-        judged: Cases and how they are run.
-
-    Returns:
-        Components; variants; arithmetics; devices; modes.
-    """
-    facts = [(c.component, c.variant.name, r.dtype, r.device, r.mode) for c, r in judged]
-    columns = [
-        dict.fromkeys(x for x in column if x not in {"", "-"})
-        for column in zip(*facts, strict=True)
-    ]
-    scope = "; ".join(", ".join(column) for column in columns if column)
-    return scope if any(c.full_size for c, _ in judged) else f"{scope}; sd1 was not run"
-
-
-def _run(arguments: argparse.Namespace) -> int:
-    cases, variant = cli_weights.cases_of(arguments)
-    arguments.xfails = Xfails.read(arguments.xfails) if arguments.xfails else None
-    job = Job(arguments.port, limits_of(arguments), arguments.traces)
-    runner = job.runner()
-    try:
-        return _judge(arguments, cases, job, runner, variant)
-    finally:
-        close(runner.port)
-
-
-def _judge(
-    arguments: argparse.Namespace,
-    cases: list[Case],
-    job: Job,
-    runner: Runner,
-    variant: FileVariant | None,
-) -> int:
-    cases = offered(cases, runner.hello, named=split(arguments.component) or [])
-    mode = arguments.mode or default_modes(runner.hello, arguments.traces)
-    runs = executions(arguments.dtype, arguments.device, arguments.backend, mode, runner.hello)
-    judged = list(items(cases, runs))
-    ids = [execution.item_id(case) for case, execution in judged]
-    witness, slices = cli_weights.slices_of(arguments, runner, variant)
-    ids += [execution.item_id(case) for case, execution in slices]
-    results = Results(
-        arguments.out,
-        runner.hello,
-        arguments.port,
-        scope_of(judged) + (f"; {variant.text}" if variant else ""),
-        resume=ids if arguments.resume else None,
-        xfails=arguments.xfails,
-        options=_options(arguments),
-        weights=variant.facts() if variant else None,
-    )
-    if variant is not None:
-        live = oracle_module("conformance.live_goldens")
-        live.record_missing(cases, {run.dtype for run in runs}, partial(print, flush=True))
-    done = {line["case"] for line in results.lines}
-    total = len(ids)
-    if done:
-        print(f"{len(done)} of {total} cases are taken over from the run in {arguments.out}")
-    left = [(case, run) for case, run in judged if run.item_id(case) not in done]
-    quiet = not sys.stderr.isatty()
-    with tqdm(total=total, initial=len(done), disable=quiet, unit="case") as bar:
-        report = partial(_report, results, bar, total)
-        if arguments.n > 1:
-            run_parallel(job, left, arguments.n, report)
-        else:
-            for case, execution in left:
-                report(runner.run(case, execution).as_json())
-        runner.release()
-        for case, execution in slices:
-            if witness is not None and execution.item_id(case) not in done:
-                report(witness.run(case, execution).as_json())
-    summary = results.close(runner, {case.id: case for case in cases})
-    print("\n".join(verdict_lines(summary)))
-    print(f"  report {arguments.out / 'index.html'}")
-    return int(exit_code(summary))
-
-
-def _report(results: Results, bar: Any, total: int, line: dict[str, Any]) -> None:
-    """Add a case line to the results, and say on the terminal or in a log what came of it."""
-    line = results.add(line)
-    bar.update()
-    text = f"{line['verdict']:5s} {_ratio_text(line)} {line['case']}"
-    if bar.disable:
-        print(f"[{len(results.lines)}/{total}] {text}", flush=True)
-    elif line["verdict"] != "pass":
-        bar.write(text)
-    if line["verdict"] in {"fail", "error", "skip", "xfail"}:
-        for text in [line["message"], *line["detail"].splitlines()]:
-            bar.write(f"      {text}", file=sys.stdout if bar.disable else None)
-
-
-def _options(arguments: argparse.Namespace) -> tuple[str, ...]:
-    """Return what has to be said again to run one of the cases again."""
-    given = [("--traces", arguments.traces), ("--weights", arguments.weights)]
-    given += [("--files", arguments.files), ("--witness", arguments.witness)]
-    given.append(("--witness-inputs", arguments.witness_inputs))
-    words = [word for name, value in given if value for word in (name, str(value))]
-    return (*words, "--ema") if arguments.ema else tuple(words)
-
-
-def offered(cases: list[Case], hello: Hello, named: list[str]) -> list[Case]:
-    """Leave out the cases that a port does not offer.
-
-    Args:
-        cases: Selected.
-        hello: What the port offers.
-        named: Components asked for; one that is named without a wildcard is a skip.
-
-    Raises:
-        UsageError: It offers none of them.
-    """
-    own = {c.id for c in cases if hello.offers(c.component, c.variant.name)}
-    if own:
-        return [c for c in cases if c.id in own or c.component in named]
-    message = (
-        f"{hello.name} offers {', '.join(hello.components) or 'no component'}, variants "
-        f"{', '.join(hello.variants)}: "
-        "nothing of that is selected; choose with --component and --variant"
-    )
-    raise UsageError(message)
-
-
-def _ratio_text(line: dict[str, Any]) -> str:
-    return "      -" if line["ratio"] is None else f"{line['ratio']:7.2f}"
 
 
 def _list(arguments: argparse.Namespace) -> int:

@@ -16,8 +16,8 @@ from tqdm import tqdm
 
 from conformance import export
 from conformance.cli_common import command, oracle_module
+from conformance.environment import environment
 from conformance.errors import ExitCode, SuiteError, UsageError
-from conformance.results import environment
 from conformance.variants import parse_variant
 from sd1_weights.layouts import read_checkpoint
 from sd1_weights.save import write_network

@@ -19,15 +19,16 @@ import pytest
 
 from conformance.blocks import block_names, of_block
 from conformance.case import Case, select_cases
-from conformance.cli import default_modes, executions, scope_of
 from conformance.cli_common import split
+from conformance.cli_run import default_modes, executions, scope_of
+from conformance.environment import environment
 from conformance.errors import SuiteError
 from conformance.execution import Execution, items
 from conformance.golden import SPLICE
 from conformance.port import BUILTIN, Hello, Port, close, greet, resolve
 from conformance.report.terminal import verdict_lines
 from conformance.report.words import rerun_command
-from conformance.results import DEFAULT_OUT, Results, environment
+from conformance.results import DEFAULT_OUT, Results
 from conformance.runner import Result, Runner
 from conformance.traces import NO_SPLICE, find_traces
 from conformance.xfails import Xfails

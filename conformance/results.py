@@ -3,38 +3,28 @@
 from __future__ import annotations
 
 import datetime as dt
-import hashlib
 import json
 import math
-import os
-import platform
-import re
-import sys
-from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from conformance import __version__, spec
-from conformance.case import COMPONENTS, Case, all_cases
-from conformance.errors import ExitCode, UsageError
+from conformance import __version__
+from conformance.case import Case
+from conformance.environment import environment, source_digest
+from conformance.errors import UsageError
 from conformance.explain import Explanation, explain
-from conformance.golden import SPLICE
-from conformance.levels import depth, level, missing_probes, next_level
 from conformance.manifest import manifest_digest
-from conformance.port import EXEC, Hello
+from conformance.port import Hello
 from conformance.report.html import write_html
 from conformance.report.junit import write_junit
 from conformance.runner import Runner
-from conformance.sampling import PIPELINES, SCHEDULERS
-from conformance.spec import BLOCKS
-from conformance.tolerance import LIMIT, badness
-from conformance.witness import is_witness, stamp
+from conformance.summary import summarise
+from conformance.tolerance import LIMIT
+from conformance.witness import is_witness
 from conformance.xfails import Xfails, unexcused
 
 DEFAULT_OUT = Path("conformance-report")
-VERDICTS = ("pass", "warn", "fail", "error", "skip", "xfail", "xpass")
-REAL_WEIGHTS = "real-weights"
 FILES = ("results.jsonl", "summary.json", "junit.xml", "index.html")
 
 
@@ -224,133 +214,8 @@ class Results:
         return summary
 
 
-def _missing(offered: Collection[str]) -> list[str]:
-    """Return the components that a port lacks; `scheduler/*` where it has no scheduler at all."""
-    missing = [name for name in COMPONENTS if name not in {*BLOCKS, *offered}]
-    for family in (SCHEDULERS, PIPELINES):
-        if set(family) <= set(missing):
-            place = missing.index(family[0])
-            missing[place : place + len(family)] = [f"{family[0].partition('/')[0]}/*"]
-    return missing
-
-
-def summarise(
-    lines: list[dict[str, Any]],
-    port: dict[str, str],
-    hello: Hello,
-    scope: str,
-    xfails: dict[str, Any] | None = None,
-) -> dict[str, Any]:
-    """Draw the verdict of a run.
-
-    Args:
-        lines: Case lines.
-        port: Name, version and spec of the port.
-        hello: What the port offers.
-        scope: What was run.
-        xfails: What is to be said of the list of expected failures, if there is one.
-
-    Returns:
-        The contents of summary.json but for environment, seconds and options.
-    """
-    counted = Counter(line["verdict"] for line in lines)
-    counts = {verdict: counted[verdict] for verdict in VERDICTS}
-    if counts["fail"] or counts["xpass"] or (xfails and xfails["problems"]):
-        verdict = "nonconformant"
-    elif counts["error"] or not counts["pass"] + counts["warn"] + counts["xfail"]:
-        verdict = "incomplete"
-    else:
-        verdict = "conformant"
-    ratios = [float(line["ratio"]) for line in lines if line["ratio"] is not None]
-    missing = _missing(hello.components)
-    return {
-        "suite": __version__,
-        "port": port,
-        "verdict": verdict,
-        "scope": scope + (f"; not offered: {', '.join(missing)}" if missing else ""),
-        "level": level(lines),
-        "next_level": next_level(lines, hello.components),
-        "depth": depth(lines),
-        "missing_probes": missing_probes(lines),
-        "offers": list(hello.components),
-        "stamps": [REAL_WEIGHTS] if stamp(lines) else [],
-        "counts": counts,
-        "limit": LIMIT,
-        "worst_ratio": max(ratios, key=badness) if ratios else None,
-        "first_divergence": earliest(lines),
-        "faults": [],
-        "xfails": xfails,
-    }
-
-
-def earliest(lines: list[dict[str, Any]]) -> dict[str, Any] | None:
-    """Return the first divergence earliest in execution order; of equals, the clearest.
-
-    An expected failure is none. Of a component, what splice mode found comes first. Settings of SD
-    v1 come before others: a port that ignores those is told so last.
-    """
-    found = [line for line in lines if line["first_divergence"] and line["verdict"] == "fail"]
-    beyond_sd1 = {case.id for case in all_cases() if case.scenario.asks} if found else set()
-
-    def position(line: dict[str, Any]) -> tuple[int, bool, bool, tuple[int, ...], int, float]:
-        component, first = line["component"], line["first_divergence"]
-        outputs = [p["name"] for p in line["probes"] if p["kind"] == "output"]
-        return (
-            COMPONENTS.index(component),
-            line["case"].partition("[")[0] in beyond_sd1,
-            line["mode"] != SPLICE,
-            spec.place(component, first["probe"]),
-            outputs.index(first["probe"]) if first["probe"] in outputs else -1,
-            -badness(float(first["ratio"])),
-        )
-
-    return min(found, key=position)["first_divergence"] if found else None
-
-
-def exit_code(summary: dict[str, Any]) -> ExitCode:
-    """Translate a verdict to an exit code."""
-    return {
-        "conformant": ExitCode.CONFORMANT,
-        "nonconformant": ExitCode.NONCONFORMANT,
-        "incomplete": ExitCode.BROKEN,
-    }[summary["verdict"]]
-
-
-def environment() -> dict[str, str]:
-    """Describe the machine; torch is asked only where a port has already imported it."""
-    facts = {
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "machine": platform.machine(),
-        "cpus": str(os.cpu_count()),
-        "numpy": sys.modules["numpy"].__version__ if "numpy" in sys.modules else "",
-    }
-    torch = sys.modules.get("torch")
-    if torch is not None:
-        facts["torch"] = torch.__version__
-        facts["torch threads"] = str(torch.get_num_threads())
-        facts["cpu capability"] = torch.backends.cpu.get_cpu_capability()
-        facts["onednn"] = str(torch.backends.mkldnn.enabled)
-        facts["float32 matmul precision"] = torch.get_float32_matmul_precision()
-    for name in ("diffusers", "transformers"):
-        if name in sys.modules:
-            facts[name] = getattr(sys.modules[name], "__version__", "?")
-    return facts
-
-
 def _row(record: dict[str, Any]) -> str:
     return json.dumps(plain(record), separators=(",", ":")) + "\n"
-
-
-def source_digest(port_spec: str) -> str:
-    """Return the SHA-256 of the files that a PORT argument names; empty where it names none."""
-    words = port_spec.removeprefix(EXEC).split() if port_spec.startswith(EXEC) else [port_spec]
-    paths = [Path(re.sub(r":\w+$", "", word)) for word in words]
-    files = [path for path in paths if path.is_file()]
-    whole = hashlib.sha256()
-    for path in files:
-        whole.update(path.read_bytes())
-    return whole.hexdigest() if files else ""
 
 
 def plain(value: Any) -> Any:

@@ -24,8 +24,8 @@ from conformance.mutants.answer import Reference, expected_probe
 from conformance.mutants.catalogue import NOT_RUN, find_mutants
 from conformance.mutants.mutant import Mutant
 from conformance.mutants.port import MutantPort
-from conformance.results import earliest
 from conformance.runner import Runner
+from conformance.summary import earliest
 from conformance.tolerance import LIMIT, badness
 from conformance.traces import Values, find_traces
 

@@ -13,11 +13,12 @@ from conformance.blocks import block_names, block_of, of_block
 from conformance.case import NETWORKS, find_case
 from conformance.compare import Record
 from conformance.execution import Execution
+from conformance.levels import depth
 from conformance.port import Hello
 from conformance.report.words import case_name, rerun_command
-from conformance.results import depth, earliest, summarise
 from conformance.runner import Result, Runner
 from conformance.sampling import PIPELINES
+from conformance.summary import earliest, summarise
 from conformance.tolerance import LIMIT
 
 SPLICE = Execution(mode="splice")

@@ -14,7 +14,7 @@ import pytest
 
 import conformance
 from conformance.case import all_cases, select_cases
-from conformance.cli import default_modes
+from conformance.cli_run import default_modes
 from conformance.port import Hello
 
 ROOT = Path(__file__).parents[2]
@@ -239,5 +239,5 @@ OFFERS = Hello("fake", "1", ("unet",))
 )
 def test_modes_of_a_run(monkeypatch, oracle, packed, hello, modes) -> None:
     """Both modes are run where splicing is possible."""
-    monkeypatch.setattr("conformance.cli.have_oracle", lambda: oracle)
+    monkeypatch.setattr("conformance.cli_run.have_oracle", lambda: oracle)
     assert default_modes(hello, Path("packs") if packed else None) == modes

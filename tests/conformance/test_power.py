@@ -2,7 +2,7 @@
 
 import pytest
 
-from conformance.results import earliest
+from conformance.summary import earliest
 
 torch = pytest.importorskip("torch")
 F = torch.nn.functional

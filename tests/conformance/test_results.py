@@ -9,23 +9,16 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from conformance.case import COMPONENTS, find_case
+from conformance.environment import environment
 from conformance.errors import ExitCode
 from conformance.execution import Execution
 from conformance.port import Hello
 from conformance.report.junit import write_junit
 from conformance.report.terminal import verdict_lines
-from conformance.results import (
-    FILES,
-    VERDICTS,
-    Results,
-    earliest,
-    environment,
-    exit_code,
-    plain,
-    summarise,
-)
+from conformance.results import FILES, Results, plain
 from conformance.runner import Result
 from conformance.sampling import SCHEDULERS
+from conformance.summary import VERDICTS, earliest, exit_code, summarise
 
 if TYPE_CHECKING:
     from pathlib import Path

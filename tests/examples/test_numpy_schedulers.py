@@ -14,7 +14,7 @@ import torch
 from conformance.case import find_case, select_cases
 from conformance.execution import Execution
 from conformance.port import resolve
-from conformance.results import earliest
+from conformance.summary import earliest
 from conformance.tolerance import LIMIT
 from sd1_impl.schedulers import SCHEDULERS as REFERENCE
 from sd1_impl.schedulers import SigmaSchedule
