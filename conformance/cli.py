@@ -12,8 +12,11 @@ import numpy as np
 from conformance import (
     __version__,
     cli_bench,
+    cli_diff,
     cli_golden,
+    cli_merge,
     cli_mutants,
+    cli_report,
     cli_run,
     cli_smoke,
     cli_weights,
@@ -90,6 +93,9 @@ def _parser() -> argparse.ArgumentParser:
     cli_golden.add_commands(commands)
     cli_mutants.add_commands(commands)
     cli_bench.add_commands(commands)
+    cli_report.add_command(commands)
+    cli_merge.add_command(commands)
+    cli_diff.add_command(commands)
     return parser
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from conformance import cli_weights
+from conformance import cli_diff, cli_weights
 from conformance.case import Case
 from conformance.checkpoints import FileVariant
 from conformance.cli_common import (
@@ -21,14 +21,16 @@ from conformance.cli_common import (
     oracle_module,
     split,
 )
+from conformance.control import control_of
 from conformance.errors import UsageError, unknown_name
 from conformance.execution import Execution, items
 from conformance.golden import SPLICE, TRACE
-from conformance.parallel import Job, run_parallel
+from conformance.parallel import Job, Report, run_parallel
 from conformance.port import Hello, close
-from conformance.report.terminal import verdict_lines
+from conformance.report.terminal import verdict_lines, wants_colour
 from conformance.results import DEFAULT_OUT, Results
 from conformance.runner import Runner
+from conformance.shards import Selection, Shard
 from conformance.summary import exit_code
 from conformance.tolerance import ARITHMETICS
 from conformance.traces import have_oracle
@@ -36,6 +38,7 @@ from conformance.witness_rows import WITNESSES
 from conformance.xfails import Xfails
 
 BACKENDS = ("sdpa",)
+CONTROL_HELP = "the reference, in the same job; default diffusers but on the CPU; none: without"
 MODES = (SPLICE, TRACE)
 """In the order in which they are run: a trace is explained by what splicing found."""
 
@@ -54,8 +57,11 @@ def add_command(commands: Any) -> None:
     run.add_argument("--witness", choices=WITNESSES, help="judge published slices of it too")
     run.add_argument("--witness-inputs", type=Path, metavar="DIR", help="their noise files")
     run.add_argument("--traces", type=Path, metavar="DIR", help="trace packs for splice mode")
+    run.add_argument("--shard", metavar="I/N", help="one part of N, by cost")
     run.add_argument("-n", type=int, default=1, metavar="JOBS", help="processes that share the run")
     add_limits(run)
+    run.add_argument("--control", metavar="PORT", help=CONTROL_HELP)
+    cli_diff.add_baseline(run)
     run.add_argument("--xfails", type=Path, metavar="FILE", help="expected failures")
     run.add_argument("--out", type=Path, default=DEFAULT_OUT, help="folder of the report")
     run.add_argument("--resume", action="store_true", help="go on with the run in --out")
@@ -117,6 +123,7 @@ def scope_of(judged: list[tuple[Case, Execution]]) -> str:
 def _run(arguments: argparse.Namespace) -> int:
     cases, variant = cli_weights.cases_of(arguments)
     arguments.xfails = Xfails.read(arguments.xfails) if arguments.xfails else None
+    arguments.shard = Shard.parse(arguments.shard) if arguments.shard else None
     job = Job(arguments.port, limits_of(arguments), arguments.traces)
     runner = job.runner()
     try:
@@ -136,30 +143,38 @@ def _judge(
     mode = arguments.mode or default_modes(runner.hello, arguments.traces)
     runs = executions(arguments.dtype, arguments.device, arguments.backend, mode, runner.hello)
     judged = list(items(cases, runs))
-    ids = [execution.item_id(case) for case, execution in judged]
     witness, slices = cli_weights.slices_of(arguments, runner, variant)
-    ids += [execution.item_id(case) for case, execution in slices]
+    selection = Selection([*judged, *slices], arguments.shard)
+    own = [(case, run) for case, run in judged if run.item_id(case) in selection.own]
+    control = control_of(arguments.control, arguments.port, own, job)
     results = Results(
         arguments.out,
         runner.hello,
         arguments.port,
         scope_of(judged) + (f"; {variant.text}" if variant else ""),
-        resume=ids if arguments.resume else None,
+        resume=selection.own if arguments.resume else None,
         xfails=arguments.xfails,
         options=_options(arguments),
         weights=variant.facts() if variant else None,
+        control=control.spec if control else None,
+        baseline=cli_diff.baseline_of(arguments, runner.hello.name),
+        shard=selection.shard,
+        items=selection.facts,
     )
     if variant is not None:
         live = oracle_module("conformance.live_goldens")
         live.record_missing(cases, {run.dtype for run in runs}, partial(print, flush=True))
     done = {line["case"] for line in results.lines}
-    total = len(ids)
+    watched = {line["case"] for line in results.control}
+    total = len(selection.own) + (len(control.items) if control else 0)
     if done:
-        print(f"{len(done)} of {total} cases are taken over from the run in {arguments.out}")
-    left = [(case, run) for case, run in judged if run.item_id(case) not in done]
+        taken = f"{len(done)} of {len(selection.own)} cases"
+        print(f"{taken} are taken over from the run in {arguments.out}")
+    wanted = selection.own - done
+    left = [(case, run) for case, run in judged if run.item_id(case) in wanted]
     quiet = not sys.stderr.isatty()
-    with tqdm(total=total, initial=len(done), disable=quiet, unit="case") as bar:
-        report = partial(_report, results, bar, total)
+    with tqdm(total=total, initial=len(done) + len(watched), disable=quiet, unit="case") as bar:
+        report = partial(_report, results, bar, selection)
         if arguments.n > 1:
             run_parallel(job, left, arguments.n, report)
         else:
@@ -167,21 +182,33 @@ def _judge(
                 report(runner.run(case, execution).as_json())
         runner.release()
         for case, execution in slices:
-            if witness is not None and execution.item_id(case) not in done:
+            if witness is not None and execution.item_id(case) in wanted:
                 report(witness.run(case, execution).as_json())
+        if control is not None:
+            control.run(watched, partial(_shared, arguments.n), report)
     summary = results.close(runner, {case.id: case for case in cases})
-    print("\n".join(verdict_lines(summary)))
+    told = verdict_lines(summary, results.lines, colour=wants_colour(sys.stdout))
+    print("\n".join(told))
+    if summary["baseline"] is not None:
+        print("\n".join(cli_diff.diff_lines(summary["baseline"])))
     print(f"  report {arguments.out / 'index.html'}")
     return int(exit_code(summary))
 
 
-def _report(results: Results, bar: Any, total: int, line: dict[str, Any]) -> None:
+def _shared(jobs: int, job: Job, left: list[tuple[Case, Execution]], report: Report) -> None:
+    """Run items in processes of their own."""
+    run_parallel(job, left, jobs, report)
+
+
+def _report(results: Results, bar: Any, selection: Selection, line: dict[str, Any]) -> None:
     """Add a case line to the results, and say on the terminal or in a log what came of it."""
-    line = results.add(line)
+    control = line["type"] == "control"
+    line = (results.add_control if control else results.add)(selection.placed(line))
     bar.update()
     text = f"{line['verdict']:5s} {_ratio_text(line)} {line['case']}"
     if bar.disable:
-        print(f"[{len(results.lines)}/{total}] {text}", flush=True)
+        place = "control" if control else f"{len(results.lines)}/{len(selection.own)}"
+        print(f"[{place}] {text}", flush=True)
     elif line["verdict"] != "pass":
         bar.write(text)
     if line["verdict"] in {"fail", "error", "skip", "xfail"}:

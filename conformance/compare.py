@@ -32,6 +32,7 @@ class Record:
         rms: Root mean square of the port's tensor.
         max_abs: Largest magnitude of the port's tensor.
         note: What a reader should know, such as a wrong shape.
+        pcc: Correlation with the truth, where the golden holds that whole.
     """
 
     name: str
@@ -45,10 +46,14 @@ class Record:
     rms: float = float("nan")
     max_abs: float = float("nan")
     note: str = ""
+    pcc: float | None = None
 
     def as_json(self) -> dict[str, Any]:
-        """Return the record as it stands in results.jsonl."""
-        return asdict(self)
+        """Return the record as it stands in results.jsonl, where most have no correlation."""
+        record = asdict(self)
+        if self.pcc is None:
+            del record["pcc"]
+        return record
 
 
 def relative_error(difference: float, scale: float) -> float:
@@ -85,6 +90,23 @@ def whole_errors(value: np.ndarray, truth: np.ndarray) -> np.ndarray:
         )
 
 
+def correlation(value: np.ndarray, truth: np.ndarray) -> float | None:
+    """Return Pearson's correlation of two tensors: 1 where one is the other, scaled and shifted.
+
+    Args:
+        value: Any floating dtype.
+        truth: float64, same shape.
+
+    Returns:
+        -1 to 1; None where a value is not finite, or where all are equal.
+    """
+    with np.errstate(all="ignore"):
+        own, other = (a.astype(np.float64).ravel() - float(a.mean()) for a in (value, truth))
+        scale = float(np.linalg.norm(own)) * float(np.linalg.norm(other))
+        found = float(own @ other) / scale if scale > 0 else float("nan")
+    return max(-1.0, min(1.0, found)) if np.isfinite(found) else None
+
+
 def judge_output(
     name: str, value: np.ndarray, truth: np.ndarray, noise: np.ndarray, arithmetic: str
 ) -> Record:
@@ -118,6 +140,7 @@ def judge_output(
         rms=rms_of(value),
         max_abs=max_abs_of(value),
         note=_not_finite(value) or ("" if worst == 0 else f"worst {METRICS[worst]}"),
+        pcc=correlation(value, truth),
     )
 
 

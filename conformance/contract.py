@@ -8,9 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
+from conformance.case import Case
 from conformance.errors import PortError
 from conformance.golden import Golden
 from conformance.port import Arrays, Component
+from conformance.recipe import digest
 from conformance.sampling import TIMESTEPS
 
 _RUNNER = str(Path(__file__).with_name("runner.py"))
@@ -36,6 +38,22 @@ def call(
                 message = f"run() of the port returned {name} as {type(array).__name__}, not NumPy"
                 raise PortError(message)
     return answer
+
+
+def require_unchanged(case: Case, inputs: Arrays, digests: Mapping[str, str]) -> None:
+    """Check that a port has left its inputs alone.
+
+    Args:
+        case: The case.
+        inputs: What the port was given.
+        digests: What they were, by name.
+
+    Raises:
+        PortError: One of them is another now.
+    """
+    if {name: digest(array) for name, array in inputs.items()} != digests:
+        message = f"{case.id}: the port changed its inputs in place"
+        raise PortError(message)
 
 
 def where_raised(error: BaseException) -> str:

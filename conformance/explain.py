@@ -26,6 +26,7 @@ from conformance.tolerance import LIMIT, badness
 TESTED = 5
 """So many hints are tested: the mutant becomes the reference."""
 
+_MOST_NAMES = 2000
 _SHOWN = 3
 _TEXTS = 24
 _WORDS = 160
@@ -36,7 +37,8 @@ class Explanation:
     """What the failures of a run come from.
 
     Attributes:
-        faults: The entries of `faults` in summary.json.
+        faults: The entries of `faults` in summary.json, each with its component and `names`, those
+            of its probes: what `merge` needs to count them anew.
         hints: By component, the sentence for the hint of its first divergence.
     """
 
@@ -86,10 +88,20 @@ def explain(
             ranked = candidates if not runner.hello.probes else ranked
         faults = list(_tested(items, candidates, runner)) if _testable(items) else []
         explained = {name for fault in faults for name in fault["names"]}
-        faults += _unexplained(items, explained, ranked)
+        faults += _unexplained([item.wrong for item in items], explained, ranked)
         found.hints[component] = _sentence(faults, ranked, candidates)
-        found.faults += [{k: v for k, v in f.items() if k != "names"} for f in faults]
+        found.faults += [_for_footer(component, fault) for fault in faults]
     return found
+
+
+def _for_footer(component: str, fault: dict[str, Any]) -> dict[str, Any]:
+    """Return a cause as the footer of results.jsonl tells it."""
+    return {**fault, "component": component, "names": sorted(fault["names"])[:_MOST_NAMES]}
+
+
+def in_short(fault: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a cause as summary.json tells it: its probes are counted, not listed."""
+    return {key: value for key, value in fault.items() if key not in {"component", "names"}}
 
 
 def failing_items(
@@ -98,15 +110,58 @@ def failing_items(
     cases: Mapping[str, Case] | None = None,
 ) -> list[Item]:
     """Return the failing items of a component, those of splice mode alone if there are any."""
-    gathered: dict[str, list[str]] = {}
+    return [_item(name, wrong, cases or {}) for name, wrong in _wrong(lines, component).items()]
+
+
+def _wrong(lines: Iterable[Mapping[str, Any]], component: str) -> dict[str, list[str]]:
+    """Return what is wrong by item, in splice mode alone if there is anything."""
+    found: dict[bool, dict[str, list[str]]] = {True: {}, False: {}}
     for line in lines:
         if line["component"] == component and line["verdict"] == "fail":
-            wrong = [p["name"] for p in line["probes"] if p["verdict"] == "fail"]
-            own = gathered.setdefault(line["case"].partition("::")[0], [])
-            own += wrong if line["mode"] == SPLICE else wrong[:1]
-    items = [_item(name, wrong, cases or {}) for name, wrong in gathered.items()]
-    spliced = [item for item in items if item.execution.mode == SPLICE]
-    return spliced or items
+            spliced = line["mode"] == SPLICE
+            names = [p["name"] for p in line["probes"] if p["verdict"] == "fail"]
+            own = found[spliced].setdefault(line["case"].partition("::")[0], [])
+            own += names if spliced else names[:1]
+    return found[True] or found[False]
+
+
+def explain_merged(lines: list[dict[str, Any]], told: Iterable[Mapping[str, Any]]) -> Explanation:
+    """Group the failures of shards by cause, without the port: what one confirmed holds for all.
+
+    Args:
+        lines: Case lines of all shards.
+        told: Causes from the shards' footers.
+
+    Returns:
+        The same as `explain`, of mutants that one of the shards has tested.
+    """
+    confirmed: dict[tuple[str, str], dict[str, Any]] = {}
+    for fault in told:
+        if fault["confirmed"]:
+            key = (fault["component"], fault["mutant"])
+            other = confirmed.setdefault(key, {"names": set(), "ratio": 0.0})
+            other["names"].update(fault["names"])
+            other["ratio"] = max(other["ratio"], float(fault["ratio_if_so"]))
+    found = Explanation()
+    for component in COMPONENTS:
+        wrong = _wrong(lines, component)
+        if not wrong:
+            continue
+        own = {mutant: facts for (of, mutant), facts in confirmed.items() if of == component}
+        left = {name for names in wrong.values() for name in names}
+        known = left & {name for facts in own.values() for name in facts["names"]}
+        left = {name for name in left if not _surrounds(name, known)}
+        faults = []
+        for mutant in sorted(own, key=lambda m: -len(own[m]["names"] & left)):
+            if held := own[mutant]["names"] & left:
+                faults.append(_fault(held, mutant, own[mutant]["ratio"]))
+                left -= held
+        explained = {name for fault in faults for name in fault["names"]}
+        ranked = rank(marks_of(lines, component), component)[:TESTED]
+        faults += _unexplained(wrong.values(), explained, ranked)
+        found.hints[component] = _sentence(faults, ranked, known_of(component))
+        found.faults += [_for_footer(component, fault) for fault in faults]
+    return found
 
 
 def _item(item_id: str, wrong: list[str], cases: Mapping[str, Case]) -> Item:
@@ -194,18 +249,22 @@ def _judged(reference: Any, runner: Runner, item: Item) -> list[Record]:
 
 
 def _unexplained(
-    items: list[Item], explained: set[str], ranked: list[Known]
+    wrong: Iterable[Iterable[str]], explained: set[str], ranked: list[Known]
 ) -> Iterable[dict[str, Any]]:
     """Yield what is left, by kind of probe: a block around an explained probe is explained too."""
     kinds: dict[str, set[str]] = {}
-    for item in items:
-        for name in item.wrong:
-            inside = any(other.startswith(f"{name}.") for other in explained)
-            if name not in explained and not inside:
+    for own in wrong:
+        for name in own:
+            if name not in explained and not _surrounds(name, explained):
                 kinds.setdefault(kind_of_probe(name), set()).add(name)
     likely = ranked[0].id if ranked and len(ranked) <= TESTED and not explained else None
     for names in kinds.values():
         yield _fault(names, likely)
+
+
+def _surrounds(name: str, others: Iterable[str]) -> bool:
+    """Say whether a probe is that of a block around another."""
+    return any(other.startswith(f"{name}.") for other in others)
 
 
 def _fault(names: set[str], mutant: str | None, ratio_if_so: float | None = None) -> dict[str, Any]:

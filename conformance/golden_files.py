@@ -5,11 +5,14 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
+import numpy as np
+
 from conformance.case import Case
 from conformance.checkpoints import FileVariant
 from conformance.errors import GoldenError
 from conformance.golden import Golden
 from conformance.manifest import golden_path, manifest, manifest_path
+from conformance.recipe import SEED, digest
 
 
 def golden_digest(case: Case) -> str:
@@ -91,3 +94,23 @@ def check_inputs(golden: Golden, digests: dict[str, str]) -> None:
                 f"{recorded.get(name)}, found {digests.get(name)}; the recipe has changed"
             )
             raise GoldenError(message)
+
+
+def drawn_inputs(case: Case, golden: Golden) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """Draw the inputs of a case and check that the oracle was given the same.
+
+    Args:
+        case: The case.
+        golden: Its golden.
+
+    Returns:
+        Inputs and their digests, by name.
+
+    Raises:
+        GoldenError: An input differs; on another seed than the goldens' nothing is compared.
+    """
+    inputs = case.inputs()
+    digests = {name: digest(array) for name, array in inputs.items()}
+    if case.seed == SEED:
+        check_inputs(golden, digests)
+    return inputs, digests

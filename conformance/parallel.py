@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from conformance.case import Case
+from conformance.devices import device_of, visible_devices
 from conformance.errors import ExitCode, PortError, SuiteError, UsageError
 from conformance.execution import Execution
 from conformance.port import close, resolve
@@ -61,6 +62,7 @@ def groups(items: Iterable[Item]) -> list[list[Item]]:
 
 @dataclass
 class _Worker:
+    slot: int
     process: Any
     pipe: Connection
     left: deque[Item] = field(default_factory=deque)
@@ -68,7 +70,7 @@ class _Worker:
 
 
 def run_parallel(job: Job, items: Iterable[Item], jobs: int, report: Report) -> None:
-    """Run items in several processes.
+    """Run items in several processes, spread over the machine's GPUs where they run on `cuda`.
 
     A worker that dies costs the item that it was running, which becomes an `error`, and no other.
 
@@ -82,14 +84,17 @@ def run_parallel(job: Job, items: Iterable[Item], jobs: int, report: Report) -> 
         SuiteError: The port cannot be made.
     """
     waiting = deque(groups(items))
+    on_gpu = any(run.device == "cuda" for group in waiting for _, run in group)
+    devices = visible_devices() if on_gpu else []
     workers: list[_Worker] = []
-    context = mp.get_context("spawn")
     try:
-        with _sharing_cores(jobs):
+        with _environment(_cores(jobs)):
             while waiting or any(worker.left for worker in workers):
                 busy = sum(bool(worker.left) for worker in workers)
                 while len(workers) < min(jobs, busy + len(waiting)):
-                    workers.append(_started(context, job))
+                    slot = min(set(range(jobs)) - {worker.slot for worker in workers})
+                    with _environment(device_of(slot, devices)):
+                        workers.append(_started(slot, job))
                 _hand_out(workers, waiting)
                 for worker in _woken(workers):
                     if not _listen(worker, report):
@@ -108,24 +113,35 @@ def run_parallel(job: Job, items: Iterable[Item], jobs: int, report: Report) -> 
 _GOODBYE = 10
 
 
+def _cores(jobs: int) -> dict[str, str]:
+    """Let workers divide the cores among them, unless the user has decided."""
+    if _THREADS in os.environ:
+        return {}
+    return {_THREADS: str(max(1, (os.cpu_count() or 1) // jobs))}
+
+
 @contextmanager
-def _sharing_cores(jobs: int) -> Iterator[None]:
-    """Let workers divide the cores among them; the environment of others stays as it was."""
-    before = os.environ.get(_THREADS)
-    os.environ.setdefault(_THREADS, str(max(1, (os.cpu_count() or 1) // jobs)))
+def _environment(changes: dict[str, str]) -> Iterator[None]:
+    """Let the processes that are started now have other variables than this one."""
+    before = {name: os.environ.get(name) for name in changes}
+    os.environ.update(changes)
     try:
         yield
     finally:
-        if before is None:
-            os.environ.pop(_THREADS, None)
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
-def _started(context: Any, job: Job) -> _Worker:
+def _started(slot: int, job: Job) -> _Worker:
+    context = mp.get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(target=_work, args=(theirs, job), daemon=True)
     process.start()
     theirs.close()
-    return _Worker(process, ours)
+    return _Worker(slot, process, ours)
 
 
 def _woken(workers: list[_Worker]) -> list[_Worker]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from conformance.blocks import block_names, of_block
 from conformance.case import Case, select_cases
 from conformance.cli_common import split
 from conformance.cli_run import default_modes, executions, scope_of
+from conformance.devices import device_of, visible_devices
 from conformance.environment import environment
 from conformance.errors import SuiteError
 from conformance.execution import Execution, items
@@ -30,10 +31,9 @@ from conformance.report.terminal import verdict_lines
 from conformance.report.words import rerun_command
 from conformance.results import DEFAULT_OUT, Results
 from conformance.runner import Result, Runner
+from conformance.shards import Item, Selection, Shard
 from conformance.traces import NO_SPLICE, find_traces
 from conformance.xfails import Xfails
-
-Item = tuple[Case, Execution] | tuple[Case, Execution, str]
 
 DEFAULT_DTYPES = "float32,float64"
 CUDA_DTYPES = ("float32", "bfloat16", "float16")
@@ -41,6 +41,14 @@ CUDA_DTYPES = ("float32", "bfloat16", "float16")
 _SCOPE = pytest.StashKey[str]()
 _PORT = pytest.StashKey[Port]()
 _XFAILS = pytest.StashKey[Xfails | None]()
+_SHARD = pytest.StashKey[Shard | None]()
+_SELECTION = pytest.StashKey[Selection]()
+_OWN = pytest.StashKey[dict[str, str]]()
+"""Variables of this worker's own: its GPU."""
+
+_LIVE = Execution("live", "", "", "")
+"""How a case is run that is compared with the oracle that is installed."""
+
 _REPORTER = "sd1-conformance-reporter"
 
 
@@ -53,15 +61,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--sd1-variant", default=None, help="globs; default tiny*,odd*")
     group.addoption("--sd1-mode", default=None, help="trace, splice; default both, if possible")
     group.addoption("--sd1-traces", default=None, help="folder of trace packs for splice mode")
+    group.addoption("--sd1-shard", default=None, help="I/N: one part of N of the matrix")
     group.addoption("--sd1-xfails", default=None, help="file of expected failures")
     group.addoption("--sd1-out", default=str(DEFAULT_OUT), help="folder of the report")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """The process that sees every report writes the results; workers share the cores."""
-    path = config.getoption("--sd1-xfails")
+    """The process that sees every report writes the results; workers share cores and GPUs."""
+    path, shard = config.getoption("--sd1-xfails"), config.getoption("--sd1-shard")
     try:
         config.stash[_XFAILS] = Xfails.read(Path(path)) if path else None
+        config.stash[_SHARD] = Shard.parse(shard) if shard else None
     except SuiteError as error:
         raise pytest.UsageError(str(error)) from error
     if not hasattr(config, "workerinput"):
@@ -69,6 +79,11 @@ def pytest_configure(config: pytest.Config) -> None:
         return
     threads = (os.cpu_count() or 1) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, threads)))  # read when torch is imported
+    if ":" not in config.getoption("--sd1-device"):  # cuda:1 names one of all
+        worker = int(os.environ["PYTEST_XDIST_WORKER"].removeprefix("gw"))
+        own = device_of(worker, visible_devices())
+        os.environ.update(own)
+        config.stash[_OWN] = own
 
 
 def _port(config: pytest.Config) -> Port:
@@ -91,12 +106,52 @@ def _packs(config: pytest.Config) -> Path | None:
     return Path(folder) if folder else None
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave the items of other shards out, after `-k` and `-m`; what has no case stays."""
+    shard = config.stash[_SHARD]
+    if shard is None:
+        return
+    beside = [(case, _LIVE) for item in items if (case := _parameter(item, "sd1_case"))]
+    try:
+        selection = Selection(_judged(items), shard, beside)
+    except SuiteError as error:
+        raise pytest.UsageError(str(error)) from error
+    config.stash[_SELECTION] = selection
+    config.stash[_SCOPE] = _scope(items)
+    mine: list[pytest.Item] = []
+    others: list[pytest.Item] = []
+    for item in items:
+        case = _parameter(item, "sd1_case")
+        dealt = [(case, _LIVE)] if case else _judged([item])
+        here = not dealt or selection.holds(*dealt[0][:2])
+        (mine if here else others).append(item)
+    config.hook.pytest_deselected(items=others)
+    items[:] = mine
+
+
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Take the scope from the items that are left after `-k` and `-m`."""
-    parameters = [getattr(item, "callspec", None) for item in session.items]
-    chosen = [p.params.get(name) for p in parameters if p for name in _JUDGED]
-    judged: list[Item] = [item for item in chosen if item is not None]
-    session.config.stash[_SCOPE] = scope_of([(item[0], item[1]) for item in judged])
+    """Take scope and selection from the items that are left after `-k` and `-m`."""
+    stash = session.config.stash
+    if stash[_SHARD] is None:
+        stash[_SCOPE] = _scope(session.items)
+        stash[_SELECTION] = Selection(_judged(session.items))
+
+
+def _parameter(item: pytest.Item, name: str) -> Any:
+    """Return a parameter of a test; None where it has none of that name."""
+    callspec = getattr(item, "callspec", None)
+    return callspec.params.get(name) if callspec else None
+
+
+def _judged(items: Iterable[pytest.Item]) -> list[Item]:
+    """Return the items of the matrix among tests."""
+    chosen = (_parameter(item, name) for item in items for name in _JUDGED)
+    return [item for item in chosen if item is not None]
+
+
+def _scope(items: Iterable[pytest.Item]) -> str:
+    return scope_of([(item[0], item[1]) for item in _judged(items)])
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -211,20 +266,28 @@ def sd1_judge(
             result = of_block(sd1_spliced(case, execution), block[0])
         else:
             result = sd1_runner.run(case, execution)
-        line = result.as_json()
+        selection = request.config.stash[_SELECTION]
+        line = selection.placed(result.as_json())
         if known := request.config.stash[_XFAILS]:
             line = known.excuse(line)
         payload = {
             "line": line,
             "hello": asdict(sd1_runner.hello),
-            "environment": environment(),
+            "environment": _environment(request.config),
             "scope": request.config.stash[_SCOPE],
+            "items": selection.facts,
         }
         request.node.user_properties.append(("sd1", json.dumps(payload)))
         option = request.config.getoption
         _conclude(line, option("--sd1-port"), _rerun_options(option))
 
     return judge
+
+
+def _environment(config: pytest.Config) -> dict[str, str]:
+    """Describe the machine without what was given to this worker alone."""
+    own = config.stash.get(_OWN, {})
+    return {name: text for name, text in environment().items() if name not in own}
 
 
 def _conclude(line: dict[str, Any], port: str, options: tuple[str, ...] = ()) -> None:
@@ -260,20 +323,26 @@ class _Reporter:
             return
         facts = json.loads(payload)
         if self.results is None:
-            facts["hello"] = {
-                key: tuple(value) if isinstance(value, list) else value
-                for key, value in facts["hello"].items()
-            }
-            self.results = Results(
-                Path(self.config.getoption("--sd1-out")),
-                Hello(**facts["hello"]),
-                self.config.getoption("--sd1-port"),
-                facts["scope"],
-                machine=facts["environment"],
-                xfails=self.config.stash[_XFAILS],
-                options=_rerun_options(self.config.getoption),
-            )
+            try:
+                self.results = self._begun(facts)
+            except SuiteError as error:
+                pytest.exit(f"sd1-conformance: {error}", pytest.ExitCode.USAGE_ERROR)
         self.results.add(facts["line"])
+
+    def _begun(self, facts: dict[str, Any]) -> Results:
+        """Begin the report with what the first item says of the port."""
+        hello: Any = {k: tuple(v) if isinstance(v, list) else v for k, v in facts["hello"].items()}
+        return Results(
+            Path(self.config.getoption("--sd1-out")),
+            Hello(**hello),
+            self.config.getoption("--sd1-port"),
+            facts["scope"],
+            machine=facts["environment"],
+            xfails=self.config.stash[_XFAILS],
+            options=_rerun_options(self.config.getoption),
+            shard=self.config.stash[_SHARD],
+            items=facts["items"],
+        )
 
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         """Close the report; a list of expected failures that does not fit fails the session."""

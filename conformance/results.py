@@ -1,31 +1,55 @@
-"""What a run leaves behind: results.jsonl as it goes, then summary.json, junit.xml, index.html."""
+"""What a run leaves behind: results.jsonl as it goes, then the verdict and its reports."""
 
 from __future__ import annotations
 
 import datetime as dt
 import json
-import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+import os
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from conformance import __version__
+from conformance.baseline import Baseline, ratchet_of
 from conformance.case import Case
+from conformance.control import watch
+from conformance.data_folder import DATA, DataFolder, left_out
 from conformance.environment import environment, source_digest
-from conformance.errors import UsageError
-from conformance.explain import Explanation, explain
-from conformance.manifest import manifest_digest
+from conformance.explain import Explanation, explain, explain_merged, in_short
+from conformance.header import header_of, require_same
 from conformance.port import Hello
-from conformance.report.html import write_html
-from conformance.report.junit import write_junit
+from conformance.ratchet import RATCHET
+from conformance.report.files import REPORTS, write_reports
+from conformance.run_folder import RESULTS, SUMMARY, RunFolder, plain, write_whole
 from conformance.runner import Runner
+from conformance.shards import Shard
+from conformance.sources import find_sources
 from conformance.summary import summarise
-from conformance.tolerance import LIMIT
 from conformance.witness import is_witness
 from conformance.xfails import Xfails, unexcused
 
 DEFAULT_OUT = Path("conformance-report")
-FILES = ("results.jsonl", "summary.json", "junit.xml", "index.html")
+FILES = (RESULTS, SUMMARY, RATCHET, *REPORTS)
+
+
+@dataclass(frozen=True)
+class Merged:
+    """What only the shards know of a run that is put together from them.
+
+    Attributes:
+        port: Name, version, spec and digest of the port.
+        started: When the first of them began.
+        seconds: How long they took together.
+        faults: The causes that they found.
+        missing: Those that are not there, such as `3/4`.
+    """
+
+    port: Mapping[str, str]
+    started: dt.datetime
+    seconds: float
+    faults: Sequence[Mapping[str, Any]]
+    missing: tuple[str, ...] = ()
 
 
 class Results:
@@ -43,6 +67,11 @@ class Results:
         xfails: Xfails | None = None,
         options: Sequence[str] = (),
         weights: dict[str, Any] | None = None,
+        control: str | None = None,
+        baseline: Baseline | None = None,
+        shard: Shard | None = None,
+        items: Mapping[str, Any] | None = None,
+        merged: Merged | None = None,
     ) -> None:
         """Create the folder and write the header.
 
@@ -58,118 +87,92 @@ class Results:
             options: What a command that runs one of these cases again must repeat and no id says,
                 such as `--traces DIR`.
             weights: What is to be said of the user's own weights; None for the recipe's.
+            control: The reference that is run in the same job, as the user typed it.
+            baseline: An earlier run, with which this one is compared.
+            shard: Which part of a run this is; None for the whole.
+            items: Number and digest of the items of the whole run.
+            merged: Of a run that is put together from shards.
 
         Raises:
-            UsageError: The folder cannot be written.
+            UsageError: The folder cannot be written, or another process writes to it.
         """
         self.out = out
         self.hello = hello
         self.environment = machine or environment()
         self.environment |= {f"port: {name}": text for name, text in hello.details.items()}
-        self.port = {"name": hello.name, "version": hello.version, "spec": port_spec}
-        if digest := source_digest(port_spec):  # an edited port is another port
-            self.port["sha256"] = digest
-        self.scope = scope
+        self.port = dict(merged.port) if merged else _described(hello, port_spec)
+        self.scope = f"{scope}; {shard.words}" if shard else scope
+        self.shard = shard
         self.xfails = xfails
+        self.baseline = baseline
         self.options = list(options)
         self.weights = weights
-        self.started = dt.datetime.now(tz=dt.UTC)
-        self._header = {
-            "type": "header",
-            "suite": __version__,
-            "port": self.port,
-            "scope": scope,
-            "limit": LIMIT,
-            "goldens": manifest_digest(),
-            "weights": weights and weights["sha256"],
-            "environment": self.environment,
-            "options": self.options,
-            "started": self.started.isoformat(timespec="seconds"),
-        }
-        earlier = [] if resume is None else self._earlier()
-        self.lines = [self._excused(line) for line in earlier if line["case"] in (resume or ())]
-        self._file = self._open()
-        for record in [self._header, *self.lines]:
-            self._write(record)
+        self.merged = merged
+        self.started = merged.started if merged else dt.datetime.now(tz=dt.UTC)
+        self._header = header_of(
+            self.port,
+            self.scope,
+            self.environment,
+            self.started,
+            suite=__version__,
+            offers=hello.components,
+            options=options,
+            weights=weights,
+            xfails=xfails,
+            shard=str(shard) if shard else None,
+            items=items,
+            control=control,
+            process=os.getpid(),
+        )
+        self._folder = RunFolder(out)
+        earlier = [] if resume is None else self._earlier(resume)
+        self.data = DataFolder(out / DATA)
+        kept = [self._excused(line) for line in earlier if line["type"] == "case"]
+        self.lines = [self.data.adopt(line, self.data.folder) for line in kept]
+        self.control = [line for line in earlier if line["type"] == "control"]
+        self._folder.begin([self._header, *self.lines, *self.control], stale=FILES[1:])
+        self.data.sweep()
 
     def _excused(self, line: dict[str, Any]) -> dict[str, Any]:
         """Judge a line by the failures expected in this run, whatever an earlier run did."""
         return unexcused(line) if self.xfails is None else self.xfails.excuse(line)
 
-    def _earlier(self) -> list[dict[str, Any]]:
-        """Read the whole case lines of the run to resume; a line cut in the middle is dropped."""
-        path = self.out / FILES[0]
-        if not path.exists():
-            return []
-        records = list(self._whole_records(path))
+    def _earlier(self, resume: Collection[str]) -> list[dict[str, Any]]:
+        """Return the lines of the run to resume that this run asks for, each once."""
+        records = self._folder.records()
         if not records:
             return []
-        for key in ("suite", "port", "scope", "goldens", "weights"):
-            if records[0].get(key) != self._header[key]:
-                message = (
-                    f"cannot resume {self.out}: its run has another {key} than this one; "
-                    "drop --resume to start anew"
-                )
-                raise UsageError(message)
-        return [record for record in records if record["type"] == "case"]
-
-    @staticmethod
-    def _whole_records(path: Path) -> Iterator[dict[str, Any]]:
-        """Yield header and case lines up to the first that was cut."""
-        foreign = UsageError(f"cannot resume: {path} is not a run's results; drop --resume")
-        try:
-            lines = path.read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise foreign from error
-        for i, text in enumerate(lines):
-            try:
-                record = json.loads(text)
-            except ValueError:
-                if i == 0 and len(lines) > 1:
-                    raise foreign from None
-                return
-            kind = record.get("type") if isinstance(record, dict) else None
-            if (kind == "header") != (i == 0) or kind not in {"header", "case", "footer"}:
-                raise foreign
-            yield record
-
-    def _open(self) -> IO[str]:
-        try:
-            self.out.mkdir(parents=True, exist_ok=True)
-            for name in FILES:
-                (self.out / name).unlink(missing_ok=True)
-            return (self.out / FILES[0]).open("w", encoding="utf-8")
-        except OSError as error:
-            message = f"cannot write the report to {self.out}: {error.strerror}; give another --out"
-            raise UsageError(message) from error
-
-    def _write(self, record: dict[str, Any]) -> None:
-        self._file.write(_row(record))
-        self._file.flush()
+        require_same(records[0], self._header, self.out)
+        found: dict[tuple[str, str], dict[str, Any]] = {}
+        for record in records[1:]:
+            if record.get("case") in resume:
+                found.setdefault((record["type"], record["case"]), record)
+        return list(found.values())
 
     def add(self, line: dict[str, Any]) -> dict[str, Any]:
         """Write one case line and return it as written: a failure may be an expected one."""
-        line = self._excused(line)
+        line = self.data.store(self._excused(line))
         self.lines.append(line)
-        self._write(line)
+        self._folder.append(line)
         return line
 
-    def _write_anew(self) -> None:
-        """Write header and lines once more, all or none of them."""
-        self._file.close()
-        path = self.out / FILES[0]
-        draft = path.with_suffix(".tmp")
-        draft.write_text("".join(map(_row, [self._header, *self.lines])), encoding="utf-8")
-        draft.replace(path)
-        self._file = path.open("a", encoding="utf-8")
+    def add_control(self, line: dict[str, Any]) -> dict[str, Any]:
+        """Write one control line and return it: it counts for no verdict of the port."""
+        self.control.append(line)
+        self._folder.append(line)
+        return line
 
     def _conclude_xfails(self) -> dict[str, Any] | None:
-        """Check the list of expected failures, and return what summary.json says of it."""
+        """Check the list of expected failures, and return what summary.json says of it.
+
+        What a part of a run does not hold may fail as expected in another part.
+        """
         if self.xfails is None:
             return None
-        problems = self.xfails.conclude(self.lines)
+        partial = self.shard is not None or (self.merged is not None and self.merged.missing)
+        problems = self.xfails.conclude([] if partial else self.lines)
         if any(line["verdict"] == "xpass" for line in self.lines):
-            self._write_anew()
+            self._folder.begin([self._header, *self.lines, *self.control])
         return {
             "file": str(self.xfails.path),
             "entries": len(self.xfails.entries),
@@ -177,10 +180,21 @@ class Results:
             "problems": problems,
         }
 
+    def _explanation(
+        self,
+        lines: list[dict[str, Any]],
+        runner: Runner | None,
+        cases: Mapping[str, Case] | None,
+    ) -> Explanation:
+        """Trace failures to their causes, by the port or by what shards found."""
+        if self.merged is not None:
+            return explain_merged(lines, self.merged.faults)
+        return explain(lines, runner, cases) if runner is not None else Explanation()
+
     def close(
         self, runner: Runner | None = None, cases: Mapping[str, Case] | None = None
     ) -> dict[str, Any]:
-        """Write footer, summary.json, junit.xml and index.html.
+        """Write footer, summary.json and the reports that are made of them.
 
         Args:
             runner: Holds the port: failures are traced to their causes. None leaves them be.
@@ -190,40 +204,53 @@ class Results:
             The summary.
         """
         expected = self._conclude_xfails()
+        compared = None
+        if self.baseline is not None:
+            compared = self.baseline.compared(self._header, self.lines, self.control)
+        watched = watch(self._header, self.control, self.lines, compared)
         unexpected = [
-            line for line in self.lines if line["verdict"] != "xfail" and not is_witness(line)
+            line
+            for line in self.lines
+            if line["verdict"] != "xfail"
+            and not is_witness(line)
+            and line["case"] not in watched.excused
         ]
-        found = explain(unexpected, runner, cases) if runner is not None else Explanation()
+        found = self._explanation(unexpected, runner, cases)
+        found.faults = [*watched.faults, *found.faults]
         seconds = (dt.datetime.now(tz=dt.UTC) - self.started).total_seconds()
-        summary = summarise(self.lines, self.port, self.hello, self.scope, expected)
+        seconds = self.merged.seconds if self.merged else seconds
+        missing = self.merged.missing if self.merged else ()
+        summary = summarise(
+            self.lines, self.port, self.hello, self.scope, expected, watched.facts, missing
+        )
         summary |= {"environment": self.environment, "seconds": round(seconds, 3)}
+        summary["shard"] = str(self.shard) if self.shard else None
         summary["options"] = self.options
         summary["weights"] = self.weights
-        summary["faults"] = found.faults
+        summary["faults"] = [in_short(fault) for fault in found.faults]
         first = summary["first_divergence"]
         if first is not None:
             told = found.hints.get(first["case"].partition("[")[0].rsplit("/", 2)[0], "")
             hint = "; ".join(text for text in (told, first["hint"]) if text)
             summary["first_divergence"] = first | {"hint": hint}
-        self._write({"type": "footer", "counts": summary["counts"], "seconds": seconds})
-        self._file.close()
-        text = json.dumps(plain(summary), indent=2) + "\n"
-        (self.out / "summary.json").write_text(text, encoding="utf-8")
-        write_junit(self.out)
-        write_html(self.out)
+        if watched.divergence is not None:
+            summary["first_divergence"] = watched.divergence
+        if self.baseline is not None and compared is not None:
+            summary["baseline"] = self.baseline.facts(compared, self.lines)
+        summary["left_out"] = left_out(self.lines)
+        first = summary["first_divergence"]
+        self.data.add_sources(find_sources(first, found.faults, unexpected, cases))
+        ratchet_of(self.baseline, self._header, self.lines).write(self.out)
+        footer = {"type": "footer", "counts": summary["counts"], "seconds": seconds}
+        write_whole(self.out / SUMMARY, [json.dumps(plain(summary), indent=2), "\n"])
+        self._folder.append(footer | {"faults": found.faults, "hints": found.hints})
+        write_reports(self.out)
+        self._folder.close()
         return summary
 
 
-def _row(record: dict[str, Any]) -> str:
-    return json.dumps(plain(record), separators=(",", ":")) + "\n"
-
-
-def plain(value: Any) -> Any:
-    """Make a value strict JSON: NaN and infinities become strings."""
-    if isinstance(value, dict):
-        return {key: plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return "nan" if math.isnan(value) else ("inf" if value > 0 else "-inf")
-    return value
+def _described(hello: Hello, port_spec: str) -> dict[str, str]:
+    """Say which port it is: one whose files were edited is another one."""
+    port = {"name": hello.name, "version": hello.version, "spec": port_spec}
+    digest = source_digest(port_spec)
+    return {**port, "sha256": digest} if digest else port

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from contextlib import redirect_stdout
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,12 +17,13 @@ import numpy as np
 from conformance import spec, tolerance
 from conformance.case import Case
 from conformance.compare import Record
-from conformance.contract import call, check_contract, where_raised
+from conformance.contract import call, check_contract, require_unchanged, where_raised
 from conformance.divergence import Local, describe, first_divergence
 from conformance.errors import PortError, RaisedError, SuiteError, UnsupportedError
+from conformance.evidence import Answer, Evidence
 from conformance.execution import Execution
 from conformance.golden import SPLICE, Golden
-from conformance.golden_files import check_inputs, load_golden
+from conformance.golden_files import drawn_inputs, load_golden
 from conformance.judge import (
     ISLAND,
     TIME_PROJ,
@@ -33,12 +35,11 @@ from conformance.judge import (
 )
 from conformance.layout import NHWC, ChannelsLast, require_shapes
 from conformance.port import Arrays, Component, Port, greet
-from conformance.recipe import SEED, digest
+from conformance.recipe import SEED
 from conformance.report.text import one_line
-from conformance.sampling import term_and_step
 from conformance.segments import ignores_values, spliced
 from conformance.tensors import rounded
-from conformance.terms import wrong_terms
+from conformance.terms import explain_steps
 from conformance.traces import Traces, Values, find_traces, judged_by
 from conformance.trajectory import trajectory
 
@@ -61,6 +62,7 @@ class Result:
         detail: What a reader wants to see below the message, in several lines.
         block: The named block that this is about; empty for the whole case.
         missing: Probes that a port that has some was asked for and did not hand out.
+        evidence: Makes what a report shows beside the numbers; None where there is nothing.
     """
 
     case: Case
@@ -73,6 +75,7 @@ class Result:
     detail: str = ""
     block: str = ""
     missing: list[str] = field(default_factory=list)
+    evidence: Callable[[Result], dict[str, Any]] | None = None
 
     @property
     def item_id(self) -> str:
@@ -86,8 +89,9 @@ class Result:
         return max(self.records, key=lambda r: tolerance.badness(r.ratio), default=None)
 
     def as_json(self) -> dict[str, Any]:
-        """Return the case line of results.jsonl."""
+        """Return the case line of results.jsonl, its evidence not yet in files."""
         worst = self.worst
+        evidence = self.evidence(self) if self.evidence is not None else {}
         return {
             "type": "case",
             "case": self.item_id,
@@ -108,6 +112,7 @@ class Result:
             "hunts": self.case.scenario.hunts,
             "missing": self.missing,
             **({"trajectory": trajectory(self.records)} if self.case.is_pipeline else {}),
+            **({"evidence": evidence} if evidence else {}),
             "probes": [record.as_json() for record in self.records],
         }
 
@@ -130,6 +135,7 @@ class Runner:
         self._deaf: dict[str, bool] = {}
         self._loaded: tuple[tuple[Any, ...], Component] | None = None
         self._live_age: Callable[[Case, Golden], str | None] | None = None
+        self._evidence = Evidence(self.values)
 
     def run(self, case: Case, execution: Execution) -> Result:
         """Run one case and judge it. Never raises: what breaks is an `error` or a `skip`.
@@ -168,11 +174,11 @@ class Runner:
         reason = None if case.exact else golden.why_not_offered(execution.dtype)
         if reason is not None:
             raise UnsupportedError(reason)
-        inputs, digests = _inputs(case, golden)
+        inputs, digests = drawn_inputs(case, golden)
         require_shapes(self.hello, case.component, inputs)
         if execution.mode == SPLICE:
             result = self._run_spliced(case, execution, recorded, inputs)
-            _require_unchanged(case, inputs, digests)
+            require_unchanged(case, inputs, digests)
             return result
         component = self.load(case, execution)
         supplied = self._supply(case, golden, execution, inputs)
@@ -183,7 +189,7 @@ class Runner:
         asked = golden.asked
         if self.hello.probes and asked:
             watched, probes = call(component, inputs, asked, supplied)
-        _require_unchanged(case, inputs, digests)
+        require_unchanged(case, inputs, digests)
         check_contract(golden, plain, probes, execution.dtype)
         records = judge_probes(golden, probes, execution.dtype)
         self._refuse_island(records, golden, execution)
@@ -196,6 +202,7 @@ class Runner:
         if case.is_scheduler:
             explain_steps(golden, inputs, plain, records)
         self._conclude(result, golden)
+        self._keep_evidence(result, Answer(golden, plain, probes))
         if case.exact:
             if result.verdict == "fail":
                 result.detail = token_lists(golden, plain)
@@ -242,6 +249,7 @@ class Runner:
         result = Result(case, execution, "pass", records)
         result.missing = [name for name in recorded.asked if name not in probes]
         self._conclude(result, recorded)
+        self._keep_evidence(result, Answer(golden, outputs, probes, values))
         self._local[_without_mode(case, execution)] = Local.of(records)
         return result
 
@@ -355,6 +363,14 @@ class Runner:
         result.first_divergence = first_divergence(result, golden, local)
         result.message = describe(result.first_divergence) + result.message
 
+    def _keep_evidence(self, result: Result, answer: Answer) -> None:
+        """Keep what a report shows of a failure or a picture; not of ports wrong on purpose."""
+        if self.asks_for_age and (result.verdict == "fail" or result.case.is_pipeline):
+            local = self._local.get(_without_mode(result.case, result.execution))
+            explained = local is not None and local.fault is not None
+            answer = replace(answer, explained=explained)
+            result.evidence = partial(self._evidence.of, answer=answer)
+
     def _golden_age(self, case: Case, golden: Golden) -> str | None:
         """Ask the oracle, where it is installed, whether a failing golden still holds."""
         if not (importlib.util.find_spec("diffusers") and importlib.util.find_spec("torch")):
@@ -368,31 +384,6 @@ class Runner:
         return self._live_age(case, golden)
 
 
-def _inputs(case: Case, golden: Golden) -> tuple[Arrays, dict[str, str]]:
-    """Draw the inputs of a case and check that the oracle was given the same."""
-    inputs = case.inputs()
-    digests = {name: digest(array) for name, array in inputs.items()}
-    if case.seed == SEED:
-        check_inputs(golden, digests)
-    return inputs, digests
-
-
-def _require_unchanged(case: Case, inputs: Arrays, digests: dict[str, str]) -> None:
-    if {name: digest(array) for name, array in inputs.items()} != digests:
-        message = f"{case.id}: the port changed its inputs in place"
-        raise PortError(message)
-
-
 def _without_mode(case: Case, execution: Execution) -> str:
     """Name a case and how it is run, the mode left out: both modes of it share the name."""
     return replace(execution, mode="").item_id(case)
-
-
-def explain_steps(golden: Golden, inputs: Arrays, outputs: Arrays, records: list[Record]) -> None:
-    """Note on the first wrong step of a scheduler which of its coefficients are wrong."""
-    for record in records:
-        term, step = term_and_step(record.name)
-        if record.verdict == "fail" and term == "samples" and step is not None:
-            found = wrong_terms(golden, inputs, outputs, record, step)
-            record.note = "; ".join(text for text in (record.note, found) if text)
-            return

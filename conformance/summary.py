@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from conformance import __version__, spec
@@ -37,6 +37,8 @@ def summarise(
     hello: Hello,
     scope: str,
     xfails: dict[str, Any] | None = None,
+    control: dict[str, Any] | None = None,
+    missing_shards: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Draw the verdict of a run.
 
@@ -46,24 +48,20 @@ def summarise(
         hello: What the port offers.
         scope: What was run.
         xfails: What is to be said of the list of expected failures, if there is one.
+        control: What is to be said of the reference in the same job, if it was run.
+        missing_shards: Parts of the run that are not there: what they hold may be wrong.
 
     Returns:
         The contents of summary.json but for environment, seconds and options.
     """
     counted = Counter(line["verdict"] for line in lines)
     counts = {verdict: counted[verdict] for verdict in VERDICTS}
-    if counts["fail"] or counts["xpass"] or (xfails and xfails["problems"]):
-        verdict = "nonconformant"
-    elif counts["error"] or not counts["pass"] + counts["warn"] + counts["xfail"]:
-        verdict = "incomplete"
-    else:
-        verdict = "conformant"
     ratios = [float(line["ratio"]) for line in lines if line["ratio"] is not None]
     missing = _missing(hello.components)
     return {
         "suite": __version__,
         "port": port,
-        "verdict": verdict,
+        "verdict": _verdict(counts, xfails or {}, control or {}, missing_shards),
         "scope": scope + (f"; not offered: {', '.join(missing)}" if missing else ""),
         "level": level(lines),
         "next_level": next_level(lines, hello.components),
@@ -77,7 +75,25 @@ def summarise(
         "first_divergence": earliest(lines),
         "faults": [],
         "xfails": xfails,
+        "control": control,
+        "baseline": None,
+        "missing_shards": list(missing_shards),
     }
+
+
+def _verdict(
+    counts: Mapping[str, int],
+    xfails: Mapping[str, Any],
+    control: Mapping[str, Any],
+    missing_shards: Sequence[str],
+) -> str:
+    """Weigh the cases, the list of expected failures and the control: what is wrong wins."""
+    wrong = (counts["fail"], counts["xpass"], xfails.get("problems"))
+    if any((*wrong, control.get("failing"), control.get("moved"))):
+        return "nonconformant"
+    judged = counts["pass"] + counts["warn"] + counts["xfail"]
+    broken = counts["error"] or control.get("broke") or missing_shards
+    return "incomplete" if broken or not judged else "conformant"
 
 
 def earliest(lines: list[dict[str, Any]]) -> dict[str, Any] | None:
@@ -105,7 +121,9 @@ def earliest(lines: list[dict[str, Any]]) -> dict[str, Any] | None:
 
 
 def exit_code(summary: dict[str, Any]) -> ExitCode:
-    """Translate a verdict to an exit code."""
+    """Translate a verdict to an exit code; a conformant port that got worse is no success."""
+    if summary["verdict"] == "conformant" and (summary.get("baseline") or {}).get("regressions"):
+        return ExitCode.NONCONFORMANT
     return {
         "conformant": ExitCode.CONFORMANT,
         "nonconformant": ExitCode.NONCONFORMANT,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from conformance.sampling import WARM_UP, read_config
+from conformance.sampling import WARM_UP, read_config, term_and_step
 from conformance.tolerance import LIMIT
 
 if TYPE_CHECKING:
@@ -101,6 +101,23 @@ def coefficients(terms: Arrays, result: np.ndarray) -> np.ndarray:
     if np.linalg.norm(columns @ solution - wanted) <= _LINEAR * np.linalg.norm(wanted):
         found[[TERMS.index(name) for name in terms]] = solution
     return found
+
+
+def explain_steps(golden: Golden, inputs: Arrays, outputs: Arrays, records: list[Record]) -> None:
+    """Note on the first wrong step of a scheduler which of its coefficients are wrong.
+
+    Args:
+        golden: Of the case.
+        inputs: Of the case.
+        outputs: What the port returned.
+        records: Of the case; the note is added to one of them.
+    """
+    for record in records:
+        term, step = term_and_step(record.name)
+        if record.verdict == "fail" and term == "samples" and step is not None:
+            found = wrong_terms(golden, inputs, outputs, record, step)
+            record.note = "; ".join(text for text in (record.note, found) if text)
+            return
 
 
 def wrong_terms(golden: Golden, inputs: Arrays, outputs: Arrays, record: Record, step: int) -> str:

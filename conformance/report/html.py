@@ -1,33 +1,65 @@
-"""The report that people read: one self-contained page without scripts or network."""
+"""The report that people read: one self-contained page, put together from its sections."""
 
 from __future__ import annotations
 
 import base64
 import hashlib
+import json
 import re
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from conformance.report.plots import case_plot, depth_plot
-from conformance.report.records import VERDICTS, Case
+from conformance.report.architecture import Architecture
+from conformance.report.cases import Cases
+from conformance.report.depth import Depth
+from conformance.report.divergence import FirstDivergence
+from conformance.report.faults import Faults, linked
+from conformance.report.heat import Heat
+from conformance.report.known import Known
+from conformance.report.opening import Opening
+from conformance.report.pictures import Pictures
 from conformance.report.run import Run, read_run
-from conformance.report.text import case_name, number_text, severity, shorten
-from conformance.report.words import (
-    depth_text,
-    headline,
-    level_text,
-    measured,
-    rerun_command,
-    sentence,
+from conformance.report.sections import Section, View
+from conformance.report.tensor import WrongTensor
+from conformance.report.text import number_text, shorten
+from conformance.report.trajectories import Trajectories
+from conformance.report.verdict import Verdict
+from conformance.report.words import headline, measured, rerun_command
+from conformance.run_folder import plain
+
+SECTIONS: tuple[type[Section], ...] = (
+    Opening,
+    Faults,
+    Verdict,
+    FirstDivergence,
+    Depth,
+    WrongTensor,
+    Heat,
+    Architecture,
+    Trajectories,
+    Pictures,
+    Known,
+    Cases,
 )
+"""The parts of the page, in their order; each gives a fresh section to every page."""
 
-_OPEN_UP_TO = 200
-"""Passing cases are listed openly up to this many, and folded away beyond."""
+_TEMPLATES = Path(__file__).parent / "templates"
 
-_CASE_TEXT = 3_000_000
-"""Characters that the texts of all case rows may take together, about."""
+
+@dataclass(frozen=True)
+class Part:
+    """A section that has something to show, as the page takes it."""
+
+    name: str
+    title: str
+    heading: str
+    html: Markup
+    data: Markup | None
 
 
 def write_html(out: Path) -> Path:
@@ -37,19 +69,34 @@ def write_html(out: Path) -> Path:
         out: The folder with `results.jsonl` and, once the run has ended, `summary.json`.
 
     Returns:
-        The path of the file written: UTF-8, under 5 MB for 10,000 cases.
+        The path of the file written: UTF-8, its size bounded however large the run is.
 
     Raises:
         UsageError: `out` holds no results.jsonl.
     """
     path = out / "index.html"
-    path.write_text(_render(read_run(out)), encoding="utf-8")
+    path.write_text(render(out), encoding="utf-8")
     return path
 
 
-def _render(run: Run) -> str:
+def render(out: Path, home: str = "") -> str:
+    """Return the page of a run's folder.
+
+    Args:
+        out: The folder.
+        home: Address of the table of ports, where the page is part of a site.
+
+    Raises:
+        UsageError: `out` holds no results.jsonl.
+    """
+    sections = [section() for section in SECTIONS]
+    return _page(read_run(out, sections), sections, home)
+
+
+def template_environment() -> Environment:
+    """Return the templates of this package, with the filters that they may use."""
     environment = Environment(
-        loader=PackageLoader("conformance.report", package_path=""),
+        loader=PackageLoader("conformance.report"),
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -57,44 +104,75 @@ def _render(run: Run) -> str:
     )
     environment.filters["number"] = number_text
     environment.filters["shorten"] = shorten
-    environment.filters["breakable"] = _breakable
-    template = environment.get_template("template.html")
-    style = "".join(template.blocks["style"](template.new_context()))
-    summary = run.summary
-    notable = [case for case in run.cases if case.verdict != "pass"]
-    notable.sort(key=_by_urgency)
-    detailed = sorted(run.detailed, key=_by_urgency)
-    worst = run.worst
-    text_length = max(60, min(300, _CASE_TEXT // (3 * max(1, len(run.cases)))))
-    return template.render(
-        run=run,
-        summary=summary,
-        headline=headline(summary),
-        sentence=sentence(summary),
-        level=level_text(summary),
-        seen=depth_text(summary),
-        measured=measured,
-        depth=worst and depth_plot(worst, run.worst_probes, summary.limit, worst.divergence),
-        overview=case_plot(run.cases, summary.limit) if run.cases else None,
-        notable=notable,
-        passing=[case for case in run.cases if case.verdict == "pass"],
-        detailed=detailed,
-        detail_links={case.case: f"case-{i}" for i, case in enumerate(detailed, start=1)},
-        undetailed=sum(case.verdict in ("fail", "error") for case in notable) - len(detailed),
-        rerun=lambda case_id: rerun_command(summary.port_spec, case_id, summary.options),
-        case_name=case_name,
-        open_up_to=_OPEN_UP_TO,
-        text_length=text_length,
-        style_hash=base64.b64encode(hashlib.sha256(style.encode()).digest()).decode(),
+    environment.filters["breakable"] = breakable
+    environment.filters["linked"] = linked
+    environment.globals["measured"] = measured
+    return environment
+
+
+def assemble(names: Iterable[str], suffix: str) -> Markup:
+    """Return the style sheets (`.css`) or scripts (`.js`) of sections, one after the other.
+
+    Args:
+        names: Of the sections shown; the base (style.css, base.js) comes first by itself.
+        suffix: Which of the two.
+
+    Returns:
+        The text, to be put into its element as it is: it comes from this package alone.
+    """
+    base = {".css": "style.css", ".js": "base.js"}[suffix]
+    own = (path for name in names for path in sorted(_TEMPLATES.glob(f"{name}*{suffix}")))
+    texts = [path.read_text("utf-8") for path in (_TEMPLATES / base, *own)]
+    return Markup("\n".join(texts))  # noqa: S704
+
+
+def digest(text: str) -> str:
+    """Return what a content security policy calls an inline text by."""
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+
+def data_block(value: Any) -> Markup:
+    """Write a value as JSON that no text in it can break out of, for a data block of the page.
+
+    Args:
+        value: Of lists, dicts, texts and numbers; those that JSON lacks become texts ("nan").
+    """
+    text = json.dumps(plain(value), separators=(",", ":"), allow_nan=False)
+    for character in "<>&":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return Markup(text)  # noqa: S704
+
+
+def _page(run: Run, sections: Iterable[Section], home: str) -> str:
+    environment = template_environment()
+    environment.globals |= {
+        "run": run,
+        "summary": run.summary,
+        "rerun": lambda case: rerun_command(run.summary.port_spec, case, run.summary.options),
+    }
+    viewed = ((section, section.view(run)) for section in sections)
+    parts = [_part(environment, section, view) for section, view in viewed if view is not None]
+    names = [part.name for part in parts]
+    style, script = assemble(names, ".css"), assemble(names, ".js")
+    return environment.get_template("page.html").render(
+        headline=headline(run.summary),
+        home=home,
+        parts=parts,
+        style=style,
+        script=script,
+        style_digest=digest(style),
+        script_digest=digest(script),
+        page_data=data_block({"limit": run.summary.limit, "port": run.summary.port}),
     )
 
 
-def _breakable(name: str) -> Markup:
+def _part(environment: Environment, section: Section, view: View) -> Part:
+    data = data_block(view["data"]) if "data" in view else None
+    html = environment.get_template(section.template).render(view)
+    heading = view.get("heading", section.title)
+    return Part(section.name, section.title, heading, Markup(html), data)  # noqa: S704
+
+
+def breakable(name: str) -> Markup:
     """Escape a dotted name or case id, and let a browser break its line between the parts."""
     return Markup(re.sub(r"(?=\[)|(?<=[./])(?=\D)", "<wbr>", str(escape(name))))  # noqa: S704
-
-
-def _by_urgency(case: Case) -> tuple[int, int, float]:
-    """Order cases: failures first, the worst ratio first among them."""
-    known, ratio = severity(case.ratio)
-    return (VERDICTS.index(case.verdict), -known, -ratio)

@@ -7,6 +7,7 @@ from collections import Counter
 from pathlib import Path
 from xml.etree.ElementTree import Element, ElementTree, SubElement, indent
 
+from conformance.report.gates import Gate, gates
 from conformance.report.records import Case, Divergence, Summary
 from conformance.report.run import Run, read_run
 from conformance.report.text import case_name, number_text, one_line
@@ -29,9 +30,10 @@ def write_junit(out: Path) -> Path:
         out: The folder with `results.jsonl` and `summary.json`.
 
     Returns:
-        The path of the file written. A list of expected failures that does not match is one more
-        failing test case, named `xfails`. Where the verdict is bad and no case says why (a run cut
-        short), one named `verdict` says so: a bad run never looks green.
+        The path of the file written. A list of expected failures that does not match, a reference
+        that is wrong in the same job, and a regression against an earlier run are a failing test
+        case each: `xfails`, `control`, `baseline`. Where the verdict is bad and no case says why
+        (a run cut short), one named `verdict` says so: a bad run never looks green.
 
     Raises:
         UsageError: `out` holds no results.jsonl.
@@ -41,6 +43,7 @@ def write_junit(out: Path) -> Path:
     _add_properties(suite, run)
     outcomes = Counter(_add_case(suite, case, run.summary) for case in run.cases)
     outcomes[_add_problems(suite, run.summary)] += 1
+    outcomes.update(_add_gate(suite, gate) for gate in gates(run.record))
     outcomes[_add_verdict(suite, run, outcomes)] += 1
     totals = {
         "tests": str(len(suite.findall("testcase"))),
@@ -103,6 +106,17 @@ def _add_problems(suite: Element, summary: Summary) -> str:
     message = one_line(f"{summary.expected.file}: {text}", 600)
     element = SubElement(test, "failure", type="xfails", message=message)
     element.text = "\n".join(summary.expected.problems)
+    return "failure"
+
+
+def _add_gate(suite: Element, gate: Gate) -> str:
+    """Add a test case for a control or baseline that is bad, and return its outcome."""
+    if not gate.bad:
+        return ""
+    test = SubElement(suite, "testcase", classname="run", name=gate.name, time="0.000")
+    message = one_line(gate.text, 600)
+    element = SubElement(test, "failure", type=gate.name, message=message)
+    element.text = "\n".join([message, *gate.lines])
     return "failure"
 
 

@@ -53,7 +53,7 @@ class Divergence:
 
 @dataclass(frozen=True)
 class Excerpt:
-    """The few probes of a failing case that a report shows."""
+    """The few probes of a failing case that a report shows, of `total`."""
 
     worst: list[Probe]
     around: list[Probe]
@@ -62,14 +62,20 @@ class Excerpt:
 
 @dataclass(frozen=True)
 class Case:
-    """One line of results.jsonl, less its probes."""
+    """One line of results.jsonl, less its probes.
+
+    `detail` is kept of failing cases alone; `tensor` is the file in `data/` of the first wrong
+    tensor, empty where there is none; `place` is where the line begins in the file, in bytes.
+    """
 
     case: str
     component: str
     variant: str
+    scenario: str
     dtype: str
     device: str
     backend: str
+    mode: str
     verdict: str
     ratio: float | None
     worst_probe: str
@@ -78,7 +84,19 @@ class Case:
     message: str
     hunts: str
     detail: str = ""
-    excerpt: Excerpt | None = None
+    tensor: str = ""
+    place: int = 0
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One cause of failures: the probes it explains, and the mutant that it is or looks like."""
+
+    probes: str
+    count: int
+    mutant: str
+    confirmed: bool
+    ratio_if_so: float | None
 
 
 @dataclass(frozen=True)
@@ -123,6 +141,7 @@ class Summary:
     seconds: float | None
     suite: str
     depth: str = ""
+    faults: tuple[Fault, ...] = ()
     missing_probes: dict[str, list[str]] = field(default_factory=dict)
     next_level: Next | None = None
     offers: tuple[str, ...] = ()
@@ -156,6 +175,7 @@ def parse_summary(record: dict[str, Any]) -> Summary:
         seconds=number(record.get("seconds")),
         suite=printable(record.get("suite")),
         depth=printable(record.get("depth")),
+        faults=_faults(record.get("faults")),
         missing_probes={
             printable(component): _texts(names)
             for component, names in mapping(record.get("missing_probes")).items()
@@ -164,6 +184,20 @@ def parse_summary(record: dict[str, Any]) -> Summary:
         offers=tuple(_texts(record.get("offers"))),
         expected=_expected(record.get("xfails")),
         options=tuple(_texts(record.get("options"))),
+    )
+
+
+def _faults(value: object) -> tuple[Fault, ...]:
+    records = [mapping(item) for item in value] if isinstance(value, list) else []
+    return tuple(
+        Fault(
+            probes=printable(record.get("probes")),
+            count=count(record.get("count")),
+            mutant=printable(record.get("mutant")),
+            confirmed=record.get("confirmed") is True,
+            ratio_if_so=number(record.get("ratio_if_so")),
+        )
+        for record in records
     )
 
 
@@ -194,34 +228,29 @@ def _expected(value: object) -> Expected | None:
     )
 
 
-def parse_case(record: dict[str, Any], probes: list[Any]) -> Case:
-    """Read one case line.
-
-    Args:
-        record: The line's object.
-        probes: Its probes' records where an excerpt is wanted, none otherwise.
-
-    Returns:
-        The case; a verdict that this suite does not know reads as `error`.
-    """
-    divergence = _divergence(record.get("first_divergence"))
-    verdict = record.get("verdict")
+def parse_case(record: dict[str, Any], place: int = 0) -> Case:
+    """Read one case line; a verdict that this suite does not know reads as `error`."""
+    found = record.get("verdict")
+    verdict = found if found in VERDICTS else "error"
     return Case(
         case=printable(record.get("case")),
         component=printable(record.get("component")),
         variant=printable(record.get("variant")),
+        scenario=printable(record.get("scenario")),
         dtype=printable(record.get("dtype")),
         device=printable(record.get("device")),
         backend=printable(record.get("backend")),
-        verdict=verdict if verdict in VERDICTS else "error",
+        mode=printable(record.get("mode")),
+        verdict=verdict,
         ratio=number(record.get("ratio")),
         worst_probe=printable(record.get("worst_probe")),
-        divergence=divergence,
+        divergence=_divergence(record.get("first_divergence")),
         seconds=number(record.get("seconds")),
         message=printable(record.get("message"), _MESSAGE),
         hunts=printable(record.get("hunts"), _MESSAGE),
-        detail=printable(record.get("detail"), _MESSAGE) if probes else "",
-        excerpt=_excerpt(parse_probes(probes), divergence) if probes else None,
+        detail=printable(record.get("detail"), _MESSAGE) if verdict in FAILING else "",
+        tensor=printable(mapping(record.get("data")).get("tensor")),
+        place=place,
     )
 
 
@@ -240,9 +269,11 @@ def _divergence(value: object) -> Divergence | None:
     )
 
 
-def parse_probes(records: list[Any]) -> list[Probe]:
-    """Read a case's probes, numbered from 1 in execution order."""
-    return [_probe(order, mapping(record)) for order, record in enumerate(records, start=1)]
+def parse_probes(record: dict[str, Any]) -> list[Probe]:
+    """Read the probes of a case line, numbered from 1 in execution order."""
+    probes = record.get("probes")
+    found = probes if isinstance(probes, list) else []
+    return [_probe(order, mapping(probe)) for order, probe in enumerate(found, start=1)]
 
 
 def _probe(order: int, record: dict[str, Any]) -> Probe:
@@ -265,7 +296,7 @@ def _probe(order: int, record: dict[str, Any]) -> Probe:
     )
 
 
-def _excerpt(probes: list[Probe], divergence: Divergence | None) -> Excerpt:
+def excerpt_of(probes: list[Probe], divergence: Divergence | None) -> Excerpt:
     """Pick the worst probes, and those around the first one that is wrong."""
     worst = sorted(probes, key=lambda probe: severity(probe.ratio), reverse=True)[:EXCERPT]
     named = divergence.probe if divergence else None

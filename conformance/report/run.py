@@ -1,52 +1,62 @@
 """A run's folder, read once, line by line, keeping only what a report shows.
 
-A run can hold thousands of cases with hundreds of probes each, so a case's probes are dropped as
-soon as its excerpt is taken; only those of the case with the worst ratio are kept whole.
+A run can hold thousands of cases with hundreds of probes each, so a line's probes are dropped as
+soon as every section of the page has seen them.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from conformance.errors import UsageError
-from conformance.report.records import (
-    FAILING,
-    VERDICTS,
-    Case,
-    Probe,
-    Summary,
-    parse_case,
-    parse_probes,
-    parse_summary,
-)
+from conformance.report.records import VERDICTS, Case, Summary, parse_case, parse_summary
 from conformance.report.text import mapping, printable, severity
+from conformance.run_folder import RESULTS, SUMMARY
 
-DETAILED = 100
-"""How many failing cases keep an excerpt of their probes; the first divergence always does."""
+if TYPE_CHECKING:
+    from conformance.report.sections import Section
+
+_KNOWN = ("header", "case", "control", "footer")
 
 
 @dataclass
 class Run:
-    """All that a report shows of a run."""
+    """All that a report shows of a run.
 
+    Attributes:
+        out: Its folder.
+        summary: The verdict.
+        record: What `summary` was read from: summary.json, or what the cases say where it is not
+            there. As hostile as any record.
+        started: When the run began.
+        cases: Its cases in the order of the file; control lines are none.
+        unreadable_lines: How many lines of results.jsonl are no record.
+    """
+
+    out: Path
     summary: Summary
-    started: str
+    record: dict[str, Any] = field(default_factory=dict)
+    started: str = ""
     cases: list[Case] = field(default_factory=list)
-    detailed: list[Case] = field(default_factory=list)
-    worst: Case | None = None
-    worst_probes: list[Probe] = field(default_factory=list)
     unreadable_lines: int = 0
 
+    def line(self, case: Case) -> dict[str, Any]:
+        """Read the line of one of the cases once more, for its probes."""
+        with (self.out / RESULTS).open("rb") as file:
+            file.seek(case.place)
+            return _object(file.readline())
 
-def read_run(out: Path) -> Run:
+
+def read_run(out: Path, sections: Iterable[Section] = ()) -> Run:
     """Read a run's folder.
 
     Args:
         out: The folder with `results.jsonl` and, once the run has ended, `summary.json`.
+        sections: Parts of a page, each of which is told every record.
 
     Returns:
         The run. Where the footer is missing, summary.json is not trusted (it may be left over
@@ -55,68 +65,60 @@ def read_run(out: Path) -> Run:
     Raises:
         UsageError: `out` holds no results.jsonl.
     """
-    results = out / "results.jsonl"
+    results = out / RESULTS
     if not results.is_file():
         message = f"{out} holds no results.jsonl: give the folder that a run wrote (--out)"
         raise UsageError(message)
-    stored = _read_summary(out / "summary.json")
-    named = mapping(stored.get("first_divergence")).get("case")
+    told = tuple(sections)
     header: dict[str, Any] = {}
     footer: dict[str, Any] | None = None
-    run = Run(parse_summary({}), started="")
-    for record in _records(results):
-        match record.get("type"):
+    run = Run(out, parse_summary({}))
+    for place, record in _records(results):
+        kind = record.get("type")
+        if kind not in _KNOWN:
+            run.unreadable_lines += 1
+            continue
+        match kind:
             case "header":
                 header = record
             case "footer":
                 footer = record
             case "case":
-                _add_case(run, record, always_in_detail=record.get("case") == named)
-            case _:
-                run.unreadable_lines += 1
+                run.cases.append(parse_case(record, place))
+        for section in told:
+            section.add(record)
     run.started = printable(header.get("started"))
-    derived = {**header, **_derive(run.cases)}
-    if footer is None:
-        run.summary = replace(parse_summary(derived), finished=False)
-    else:
-        run.summary = parse_summary({**derived, "seconds": footer.get("seconds"), **stored})
+    run.record = {**header, **_derive(run.cases)}
+    if footer is not None:
+        run.record |= {"seconds": footer.get("seconds"), **read_object(out / SUMMARY)}
+    run.summary = replace(parse_summary(run.record), finished=footer is not None)
     return run
 
 
-def _add_case(run: Run, record: dict[str, Any], *, always_in_detail: bool) -> None:
-    """Add a case line to the run, keeping no more of its probes than a report shows."""
-    probes = record.get("probes")
-    probes = probes if isinstance(probes, list) else []
-    room = always_in_detail or len(run.detailed) < DETAILED
-    in_detail = record.get("verdict") in FAILING and room
-    case = parse_case(record, probes if in_detail else [])
-    run.cases.append(case)
-    if in_detail:
-        run.detailed.append(case)
-    if not probes or case.dtype == "int64":  # token ids have no depth to look into
-        return
-    if run.worst is None or severity(case.ratio) > severity(run.worst.ratio):
-        run.worst = case
-        run.worst_probes = parse_probes(probes)
-
-
-def _read_summary(path: Path) -> dict[str, Any]:
-    """Return summary.json, or nothing where it is missing or cut."""
+def read_object(path: Path) -> dict[str, Any]:
+    """Return the object of a JSON file; an empty one where it is missing or cut."""
     try:
         return mapping(json.loads(path.read_text("utf-8", errors="replace")))
-    except (FileNotFoundError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
 
 
-def _records(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the objects of a JSON-lines file; an empty one for a line that cannot be read."""
-    with path.open(encoding="utf-8", errors="replace") as lines:
+def _records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield where each line of a JSON-lines file begins, in bytes, and its object."""
+    place = 0
+    with path.open("rb") as lines:
         for line in lines:
             if line.strip():
-                try:
-                    yield mapping(json.loads(line))
-                except (ValueError, RecursionError):
-                    yield {}
+                yield place, _object(line)
+            place += len(line)
+
+
+def _object(line: bytes) -> dict[str, Any]:
+    """Return a line's object; an empty one where it cannot be read."""
+    try:
+        return mapping(json.loads(line.decode("utf-8", errors="replace")))
+    except (ValueError, RecursionError):
+        return {}
 
 
 def _derive(cases: list[Case]) -> dict[str, Any]:

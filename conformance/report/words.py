@@ -18,12 +18,30 @@ DEPTHS = {
     TRACE: "trace: probes, with the errors that they inherit",
     SPLICE: "splice: layers by themselves",
 }
+KINDS = {
+    "fault": (
+        "one layer is wrong by itself: what goes into it is right, what comes out of it is not"
+    ),
+    "precision": "the layer computes in a lower precision than the port declares",
+    "accumulation": (
+        "no layer is wrong by itself; honest errors add up to more than they do in the reference"
+    ),
+    "unexplained": (
+        "the error grows beyond what is honest, but no single layer could be shown to be wrong"
+    ),
+    "environment": (
+        "the reference itself is wrong here: a driver, a library or the device, not the port"
+    ),
+}
+"""What the kinds of a first divergence mean."""
+
 _EXECUTION = re.compile(r"\[([^\[\]]+)\](?:::|$)")
 _OPTIONS = ("--dtype", "--device", "--backend", "--mode")
 _DEFAULTS = ("float32", "cpu", "sdpa", "")
 _PLAIN_ID = re.compile(r"[\w/.@:+-]+")
 _SHAPES = re.compile(r"shape \([^()]*\), expected \([^()]*\)")
 _NAMED = 3
+"""So many components or probes that are missing are named."""
 
 
 def headline(summary: Summary) -> str:
@@ -111,10 +129,6 @@ def depth_text(summary: Summary) -> str:
     return f"{text}; probes not handed out: {', '.join(missing)}" if missing else text
 
 
-_NAMED = 3
-"""So many probes that are missing are named."""
-
-
 def expected_text(expected: Expected) -> str:
     """Say how well a list of expected failures fits."""
     entries = f"{expected.entries} entr{'y' if expected.entries == 1 else 'ies'}"
@@ -124,6 +138,11 @@ def expected_text(expected: Expected) -> str:
     more = len(expected.problems) - 1
     rest = f"; and {more} problem{'' if more == 1 else 's'} more in summary.json" if more else ""
     return f"{text}; problem: {expected.problems[0]}{rest}"
+
+
+def kind_text(kind: str) -> str:
+    """Say what a kind of divergence means; one that this suite does not know is unexplained."""
+    return KINDS.get(kind, KINDS["unexplained"])
 
 
 def measured(first: Divergence) -> str:

@@ -20,6 +20,7 @@ from conformance.golden_files import load_golden
 from conformance.port import Hello, resolve
 from conformance.runner import Result, Runner
 from conformance.spec import golden_root
+from conformance.summary import VERDICTS
 from conformance.tolerance import ARITHMETICS
 from conformance.variants import parse_variant
 
@@ -274,3 +275,63 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_checkpoint(tiny, "compvis", "float16", out / "half.ckpt")
     write_checkpoint(tiny, "diffusers", "bfloat16", out / "brain")
     return out
+
+
+class MadeUpRun:
+    """Writes a run's folder that nobody ran, for the reports to read."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @staticmethod
+    def line(verdict: str = "pass", **changes: object) -> dict[str, object]:
+        """Build a case line; it fails at `conv_in` where its verdict is `fail`."""
+        facts = {"component": "unet", "variant": "tiny", "scenario": "base", "dtype": "float32"}
+        facts |= {"device": "cpu", "backend": "sdpa", "mode": "trace", "verdict": verdict}
+        facts |= {"ratio": {"fail": 48.0, "skip": None}.get(verdict, 1.2), "worst_probe": "conv_in"}
+        facts |= {"seconds": 0.4, "message": "", "hunts": "eps", "detail": "", "probes": []}
+        facts |= changes
+        name = f"{facts['component']}/{facts['variant']}/{facts['scenario']}"
+        facts.setdefault("case", f"{name}[{facts['dtype']}-{facts['device']}-sdpa-{facts['mode']}]")
+        first = {"case": facts["case"], "probe": "conv_in", "after": "time_embedding"}
+        first |= {"ratio": 48.0, "limit": 4.0, "kind": "fault", "hint": "the usual cause"}
+        facts.setdefault("first_divergence", first if verdict == "fail" else None)
+        return {"type": "case"} | facts
+
+    def write(self, lines: list[dict[str, object]], name: str = "", **facts: object) -> Path:
+        """Write results.jsonl and summary.json, and return their folder.
+
+        Args:
+            lines: Case lines.
+            name: Of a folder in the fixture's own; empty for that one.
+            facts: What summary.json says beside or instead of what the lines say.
+        """
+        out = self.folder / name
+        out.mkdir(exist_ok=True)
+        found = [line["verdict"] for line in lines]
+        wrong = [line["first_divergence"] for line in lines if line["first_divergence"]]
+        summary = {
+            "suite": "0.1.0",
+            "port": {"name": "mine", "version": "1.0", "spec": "mine.py:make"},
+            "scope": "unet; tiny",
+            "limit": 4.0,
+            "goldens": "a" * 64,
+            "verdict": "nonconformant" if "fail" in found else "conformant",
+            "level": 1,
+            "counts": {verdict: found.count(verdict) for verdict in VERDICTS},
+            "worst_ratio": max((line["ratio"] or 0 for line in lines), default=None),
+            "first_divergence": wrong[0] if wrong else None,
+            "seconds": 12.3,
+        } | facts
+        header = {"type": "header", "started": "2026-11-22T20:00:00+00:00"} | summary
+        records = [header, *lines, {"type": "footer", "counts": summary["counts"]}]
+        rows = (json.dumps(record) + "\n" for record in records)
+        (out / "results.jsonl").write_text("".join(rows), "utf-8")
+        (out / "summary.json").write_text(json.dumps(summary), "utf-8")
+        return out
+
+
+@pytest.fixture
+def made_up(tmp_path: Path) -> MadeUpRun:
+    """Runs for the reports to read, written without running anything."""
+    return MadeUpRun(tmp_path)

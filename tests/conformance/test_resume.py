@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from conformance import cli
+from conformance import cli, run_folder
 from conformance import results as results_module
 from conformance.case import find_case
 from conformance.errors import UsageError
@@ -18,7 +22,7 @@ from conformance.results import Results
 from conformance.runner import Result
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Iterator
 
 
 ALL = [f"unet/tiny/{name}[float32-cpu-sdpa-trace]" for name in ("base", "quiet", "loud", "t0")]
@@ -172,3 +176,129 @@ def test_resume_by_command_line(golden_copy, port_file, tmp_path, capsys) -> Non
     assert json.loads((out / "summary.json").read_text("utf-8"))["counts"]["pass"] == 4
     assert cli.main([*argv, "--resume"]) == 0
     assert len(read(out)) == 6
+
+
+def test_resume_keeps_control_lines(tmp_path: Path) -> None:
+    """What the reference made in the same job is kept too, after the port's own lines."""
+    run = start(tmp_path, control="diffusers")
+    run.add(line())
+    run.close()
+    rows = read(tmp_path)
+    rows.insert(2, rows[1] | {"type": "control"})
+    (tmp_path / "results.jsonl").write_text("".join(map(run_folder.row, rows)), "utf-8")
+    run = start(tmp_path, control="diffusers", resume=ALL)
+    run.add(line("quiet"))
+    assert len(run.control) == 1
+    run.close()
+    assert [r["type"] for r in read(tmp_path)] == ["header", "case", "control", "case", "footer"]
+
+
+def test_resume_mends_a_cut_in_the_middle(tmp_path: Path) -> None:
+    """A line to which another was appended after a cut costs those two, and no other."""
+    run = start(tmp_path)
+    for name in ("base", "quiet", "loud", "t0"):
+        run.add(line(name))
+    rows = (tmp_path / "results.jsonl").read_bytes().splitlines(keepends=True)
+    rows[2] = rows[2][:40]
+    (tmp_path / "results.jsonl").write_bytes(b"".join(rows))
+    run = start(tmp_path, resume=ALL)
+    assert [found["scenario"] for found in run.lines] == ["base", "t0"]
+
+
+def test_resume_counts_a_line_once(tmp_path: Path) -> None:
+    """A line that is there twice, which an older suite could write, is one case."""
+    run = start(tmp_path)
+    run.add(line(ratio=1.0))
+    run.add(line(ratio=2.0))
+    assert [found["ratio"] for found in start(tmp_path, resume=ALL).lines] == [1.0]
+
+
+@pytest.mark.parametrize(
+    "row",
+    ['{"type":"case"}', '{"type":"case","case":7}', '{"type":"header"}', '{"type":"poem"}', "[]"],
+    ids=["no-case", "number", "two-headers", "unknown", "list"],
+)
+def test_resume_refuses_foreign_lines(tmp_path: Path, row: str) -> None:
+    """A line that no run writes is named, and the file left alone."""
+    start(tmp_path).add(line())
+    path = tmp_path / "results.jsonl"
+    path.write_text(path.read_text("utf-8") + row + "\n", "utf-8")
+    before = path.read_bytes()
+    with pytest.raises(UsageError, match=r"results.jsonl is not a run's results; drop --resume"):
+        start(tmp_path, resume=ALL)
+    assert path.read_bytes() == before
+
+
+def test_a_failing_start_leaves_the_old_run(tmp_path: Path, monkeypatch) -> None:
+    """Until the new file is whole the old one is there: no moment loses its lines."""
+    start(tmp_path).add(line())
+    before = (tmp_path / "results.jsonl").read_bytes()
+
+    def broken(_: object) -> str:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(run_folder, "row", broken)
+    with pytest.raises(UsageError, match="No space left on device; give another --out"):
+        start(tmp_path, resume=ALL)
+    assert (tmp_path / "results.jsonl").read_bytes() == before
+
+
+HOLDER = """
+import sys
+from pathlib import Path
+from conformance.run_folder import RunFolder
+import os
+folder = RunFolder(Path(sys.argv[1]))
+folder.begin([{"type": "header", "process": os.getpid()}])
+print("held", flush=True)
+sys.stdin.readline()
+"""
+
+
+@pytest.fixture
+def holder(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    """Let another process write a run to a folder."""
+    argv = [sys.executable, "-c", HOLDER, str(tmp_path / "out")]
+    with subprocess.Popen(
+        argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        yield process
+        process.kill()
+
+
+@pytest.mark.parametrize("resume", [None, ALL], ids=["anew", "resume"])
+def test_two_runs_into_one_folder(tmp_path: Path, holder, resume: list[str] | None) -> None:
+    """The second is refused and told whose folder it is; once that is killed, the way is free."""
+    out = tmp_path / "out"
+    with pytest.raises(UsageError, match=rf"^process {holder.pid} writes its run to .*another"):
+        start(out, resume=resume)
+    assert len(read(out)) == 1
+    holder.kill()
+    holder.wait()
+    run = start(out)
+    assert [path.name for path in out.iterdir()] == ["results.jsonl"]
+    run.close()
+
+
+def test_two_runs_by_command_line(tmp_path: Path, holder, golden_copy, port_file, capsys) -> None:
+    """The refusal is one line and bad usage."""
+    argv = ["run", port_file, "-k", "tokenizer/-/plain", "--out", str(tmp_path / "out")]
+    assert golden_copy.root.exists()
+    assert cli.main(argv) == 2
+    assert capsys.readouterr().err.startswith(f"sd1-conformance: process {holder.pid} writes")
+
+
+def test_locked_by_a_file_where_the_kernel_cannot(tmp_path: Path, monkeypatch) -> None:
+    """Where folders cannot be locked, a file says who writes, and how to get past a dead one."""
+    monkeypatch.setattr(run_folder, "_kernel_lock", lambda _: None)
+    run = start(tmp_path)
+    lock = tmp_path / run_folder.LOCK
+    assert lock.read_text("ascii") == str(os.getpid())
+    run.close()
+    assert not lock.exists()
+    lock.write_text("123", "ascii")
+    with pytest.raises(UsageError, match=r"^process 123 writes .* delete .*\.lock$"):
+        start(tmp_path)
+    assert lock.exists()

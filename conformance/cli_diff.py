@@ -1,0 +1,148 @@
+"""`sd1-conformance diff`: two runs compared; and what `run --baseline` prints of it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from conformance.baseline import Baseline
+from conformance.cli_common import command
+from conformance.diff import Diff, diff
+from conformance.environment import changes_text
+from conformance.errors import ExitCode
+from conformance.report.text import number_text, one_line
+from conformance.run_folder import plain
+
+_WORSE, _BETTER, _CONTROL, _RATCHET, _CHANGED = 6, 3, 3, 3, 6
+_TEXT = 400
+_COUNTS = {
+    "worse": ("probe worse", "probes worse"),
+    "better": ("better", "better"),
+    "vanished": ("case vanished", "cases vanished"),
+    "skipped": ("case newly skipped", "cases newly skipped"),
+    "lost": ("probe no longer handed out", "probes no longer handed out"),
+    "new": ("case new", "cases new"),
+    "not_run": ("case not run", "cases not run"),
+}
+"""What is counted, in the singular and the plural."""
+
+_LABELS = {"fell": "worse", "rose": "better"}
+
+
+def add_command(commands: Any) -> None:
+    """Declare the command."""
+    own = command(commands, "diff", _diff, "say what got worse or better between two runs")
+    own.add_argument("before", type=Path, metavar="A", help="folder of the earlier run")
+    own.add_argument("after", type=Path, metavar="B", help="folder of the later run")
+    own.add_argument("--json", action="store_true", help="everything, as one JSON object")
+
+
+def add_baseline(parser: argparse.ArgumentParser) -> None:
+    """Offer the option that names an earlier run."""
+    parser.add_argument(
+        "--baseline", type=Path, metavar="DIR", help="an earlier run: exit 1 if this one is worse"
+    )
+
+
+def baseline_of(arguments: argparse.Namespace, port: str) -> Baseline | None:
+    """Read the earlier run that the options name.
+
+    Args:
+        arguments: With `baseline` and `out`.
+        port: Name of the port.
+
+    Raises:
+        UsageError: It cannot be compared with.
+    """
+    if arguments.baseline is None:
+        return None
+    return Baseline.read(arguments.baseline, arguments.out, port)
+
+
+def _diff(arguments: argparse.Namespace) -> int:
+    found = diff(arguments.before, arguments.after)
+    if arguments.json:
+        for text in _json(found, arguments.after):
+            sys.stdout.write(text)
+    else:
+        object_ = found.as_json(arguments.after)
+        for name in ("before", "after"):
+            print(_run_text(name, object_[name]))
+        control = [finding.as_json() for finding in found.control]
+        print("\n".join(diff_lines({**found.facts(), "control": control})))
+    return int(ExitCode.NONCONFORMANT if found.regressed else ExitCode.CONFORMANT)
+
+
+def _json(found: Diff, folder: Path) -> Iterator[str]:
+    """Yield the object of `--json` in pieces: a run can hold millions of probes that moved."""
+    head = json.dumps(plain(found.as_json(folder)), indent=1)
+    yield head.removesuffix("\n}") + ',\n "cases": ['
+    for i, change in enumerate(found.cases.changes):
+        yield (",\n  " if i else "\n  ") + json.dumps(plain(change.as_json()))
+    yield "\n ]\n}\n"
+
+
+def _run_text(name: str, run: Mapping[str, Any]) -> str:
+    port = run["port"]
+    told = f"{port['name']} {port['version']}, suite {run['suite']}, {run['started']}"
+    return one_line(f"{name:6} {run['dir']}: {told}", _TEXT)
+
+
+def diff_lines(facts: Mapping[str, Any]) -> list[str]:
+    """Write a comparison for the terminal.
+
+    Args:
+        facts: `baseline` of summary.json; `control`, where the control moved too.
+
+    Returns:
+        A few lines, the worst first: what moved, by component and kind of probe.
+    """
+    regressions, control = facts["regressions"], facts.get("control", [])
+    lead = "REGRESSION" if regressions or control else "NO REGRESSION"
+    lines = [one_line(f"{lead} against {facts['dir']}: {_counts_text(facts)}", _TEXT)]
+    lines += [_fact("note", text) for text in facts["notes"]]
+    if facts["begins"]:
+        lines.append(_fact("begins", facts["begins"]["text"]))
+    lines += _findings("control", control, _CONTROL)
+    lines += _findings("", regressions, _WORSE)
+    lines += _findings("", facts["improvements"], _BETTER)
+    slipped = facts.get("ratchet", [])
+    for item in slipped[:_RATCHET]:
+        ratios = f"{number_text(item['before'])}, now {number_text(float(item['after']))}"
+        lines.append(_fact("ratchet", f"{item['case']}: the best ratio was {ratios}"))
+    lines += _more(slipped, _RATCHET, "cases over twice their best")
+    if facts["environment"]:
+        lines.append(_fact("changed", changes_text(facts["environment"], _CHANGED)))
+    return lines
+
+
+def _counts_text(facts: Mapping[str, Any]) -> str:
+    """Count what moved, and what there was to move."""
+    texts = [
+        f"{facts[key]} {words[facts[key] != 1]}" for key, words in _COUNTS.items() if facts[key]
+    ]
+    if facts.get("control"):
+        texts.insert(0, "the control got worse, so the environment did")
+    moved = ", ".join(texts) or "nothing moved beyond noise"
+    return f"{moved}; {facts['probes']} probes in {facts['cases']} cases compared"
+
+
+def _findings(label: str, findings: list[Mapping[str, Any]], most: int) -> list[str]:
+    lines = [
+        _fact(label or _LABELS.get(found["what"], found["what"]), found["text"])
+        for found in findings[:most]
+    ]
+    return lines + _more(findings, most, "kinds of probes or cases")
+
+
+def _more(items: list[Any], most: int, what: str) -> list[str]:
+    more = len(items) - most
+    return [_fact("", f"and {more} more {what}")] if more > 0 else []
+
+
+def _fact(name: str, value: str) -> str:
+    return f"  {name:<8} {one_line(value, _TEXT)}"

@@ -1,0 +1,209 @@
+"""The items of two runs compared: what got worse or better beyond noise, what is judged no more."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from conformance.findings import BEYOND_NOISE, Change, Finding, falls, severity
+from conformance.finished import PROBE_VERDICTS, Group, Judged, Names
+
+_FAIL = PROBE_VERDICTS.index("fail")
+
+
+@dataclass(frozen=True)
+class _Paired:
+    """Which probes of two items are the same.
+
+    Attributes:
+        before: Rows of the earlier item.
+        after: Rows of the later one.
+        lost: Names in the earlier item alone.
+    """
+
+    before: np.ndarray
+    after: np.ndarray
+    lost: tuple[str, ...]
+
+    @classmethod
+    def of(cls, before: Names, after: Names) -> _Paired:
+        """Pair by kind and name."""
+        places = {key: j for j, key in enumerate(after)}
+        rows = [(i, places[key]) for i, key in enumerate(before) if key in places]
+        pairs = np.array(rows, dtype=np.intp).reshape(-1, 2)
+        lost = tuple(key[1] for key in before if key not in places)
+        return cls(pairs[:, 0], pairs[:, 1], lost)
+
+
+class Comparison:
+    """Compares the items of a later run, one at a time, with those of an earlier one.
+
+    Attributes:
+        compared: So many probes were.
+        uncompared: So many were not: their noise, the unit of their ratios, is another.
+        cases: So many items are in both runs.
+        verdicts: How often one verdict became another.
+        changes: Items in which something moved.
+        new: Items that the earlier run did not judge, with their verdicts.
+        skipped: Items that are newly skipped, with the reasons.
+        vanished: Items that are no longer there.
+        lost: Items that hand out fewer probes, with the names of those.
+        not_run: Items that the later run was not asked for.
+    """
+
+    def __init__(self, earlier: Mapping[str, Judged], *, same_units: bool) -> None:
+        """Take the earlier run.
+
+        Args:
+            earlier: Its items, by id.
+            same_units: Whether both were judged by the same goldens. If not, ratios are compared
+                only where the noise is the same.
+        """
+        self.compared = self.uncompared = self.cases = 0
+        self.verdicts: Counter[tuple[str, str]] = Counter()
+        self.changes: list[Change] = []
+        self.new: dict[str, str] = {}
+        self.skipped: dict[str, str] = {}
+        self.vanished: list[str] = []
+        self.lost: dict[str, tuple[str, ...]] = {}
+        self.not_run: list[str] = []
+        self._left = dict(earlier)
+        self._same_units = same_units
+        self._skips: list[tuple[str, Judged, Judged]] = []
+        self._groups: set[Group] = set()
+        self._pairs: dict[tuple[int, int], _Paired] = {}
+        self._found: dict[tuple[str, ...], Finding] = {}
+
+    def add(self, case: str, after: Judged) -> None:
+        """Compare one item of the later run."""
+        if after.verdict != "skip":
+            self._groups.add(after.group)
+        before = self._left.pop(case, None)
+        if before is None or (before.verdict == "skip" and after.measured):
+            self.new[case] = after.verdict
+            return
+        self.cases += 1
+        if before.verdict != after.verdict:
+            self.verdicts[before.verdict, after.verdict] += 1
+        if after.verdict == "skip":
+            if before.measured:
+                self._skips.append((case, before, after))
+            return
+        worse, better = self._moved(case, before, after)
+        fell, rose = falls(before.verdict, after.verdict), falls(after.verdict, before.verdict)
+        if fell or rose or len(worse) or len(better):
+            self.changes.append(Change(case, before, after, worse, better))
+        for what, whole, rows in (("worse", fell, worse), ("better", rose, better)):
+            if len(rows):
+                self._note_probes(what, case, before, after, rows)
+            elif whole:
+                own = "fell" if what == "worse" else "rose"
+                self._note_case(own, case, before, after.verdict, after.message)
+
+    def _moved(self, case: str, before: Judged, after: Judged) -> tuple[np.ndarray, np.ndarray]:
+        """Return the rows of the probes that got worse, and of those that got better."""
+        key = (id(before.names), id(after.names))
+        paired = self._pairs.get(key) or _Paired.of(before.names, after.names)
+        self._pairs[key] = paired
+        if paired.lost and before.measured and after.measured and self._same_units:
+            self.lost[case] = paired.lost
+            for name in paired.lost:
+                self._note("lost", case, before.component, name)
+        i, j = paired.before, paired.after
+        old, new = (
+            np.where(np.isnan(ratios), np.inf, ratios)
+            for ratios in (before.ratios[i], after.ratios[j])
+        )
+        failed, fails = before.verdicts[i] == _FAIL, after.verdicts[j] == _FAIL
+        worse = (new > BEYOND_NOISE * np.maximum(1, old)) | (fails & ~failed)
+        better = (old > BEYOND_NOISE * np.maximum(1, new)) | (failed & ~fails)
+        if not self._same_units:
+            same = before.noises[i] == after.noises[j]
+            worse, better = worse & same, better & same
+            self.uncompared += int(np.count_nonzero(~same))
+            self.compared += int(np.count_nonzero(same))
+        else:
+            self.compared += len(i)
+        rows = np.stack([i, j], axis=1)
+        return rows[worse], rows[better & ~worse]
+
+    def _note_probes(
+        self, what: str, case: str, before: Judged, after: Judged, rows: np.ndarray
+    ) -> None:
+        for i, j in rows.tolist():
+            ratios = (float(before.ratios[i]), float(after.ratios[j]))
+            verdicts = (before.probe_verdict(i), after.probe_verdict(j))
+            self._note(what, case, after.component, after.names[j][1], ratios, verdicts)
+
+    def _note(
+        self,
+        what: str,
+        case: str,
+        component: str,
+        name: str,
+        ratios: tuple[float, float] | None = None,
+        verdicts: tuple[str, str] = ("", ""),
+    ) -> None:
+        """Count a probe, and keep it if it is the worst of its kind."""
+        key = (what, component, *re.split(r"\d+", name))
+        found = self._found.setdefault(key, Finding(what, component))
+        found.count += 1
+        found.names.add(name)
+        if found.last != case:
+            found.cases += 1
+            found.last = case
+        if not found.case or (ratios and severity(*ratios) > found.severity):
+            found.case, found.probe, found.verdicts = case, name, verdicts
+            found.before, found.after = ratios or (None, None)
+
+    def _note_case(self, what: str, case: str, before: Judged, verdict: str, message: str) -> None:
+        """Count a whole case among those of its component that end alike."""
+        verdicts = (before.verdict, verdict)
+        key = (what, before.component, *verdicts, message)
+        own = Finding(what, before.component, case=case, verdicts=verdicts, message=message)
+        self._found.setdefault(key, own).cases += 1
+
+    def conclude(self, dropped: Collection[str] = (), *, whole: bool = True) -> None:
+        """Take the later run as ended: what it did not judge is missing.
+
+        Args:
+            dropped: Components that the port offered and does not offer any more.
+            whole: Whether the later run was asked for as much as the earlier one. What a shard
+                leaves out, or a suite with other goldens, is not missing.
+        """
+        for case, before, after in self._skips:
+            if after.group in self._groups or before.component in dropped:
+                self.skipped[case] = after.message
+                self._note_case("skipped", case, before, "skip", after.message)
+            else:
+                self.not_run.append(case)
+        for case, before in self._left.items():
+            asked = before.group in self._groups and whole and self._same_units
+            if before.measured and (asked or before.component in dropped):
+                self.vanished.append(case)
+                self._note_case("vanished", case, before, "", "")
+            else:
+                self.not_run.append(case)
+        self._left = {}
+
+    @property
+    def regressions(self) -> list[Finding]:
+        """Return what speaks against the later run, the worst first."""
+        return self._of("fell", "worse", "vanished", "skipped", "lost")
+
+    @property
+    def improvements(self) -> list[Finding]:
+        """Return what speaks for it, the best first."""
+        return self._of("rose", "better")
+
+    def count(self, *what: str) -> int:
+        """Count the probes of some kinds of findings, whole cases as one each."""
+        return sum(found.count or found.cases for found in self._of(*what))
+
+    def _of(self, *what: str) -> list[Finding]:
+        found = [finding for finding in self._found.values() if finding.what in what]
+        return sorted(found, key=lambda f: (what.index(f.what), -f.severity, -f.count))

@@ -1,0 +1,259 @@
+"""What a report shows of an item beside its numbers: the first wrong tensor, and pictures."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from conformance import tolerance
+from conformance.captions import Probe, caption
+from conformance.compare import Record, correlation, rms_of
+from conformance.error_map import Errors
+from conformance.golden import SPLICE, Golden
+from conformance.judge import IMAGE, TIME_PROJ
+from conformance.layout import PIXELS
+from conformance.pixels import LEVELS
+from conformance.position import Choice
+from conformance.report.text import one_line
+from conformance.sampling import TIMESTEPS, term_and_step
+from conformance.scenarios import BASE
+from conformance.tables import table_arithmetic
+from conformance.tensor_axes import axes_of, groups_of, heads_of
+from conformance.triptych import triptychs
+
+if TYPE_CHECKING:
+    from conformance.case import Case
+    from conformance.port import Arrays
+    from conformance.runner import Result
+    from conformance.traces import Traces, Values
+
+FEW = 3
+"""Items of a component for which the oracle is asked, where its values are not at hand."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a port answered in one case, and what it was judged by.
+
+    Attributes:
+        golden: What it was judged by.
+        outputs: Of the port.
+        probes: Of the port.
+        values: The oracle's whole values, where they are at hand.
+        explained: Whether splice mode has found the fault already.
+    """
+
+    golden: Golden
+    outputs: Arrays
+    probes: Arrays
+    values: Values | None = None
+    explained: bool = False
+
+    def got(self, name: str) -> np.ndarray | None:
+        """Return what the port computed: a probe, an output, or a step of one."""
+        _, step = term_and_step(name)
+        whole = self.golden.sketched_output(name)
+        if name not in self.outputs and whole in self.outputs and step is not None:
+            return self.outputs[whole][step]
+        return self.outputs.get(name, self.probes.get(name))
+
+    def truth(self, name: str) -> np.ndarray | None:
+        """Return what is right, whole, where it is at hand."""
+        if name == PIXELS:
+            image = self.outputs[IMAGE].astype(np.float64)
+            return np.rint(np.moveaxis(image, 1, -1) * LEVELS)  # as pixels are judged
+        if name == TIME_PROJ and self.golden.embedding is not None:
+            return self.golden.embedding
+        kept = self.golden.tables | self.golden.outputs
+        return kept.get(name, None if self.values is None else whole_value(self.values, name))
+
+
+def whole_value(values: Values, name: str) -> np.ndarray | None:
+    """Return a probe or output of the oracle."""
+    return values.probes.get(name, values.outputs.get(name))
+
+
+class Evidence:
+    """Makes the evidence of the items of one runner, not more than a report shows."""
+
+    def __init__(self, traces: Traces) -> None:
+        """Keep what gives the oracle's values where they are not at hand."""
+        self._traces = traces
+        self._choice = Choice()
+        self._asked: Counter[str] = Counter()
+        self._images: dict[str, np.ndarray] = {}
+
+    def of(self, result: Result, answer: Answer) -> dict[str, Any]:
+        """Return the evidence of an item; never raises.
+
+        Args:
+            result: What came of it, or of one block of it.
+            answer: What the port answered.
+
+        Returns:
+            `tensor` and `pictures` where there is something to see, and how many tensors are
+            `left_out` because enough are shown or they could not be made.
+        """
+        try:
+            found = self._tensor(result, answer) if result.verdict == "fail" else {}
+            return found | self._pictures(result, answer)
+        except Exception as error:  # noqa: BLE001 - a picture that cannot be made costs no verdict
+            sys.stderr.write(f"{result.item_id}: no picture of the error: {one_line(error)}\n")
+            return {"left_out": 1}
+
+    def _tensor(self, result: Result, answer: Answer) -> dict[str, Any]:
+        record = next(r for r in result.records if r.verdict == "fail")
+        got, truth = answer.got(record.name), answer.truth(record.name)
+        if got is None or got.size != math.prod(record.shape) or result.case.exact:
+            return {}
+        if truth is None and (answer.values is not None or answer.explained):
+            return {}
+        if not self._choice.takes(_line(result)):
+            return {"left_out": 1}
+        if truth is None:
+            values = self._ask(result.case, answer.golden)
+            truth = None if values is None else whole_value(values, record.name)
+        if truth is None:
+            return {"left_out": 1}
+        if truth.dtype.kind in "iu":
+            return {}
+        unit = unit_of(answer.golden, record, truth, result.execution.dtype)
+        shown = tensor_facts(result.case, record, got.reshape(truth.shape), truth, unit)
+        return {"tensor": {"case": result.item_id, **shown}}
+
+    def _ask(self, case: Case, golden: Golden) -> Values | None:
+        """Ask the oracle, but not often, and not at full size: that would take minutes."""
+        if case.full_size or self._asked[case.component] >= FEW:
+            return None
+        self._asked[case.component] += 1
+        return self._traces(case, golden)
+
+    def _pictures(self, result: Result, answer: Answer) -> dict[str, Any]:
+        """Draw a pipeline's pictures; those of splice mode are made of the oracle's terms."""
+        case = result.case
+        if not case.is_pipeline or PIXELS not in answer.outputs:
+            return {}
+        truth = None if answer.values is None else answer.values.outputs[IMAGE]
+        if truth is not None:
+            self._images[case.id] = truth
+        own = [r for r in result.records if r.name in {IMAGE, PIXELS}]
+        seen = own if result.execution.mode == SPLICE else result.records
+        passing = all(record.verdict == "pass" for record in seen)
+        if passing and (case.scenario.name != BASE or result.execution.mode == SPLICE):
+            return {}
+        truth = self._images.get(case.id)
+        if truth is None and not passing:
+            values = self._ask(case, answer.golden)
+            truth = None if values is None else values.outputs[IMAGE]
+        wanted = answer.golden.outputs.get(PIXELS)
+        if wanted is None and truth is not None:
+            wanted = np.rint(np.moveaxis(truth, 1, -1) * LEVELS).astype(np.uint8)
+        pixels = answer.outputs[PIXELS]
+        if wanted is None or wanted.shape != pixels.shape:
+            return {}
+        return {"pictures": triptychs(pixels, wanted, answer.outputs[IMAGE], truth)}
+
+
+def _line(result: Result) -> dict[str, Any]:
+    """Return what `position` reads of a case line."""
+    return {
+        "case": result.item_id,
+        "component": result.case.component,
+        "mode": result.execution.mode,
+        "first_divergence": result.first_divergence,
+        "probes": [{"name": r.name, "kind": r.kind} for r in result.records if r.kind == "output"],
+    }
+
+
+def unit_of(golden: Golden, record: Record, truth: np.ndarray, arithmetic: str) -> np.ndarray:
+    """Return the absolute error that has ratio 1: of the whole, or of each entry of a table.
+
+    Args:
+        golden: What the port was judged by.
+        record: Its judgement.
+        truth: What is right, whole.
+        arithmetic: What the port computed in.
+
+    Returns:
+        float64, a number or an array of the truth's shape.
+    """
+    if record.name == PIXELS:
+        return np.array(record.noise)
+    size: Any = rms_of(truth)
+    noise: Any = record.noise
+    own = table_arithmetic(arithmetic)
+    if record.name in golden.table_noise.get(own, {}):
+        noise, arithmetic = golden.table_noise[own][record.name], own
+        size = np.maximum(np.abs(truth), 1) if record.name == TIMESTEPS else np.abs(truth)
+        size = np.where(size > 0, size, np.max(size))
+    elif record.name == TIME_PROJ and golden.embedding_noise is not None and not record.approximate:
+        exact = arithmetic == "float64"
+        noise = golden.embedding_noise * (tolerance.FLOAT64_FROM_FLOAT32 if exact else 1)
+        size = 1.0  # of sines and cosines
+    unit = np.maximum(noise, tolerance.floor(arithmetic)) * size
+    return np.where(unit > 0, unit, 1.0)
+
+
+def tensor_facts(
+    case: Case, record: Record, got: np.ndarray, truth: np.ndarray, unit: np.ndarray
+) -> dict[str, Any]:
+    """Return what a report shows of a wrong tensor, as docs/report.md says.
+
+    Args:
+        case: The case.
+        record: The judgement of the tensor.
+        got: What the port computed.
+        truth: What is right, of the same shape.
+        unit: From `unit_of`.
+
+    Returns:
+        Strict JSON: numbers have four digits, NaN and infinities are strings.
+    """
+    wide = got.astype(np.float64)
+    with np.errstate(all="ignore"):
+        distance = np.nan_to_num(np.abs(wide - truth), nan=np.inf)
+        axes = axes_of(record.name, truth.shape)
+        errors = Errors(wide / unit, truth / unit, axes)
+    heads = heads_of(case, record.name, truth.shape[-1] if truth.ndim else 1)
+    probe = Probe(record.name, heads, groups_of(case, record.name, axes))
+    worst = np.unravel_index(int(np.argmax(distance)), truth.shape)
+    return _strict(
+        {
+            "probe": record.name,
+            "kind": record.kind,
+            "shape": list(truth.shape),
+            "axes": list(axes),
+            "err": record.err,
+            "noise": record.noise,
+            "ratio": record.ratio,
+            "pcc": correlation(got, truth),
+            "slices": errors.slices(heads),
+            "map": errors.map(),
+            "caption": caption(errors, probe),
+            "worst": {
+                "index": [int(i) for i in worst],
+                "got": float(wide[worst]),
+                "expected": float(truth[worst]),
+            },
+        }
+    )
+
+
+_DIGITS = {"pcc": 12, "got": 9, "expected": 9}
+"""Of numbers that are compared with each other; 4 of all others."""
+
+
+def _strict(value: Any, digits: int = 4) -> Any:
+    """Make a value short, strict JSON."""
+    if isinstance(value, dict):
+        return {key: _strict(item, _DIGITS.get(key, digits)) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_strict(item, digits) for item in value]
+    if isinstance(value, float):
+        return float(f"{value:.{digits}g}") if math.isfinite(value) else f"{value}"
+    return value

@@ -1,0 +1,29 @@
+"""Causes, not probes: what the failures of a run come down to, in words."""
+
+from __future__ import annotations
+
+from conformance.report.records import Fault, Summary
+from conformance.report.text import shorten
+
+_MOST, _PROBES = 3, 60
+
+
+def causes_sentence(summary: Summary) -> str:
+    """Say how many causes explain how many failures."""
+    causes, failures = len(summary.faults), summary.counts["fail"]
+    verb = "cause explains" if causes == 1 else "causes explain"
+    return f"{causes} {verb} {failures} failure{'' if failures == 1 else 's'}"
+
+
+def causes_text(summary: Summary) -> str:
+    """Say it with the first few causes named."""
+    named = ", ".join(cause_name(fault) for fault in summary.faults[:_MOST])
+    more = len(summary.faults) - _MOST
+    return f"{causes_sentence(summary)}: {named}" + (f" and {more} more" if more > 0 else "")
+
+
+def cause_name(fault: Fault) -> str:
+    """Name one cause, and say how sure that is."""
+    if not fault.mutant:
+        return f"unknown, at {shorten(fault.probes, _PROBES)}"
+    return f"{fault.mutant} (confirmed)" if fault.confirmed else f"perhaps {fault.mutant}"

@@ -1,0 +1,28 @@
+"""The reports of a run's folder: written when it ends, and again by `report`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from conformance.report.badge import badge_svg
+from conformance.report.html import write_html
+from conformance.report.junit import write_junit
+from conformance.report.markdown import write_markdown
+from conformance.report.run import read_run
+
+REPORTS = ("index.html", "junit.xml", "summary.md", "badge.svg")
+
+
+def write_reports(out: Path) -> None:
+    """Write the page, the JUnit file, the Markdown summary and the badge of a run.
+
+    Args:
+        out: The folder with `results.jsonl` and, once the run has ended, `summary.json`.
+
+    Raises:
+        UsageError: `out` holds no results.jsonl.
+    """
+    write_html(out)
+    write_junit(out)
+    write_markdown(out)
+    (out / "badge.svg").write_text(badge_svg(read_run(out).summary), encoding="ascii")

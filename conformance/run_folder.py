@@ -1,0 +1,246 @@
+"""The folder of a run: one process writes it at a time, and a kill costs it no whole line."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import math
+import os
+from collections.abc import Iterable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import IO, Any
+from weakref import WeakValueDictionary, finalize
+
+from conformance.errors import UsageError
+
+RESULTS = "results.jsonl"
+SUMMARY = "summary.json"
+
+LOCK = ".lock"
+"""Stands for the lock where the kernel has none for folders."""
+
+
+class RunFolder:
+    """Holds a folder for this process, and writes results.jsonl line by line."""
+
+    def __init__(self, path: Path) -> None:
+        """Create the folder and keep other processes from writing to it until it is closed.
+
+        Args:
+            path: The folder.
+
+        Raises:
+            UsageError: It cannot be written, or another process writes to it.
+        """
+        self.path = path
+        self._file: IO[str] | None = None
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            self._lock: _Lock | None = _lock(path)
+        except OSError as error:
+            raise _unwritable(path, error) from error
+
+    def records(self) -> list[dict[str, Any]]:
+        """Read the whole lines of the run that is there; one that a kill cut is left out.
+
+        Returns:
+            The header, then the other lines; nothing where there is no whole header.
+
+        Raises:
+            UsageError: The file there holds no run.
+        """
+        path = self.path / RESULTS
+        if not path.exists():
+            return []
+        try:
+            return read_records(path)
+        except (OSError, ValueError) as error:
+            message = f"cannot resume: {path} is not a run's results; drop --resume"
+            raise UsageError(message) from error
+
+    def begin(self, records: Iterable[dict[str, Any]], stale: Iterable[str] = ()) -> None:
+        """Replace results.jsonl, all of it or nothing, and go on after the last of these lines.
+
+        Args:
+            records: The header, and what an earlier run has already found.
+            stale: Names of files of an earlier run, to be removed.
+
+        Raises:
+            UsageError: The folder cannot be written.
+        """
+        try:
+            self._rewrite(records)
+            for name in stale:
+                (self.path / name).unlink(missing_ok=True)
+        except OSError as error:
+            raise _unwritable(self.path, error) from error
+
+    def _rewrite(self, records: Iterable[dict[str, Any]]) -> None:
+        if self._file is not None:
+            self._file.close()
+        write_whole(self.path / RESULTS, map(row, records))
+        self._file = (self.path / RESULTS).open("a", encoding="utf-8")
+
+    def append(self, record: dict[str, Any]) -> None:
+        """Add a line to results.jsonl: once this returns, no kill of this process loses it."""
+        if self._file is None:
+            message = f"{self.path}: the run has not begun"
+            raise ValueError(message)
+        self._file.write(row(record))
+        self._file.flush()
+
+    def close(self) -> None:
+        """Let others write to the folder."""
+        if self._file is not None:
+            self._file.close()
+        self._file = self._lock = None
+
+
+def _unwritable(path: Path, error: OSError) -> UsageError:
+    return UsageError(f"cannot write the report to {path}: {error.strerror}; give another --out")
+
+
+def read_records(path: Path) -> list[dict[str, Any]]:
+    """Read results.jsonl; a line that is no JSON is one that a kill cut, and is left out.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The header, then the other lines; nothing where a kill cut the header.
+
+    Raises:
+        OSError: It cannot be read.
+        ValueError: It is another kind of file; the message names the line.
+    """
+    with path.open("rb") as rows:
+        return list(_records(rows))
+
+
+def _records(rows: Iterable[bytes]) -> Iterator[dict[str, Any]]:
+    header = False
+    for number, text in enumerate(rows, start=1):
+        try:
+            record = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            if number == 1 and text.endswith(b"\n"):
+                message = f"line 1 is no header: {error}"
+                raise ValueError(message) from error
+            continue
+        kind = record.get("type") if isinstance(record, dict) else None
+        named = kind in {"header", "footer"} or (
+            kind in {"case", "control"} and isinstance(record.get("case"), str)
+        )
+        if not named or (kind == "header") is header:
+            message = f"line {number} is no line of a run"
+            raise ValueError(message)
+        header = True
+        yield record
+
+
+def write_whole(path: Path, parts: Iterable[str]) -> None:
+    """Write a text file: a kill leaves the old one, or the new one, never a part.
+
+    Args:
+        path: The file.
+        parts: The text, in pieces.
+    """
+    draft = path.with_name(f".{path.name}.part")
+    with draft.open("w", encoding="utf-8") as file:
+        file.writelines(parts)
+        file.flush()
+        os.fsync(file.fileno())
+    draft.replace(path)
+
+
+def row(record: dict[str, Any]) -> str:
+    """Write a record as a line of results.jsonl."""
+    return json.dumps(plain(record), separators=(",", ":")) + "\n"
+
+
+def plain(value: Any) -> Any:
+    """Make a value strict JSON: NaN and infinities become strings."""
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return "nan" if math.isnan(value) else ("inf" if value > 0 else "-inf")
+    return value
+
+
+class _Lock:
+    """A folder's lock: the kernel's, which ends with the process, or else a file."""
+
+    def __init__(self, folder: Path) -> None:
+        """Take it.
+
+        Raises:
+            UsageError: Another process holds it.
+            OSError: The folder cannot be read or written.
+        """
+        descriptor = _kernel_lock(folder)
+        if descriptor is not None:
+            finalize(self, os.close, descriptor)
+        else:
+            finalize(self, partial(_file_lock(folder).unlink, missing_ok=True))
+
+
+_HELD: WeakValueDictionary[Path, _Lock] = WeakValueDictionary()
+
+
+def _lock(folder: Path) -> _Lock:
+    """Return the lock of a folder; a process that holds it already shares it with itself."""
+    place = folder.resolve()
+    held = _HELD.get(place)
+    if held is None:
+        held = _HELD[place] = _Lock(folder)
+    return held
+
+
+def _kernel_lock(folder: Path) -> int | None:
+    """Lock a folder in the kernel; None where there is no such lock (Windows, some NFS)."""
+    try:
+        fcntl: Any = importlib.import_module("fcntl")
+    except ImportError:
+        return None
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise _taken(folder, _writer(folder)) from None
+    except OSError:
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+def _file_lock(folder: Path) -> Path:
+    """Lock a folder by a file in it, which outlives a process that is killed."""
+    path = folder / LOCK
+    try:
+        with path.open("x", encoding="ascii") as file:
+            file.write(str(os.getpid()))
+    except FileExistsError:
+        holder = path.read_text("ascii", errors="replace")[:20]
+        holder = holder if holder.isdigit() else ""
+        message = f"{_taken(folder, holder)}; if no such process runs any longer, delete {path}"
+        raise UsageError(message) from None
+    return path
+
+
+def _taken(folder: Path, holder: str) -> UsageError:
+    who = f"process {holder}" if holder else "another process"
+    return UsageError(f"{who} writes its run to {folder}: wait for it, or give another --out")
+
+
+def _writer(folder: Path) -> str:
+    """Return the number of the process that began the run in a folder; empty if unknown."""
+    try:
+        with (folder / RESULTS).open("rb") as file:
+            process = json.loads(file.readline()).get("process")
+    except (OSError, ValueError, AttributeError):
+        return ""
+    return str(process) if isinstance(process, int) else ""

@@ -1,0 +1,275 @@
+"""Shards of a run, merged, are the run; what does not belong together is refused."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from conformance import cli
+from conformance.run_folder import row
+
+CASES = "tokenizer/-/plain or unet/tiny/base or unet/tiny/batch1 or unet/tiny/quiet"
+CHANGING = ("seconds", "started", "process", "environment", "place")
+
+
+def read(out: Path) -> list[dict[str, Any]]:
+    """Read results.jsonl."""
+    return [json.loads(text) for text in (out / "results.jsonl").read_text("utf-8").splitlines()]
+
+
+def write(out: Path, records: list[dict[str, Any]]) -> None:
+    """Write results.jsonl."""
+    (out / "results.jsonl").write_text("".join(map(row, records)), "utf-8")
+
+
+def lasting(record: dict[str, Any]) -> dict[str, Any]:
+    """Return a record without what depends on when and where it was made."""
+    return {key: value for key, value in record.items() if key not in CHANGING}
+
+
+def summary_of(out: Path) -> dict[str, Any]:
+    """Read summary.json without what depends on when and where it was made."""
+    return lasting(json.loads((out / "summary.json").read_text("utf-8")))
+
+
+def run(out: Path, port: str, *options: str, cases: str = CASES) -> int:
+    """Run a part of the suite into a folder."""
+    return cli.main(["run", port, "-k", cases, "--out", str(out), *options])
+
+
+def merge(out: Path, *folders: Path) -> int:
+    """Merge folders."""
+    return cli.main(["merge", *map(str, folders), "--out", str(out)])
+
+
+def run_shards(
+    folder: Path, port: str, count: int, *options: str, cases: str = CASES
+) -> list[Path]:
+    """Run every shard into a folder of its own."""
+    folders = [folder / f"shard{i}" for i in range(1, count + 1)]
+    for i, out in enumerate(folders, start=1):
+        run(out, port, "--shard", f"{i}/{count}", *options, cases=cases)
+    return folders
+
+
+@pytest.fixture
+def shards(golden_copy, port_file, tmp_path: Path) -> list[Path]:
+    """Run two shards of a right port."""
+    assert golden_copy.root.exists()
+    return run_shards(tmp_path, port_file, 2)
+
+
+REAL = (
+    "text_encoder/tiny/base or text_encoder/tiny/empty or text_encoder/tiny/short or "
+    "scheduler/ddim/-/base or scheduler/euler/-/base or scheduler/lms/-/base"
+)
+
+FAULTY = """
+from conformance.mutants.catalogue import CATALOGUE
+from conformance.mutants.port import MutantPort
+
+
+class Faulty:
+    wrong = MutantPort(next(m for m in CATALOGUE if m.id == "clip-exact-gelu"))
+
+    def hello(self):
+        return self.wrong.hello()
+
+    def load(self, component, *arguments):
+        port = self.wrong if component == "text_encoder" else self.wrong.port
+        return port.load(component, *arguments)
+"""
+
+
+def test_four_shards_are_the_run(tmp_path: Path) -> None:
+    """Four shards of a right port, each conformant, merge to the very results of one run."""
+    pytest.importorskip("torch")
+    assert run(tmp_path / "one", "sd1_impl", "--mode", "trace", cases=REAL) == 0
+    folders = run_shards(tmp_path, "sd1_impl", 4, "--mode", "trace", cases=REAL)
+    assert merge(tmp_path / "merged", *reversed(folders)) == 0
+    assert [*map(lasting, read(tmp_path / "merged"))] == [*map(lasting, read(tmp_path / "one"))]
+    assert summary_of(tmp_path / "merged") == summary_of(tmp_path / "one")
+
+
+def test_four_shards_of_a_faulty_port(tmp_path: Path) -> None:
+    """Verdict, counts, ratios, causes and the first divergence with its hint are those of one run."""
+    pytest.importorskip("diffusers")
+    port = tmp_path / "faulty.py"
+    port.write_text(FAULTY, "utf-8")
+    spec = f"{port}:Faulty"
+    assert run(tmp_path / "one", spec, cases=REAL) == 1
+    folders = run_shards(tmp_path, spec, 4, cases=REAL)
+    verdicts = {summary_of(folder)["verdict"] for folder in folders}
+    assert verdicts == {"conformant", "nonconformant"}
+    assert merge(tmp_path / "merged", *folders) == 1
+    assert [*map(lasting, read(tmp_path / "merged"))] == [*map(lasting, read(tmp_path / "one"))]
+    one, merged = summary_of(tmp_path / "one"), summary_of(tmp_path / "merged")
+    assert merged == one
+    assert one["faults"][0]["mutant"] == "clip-exact-gelu"
+    assert one["faults"][0]["confirmed"]
+
+
+Edit = Callable[[list[dict[str, Any]]], None]
+
+
+def header(**changes: object) -> Edit:
+    """Edit the header of results.jsonl."""
+    return lambda records: records[0].update(changes)
+
+
+def port(**changes: object) -> Edit:
+    """Edit what the header says of the port."""
+    return lambda records: records[0]["port"].update(changes)
+
+
+REFUSED: dict[str, tuple[Edit, str]] = {
+    "suite": (header(suite="9"), "suite is not that of"),
+    "goldens": (header(goldens="0"), "goldens is not that of"),
+    "weights": (header(weights="0"), "weights is not that of"),
+    "limit": (header(limit=5.0), "limit is not that of"),
+    "control": (header(control="diffusers"), "control is not that of"),
+    "xfails": (header(xfails={"file": "a", "lines": {"1": "b"}}), "xfails is not that of"),
+    "port": (port(name="other"), "port's name is not that of"),
+    "version": (port(version="2"), "port's version is not that of"),
+    "digest": (port(sha256="0"), "port's digest is not that of"),
+    "items": (
+        lambda records: records[0]["items"].update(sha256="0"),
+        "items is not that of",
+    ),
+    "count": (header(shard="2/3"), "shard is not that of"),
+    "twice": (header(shard="1/2"), "shard 1/2 is that of .*shard1 too: leave one out"),
+    "whole-run": (header(shard=None), "shard names no part: only what `run --shard` wrote"),
+    "foreign-shard": (header(shard="3/2"), "shard names no part"),
+    "broken-off": (
+        lambda records: records.pop(),
+        "footer is missing: finish the run with --resume",
+    ),
+    "fewer": (lambda records: records.pop(1), "items are unfinished, 1 have no result: finish"),
+    "no-verdict": (lambda records: records[1].update(verdict="?"), "verdict of .* is damaged"),
+    "no-probes": (lambda records: records[1].update(probes=[7]), "probes of .* is damaged"),
+    "no-place": (lambda records: records[1].pop("place"), "place of .* is damaged"),
+    "no-case": (
+        lambda records: records[1].pop("case"),
+        "results.jsonl is no run's results .line 2",
+    ),
+    "no-time": (header(started="yesterday"), "started is no time"),
+}
+
+
+@pytest.mark.parametrize(("edit", "message"), REFUSED.values(), ids=REFUSED)
+def test_refused(shards, tmp_path: Path, capsys, edit: Edit, message: str) -> None:
+    """What does not belong together is refused in one line that names folder and field."""
+    records = read(shards[1])
+    edit(records)
+    write(shards[1], records)
+    assert merge(tmp_path / "out", *shards) == 2
+    (told,) = capsys.readouterr().err.splitlines()
+    assert re.match(rf"sd1-conformance: cannot merge {shards[1]}: its {message}", told)
+    assert not (tmp_path / "out").exists()
+
+
+def test_refuses_a_case_of_two_shards(shards, tmp_path: Path, capsys) -> None:
+    """A case that is in two shards is counted by neither."""
+    first, second = read(shards[0]), read(shards[1])
+    second[1] = first[1]
+    write(shards[1], second)
+    assert merge(tmp_path / "out", *shards) == 2
+    told = capsys.readouterr().err
+    assert re.search(r"shard2: its case \S+ is in \S+shard1 too: run it again", told)
+
+
+def test_refuses_other_items(shards, tmp_path: Path, capsys) -> None:
+    """Shards that agree among themselves and hold other cases than they say are no run."""
+    for folder in shards:
+        records = read(folder)
+        records[0]["items"]["sha256"] = "0"
+        write(folder, records)
+    assert merge(tmp_path / "out", *shards) == 2
+    assert "its items are not those that the shards hold" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", [None, b"", b"\xff\n\n", b"{}\n"], ids=str)
+def test_refuses_what_is_no_run(shards, tmp_path: Path, capsys, content: bytes | None) -> None:
+    """A folder without results, or with other results, is named."""
+    other = tmp_path / "other"
+    other.mkdir()
+    if content is not None:
+        (other / "results.jsonl").write_bytes(content)
+    assert merge(tmp_path / "out", *shards, other) == 2
+    assert f"cannot merge {other}: its results.jsonl is n" in capsys.readouterr().err
+
+
+def test_refuses_its_own_folder(shards, capsys) -> None:
+    """The folder of a shard is not overwritten."""
+    before = read(shards[0])
+    assert merge(shards[0], *shards) == 2
+    assert "is one of the shards: name another folder" in capsys.readouterr().err
+    assert read(shards[0]) == before
+
+
+def test_missing_shard(shards, tmp_path: Path, capsys) -> None:
+    """What is not there may be wrong: the run is incomplete, and says which shard is missing."""
+    out = tmp_path / "out"
+    assert merge(out, shards[1]) == 3
+    assert "without shard 1/2" in capsys.readouterr().out
+    summary = summary_of(out)
+    assert (summary["verdict"], summary["missing_shards"]) == ("incomplete", ["1/2"])
+    assert [record["type"] for record in read(out)].count("case") == len(read(shards[1])) - 2
+
+
+def test_missing_shard_of_a_wrong_port(
+    golden_copy, port_file, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    """What is wrong stays wrong, whatever is missing."""
+    monkeypatch.setenv("FAKE_PORT", "negates")
+    folders = run_shards(tmp_path, port_file, 2)
+    wrong = next(f for f in folders if summary_of(f)["verdict"] == "nonconformant")
+    assert merge(tmp_path / "out", wrong) == 1
+    assert summary_of(tmp_path / "out")["missing_shards"]
+    assert "without shard" in capsys.readouterr().out
+
+
+def test_expected_failures_are_checked_over_the_whole(
+    golden_copy, port_file, tmp_path: Path, monkeypatch
+) -> None:
+    """No shard knows whether an entry is of use elsewhere; the merged run does."""
+    monkeypatch.setenv("FAKE_PORT", "negates")
+    known = tmp_path / "known.txt"
+    known.write_text(
+        "unet/tiny/* | * | * | inf | sign | \ntokenizer/* | * | * | 9 | old | ", "utf-8"
+    )
+    options = ("--xfails", str(known))
+    assert run(tmp_path / "one", port_file, *options) == 1
+    folders = run_shards(tmp_path, port_file, 2, *options)
+    assert [summary_of(folder)["xfails"]["problems"] for folder in folders] == [[], []]
+    assert {summary_of(folder)["verdict"] for folder in folders} == {"conformant"}
+    assert merge(tmp_path / "out", *folders) == 1
+    one, merged = summary_of(tmp_path / "one"), summary_of(tmp_path / "out")
+    assert merged == one
+    assert merged["xfails"]["problems"] == ["line 2: now passes: delete it (tokenizer/* | *)"]
+    assert merged["counts"]["xpass"] == 1
+
+
+def test_resumed_shard(shards, port_file, tmp_path: Path) -> None:
+    """A shard that was broken off and resumed is merged like any other."""
+    rows = (shards[0] / "results.jsonl").read_bytes().splitlines(keepends=True)
+    (shards[0] / "results.jsonl").write_bytes(b"".join(rows[:2])[:-9])
+    assert merge(tmp_path / "out", *shards) == 2
+    assert run(shards[0], port_file, "--shard", "1/2", "--resume") == 0
+    assert merge(tmp_path / "out", *shards) == 0
+    assert run(shards[0], port_file, "--shard", "2/2", "--resume") == 2
+
+
+def test_environments_are_told_together(shards, tmp_path: Path) -> None:
+    """Machines may differ; the report names what each of them was."""
+    records = read(shards[1])
+    records[0]["environment"]["cpu"] = "another"
+    write(shards[1], records)
+    assert merge(tmp_path / "out", *shards) == 0
+    cpu = read(tmp_path / "out")[0]["environment"]["cpu"]
+    assert cpu.endswith(" | another")
