@@ -15,7 +15,9 @@ from tqdm import tqdm
 from conformance.cli_common import command, oracle_module
 from conformance.errors import ExitCode, UsageError
 from conformance.fingerprint import write_library
-from conformance.results import DEFAULT_OUT, plain
+from conformance.known_bugs import write_catalogue
+from conformance.results import DEFAULT_OUT
+from conformance.run_folder import plain
 
 PAGE = Path("docs") / "mutants.md"
 
@@ -31,7 +33,8 @@ def add_commands(commands: Any) -> None:
     mutants.add_argument(
         "--update",
         action="store_true",
-        help="write the fingerprints by which hints are given, and docs/mutants.md, anew",
+        help="write anew the fingerprints by which hints are given, the catalogue that reports show "
+        "and docs/mutants.md",
     )
 
 
@@ -69,6 +72,8 @@ def _mutants(arguments: argparse.Namespace) -> int:
     _write(path, json.dumps(plain(summary), indent=1) + "\n")
     if arguments.update:
         write_library(known)
+        record = importlib.import_module("conformance.mutants.record").record
+        write_catalogue(*record(summary))
         page = importlib.import_module("conformance.mutants.page").page(summary)
         PAGE.write_text(page, encoding="utf-8")
     print("\n".join(_verdict(summary)))

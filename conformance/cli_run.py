@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from conformance.execution import Execution, items
 from conformance.golden import SPLICE, TRACE
 from conformance.parallel import Job, Report, run_parallel
 from conformance.port import Hello, close
+from conformance.ray_executor import greet_on_ray, run_on_ray, session
 from conformance.report.terminal import verdict_lines, wants_colour
 from conformance.results import DEFAULT_OUT, Results
 from conformance.runner import Runner
@@ -39,6 +41,8 @@ from conformance.xfails import Xfails
 
 BACKENDS = ("sdpa",)
 CONTROL_HELP = "the reference, in the same job; default diffusers but on the CPU; none: without"
+EXECUTORS = ("local", "ray")
+EXECUTOR_HELP = "where: this machine, or the Ray cluster that RAY_ADDRESS names (extra `ray`)"
 MODES = (SPLICE, TRACE)
 """In the order in which they are run: a trace is explained by what splicing found."""
 
@@ -58,7 +62,8 @@ def add_command(commands: Any) -> None:
     run.add_argument("--witness-inputs", type=Path, metavar="DIR", help="their noise files")
     run.add_argument("--traces", type=Path, metavar="DIR", help="trace packs for splice mode")
     run.add_argument("--shard", metavar="I/N", help="one part of N, by cost")
-    run.add_argument("-n", type=int, default=1, metavar="JOBS", help="processes that share the run")
+    run.add_argument("-n", type=int, default=0, metavar="JOBS", help="processes that share the run")
+    run.add_argument("--executor", choices=EXECUTORS, default=EXECUTORS[0], help=EXECUTOR_HELP)
     add_limits(run)
     run.add_argument("--control", metavar="PORT", help=CONTROL_HELP)
     cli_diff.add_baseline(run)
@@ -125,11 +130,16 @@ def _run(arguments: argparse.Namespace) -> int:
     arguments.xfails = Xfails.read(arguments.xfails) if arguments.xfails else None
     arguments.shard = Shard.parse(arguments.shard) if arguments.shard else None
     job = Job(arguments.port, limits_of(arguments), arguments.traces)
-    runner = job.runner()
-    try:
-        return _judge(arguments, cases, job, runner, variant)
-    finally:
-        close(runner.port)
+    on_ray = arguments.executor == "ray"
+    with session(arguments.n) if on_ray else nullcontext():
+        runner = job.runner()
+        try:
+            machine = None
+            if on_ray:
+                runner.hello, machine = greet_on_ray(job, on_gpu=arguments.device == "cuda")
+            return _judge(arguments, cases, job, runner, variant, machine)
+        finally:
+            close(runner.port)
 
 
 def _judge(
@@ -138,6 +148,7 @@ def _judge(
     job: Job,
     runner: Runner,
     variant: FileVariant | None,
+    machine: dict[str, str] | None,
 ) -> int:
     cases = offered(cases, runner.hello, named=split(arguments.component) or [])
     mode = arguments.mode or default_modes(runner.hello, arguments.traces)
@@ -153,6 +164,7 @@ def _judge(
         arguments.port,
         scope_of(judged) + (f"; {variant.text}" if variant else ""),
         resume=selection.own if arguments.resume else None,
+        machine=machine,
         xfails=arguments.xfails,
         options=_options(arguments),
         weights=variant.facts() if variant else None,
@@ -163,7 +175,10 @@ def _judge(
     )
     if variant is not None:
         live = oracle_module("conformance.live_goldens")
-        live.record_missing(cases, {run.dtype for run in runs}, partial(print, flush=True))
+        mine = {case.id: case for case, _ in own}
+        live.record_missing(
+            list(mine.values()), {run.dtype for run in runs}, partial(print, flush=True)
+        )
     done = {line["case"] for line in results.lines}
     watched = {line["case"] for line in results.control}
     total = len(selection.own) + (len(control.items) if control else 0)
@@ -175,8 +190,8 @@ def _judge(
     quiet = not sys.stderr.isatty()
     with tqdm(total=total, initial=len(done) + len(watched), disable=quiet, unit="case") as bar:
         report = partial(_report, results, bar, selection)
-        if arguments.n > 1:
-            run_parallel(job, left, arguments.n, report)
+        if arguments.n > 1 or arguments.executor == "ray":
+            _share(arguments, job, left, report)
         else:
             for case, execution in left:
                 report(runner.run(case, execution).as_json())
@@ -185,7 +200,7 @@ def _judge(
             if witness is not None and execution.item_id(case) in wanted:
                 report(witness.run(case, execution).as_json())
         if control is not None:
-            control.run(watched, partial(_shared, arguments.n), report)
+            control.run(watched, partial(_share, arguments), report)
     summary = results.close(runner, {case.id: case for case in cases})
     told = verdict_lines(summary, results.lines, colour=wants_colour(sys.stdout))
     print("\n".join(told))
@@ -195,9 +210,14 @@ def _judge(
     return int(exit_code(summary))
 
 
-def _shared(jobs: int, job: Job, left: list[tuple[Case, Execution]], report: Report) -> None:
-    """Run items in processes of their own."""
-    run_parallel(job, left, jobs, report)
+def _share(
+    arguments: argparse.Namespace, job: Job, left: list[tuple[Case, Execution]], report: Report
+) -> None:
+    """Run items in processes of their own, here or on a cluster."""
+    if arguments.executor == "ray":
+        run_on_ray(job, left, arguments.n, report)
+    else:
+        run_parallel(job, left, max(1, arguments.n), report)
 
 
 def _report(results: Results, bar: Any, selection: Selection, line: dict[str, Any]) -> None:

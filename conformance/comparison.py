@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from conformance.findings import BEYOND_NOISE, Change, Finding, falls, severity
+from conformance.findings import BEYOND_NOISE, Change, Finding, falls
 from conformance.finished import PROBE_VERDICTS, Group, Judged, Names
 
 _FAIL = PROBE_VERDICTS.index("fail")
@@ -37,6 +37,40 @@ class _Paired:
         pairs = np.array(rows, dtype=np.intp).reshape(-1, 2)
         lost = tuple(key[1] for key in before if key not in places)
         return cls(pairs[:, 0], pairs[:, 1], lost)
+
+
+@dataclass(frozen=True)
+class _Kinds:
+    """Which probes of an item differ in numbers alone.
+
+    Attributes:
+        keys: One for each kind: the parts of the names between numbers.
+        of_row: int (probes,), places in `keys`.
+    """
+
+    keys: list[tuple[str, ...]]
+    of_row: np.ndarray
+
+    @classmethod
+    def of(cls, names: Names) -> _Kinds:
+        """Tell them apart."""
+        found = [_kind(name) for _, name in names]
+        keys = list(dict.fromkeys(found))
+        places = {key: place for place, key in enumerate(keys)}
+        return cls(keys, np.array([places[key] for key in found], dtype=np.intp))
+
+
+def _kind(name: str) -> tuple[str, ...]:
+    """Return the parts of a name between its numbers."""
+    return tuple(re.split(r"\d+", name))
+
+
+def _factors(before: np.ndarray, after: np.ndarray) -> np.ndarray:
+    """Return `severity` of each pair of ratios."""
+    ends = [np.maximum(1, np.where(np.isnan(ratios), np.inf, ratios)) for ratios in (before, after)]
+    low, high = np.minimum(*ends), np.maximum(*ends)
+    with np.errstate(invalid="ignore"):
+        return np.where(np.isinf(low), 1.0, high / low)
 
 
 class Comparison:
@@ -76,6 +110,7 @@ class Comparison:
         self._skips: list[tuple[str, Judged, Judged]] = []
         self._groups: set[Group] = set()
         self._pairs: dict[tuple[int, int], _Paired] = {}
+        self._kinds: dict[int, _Kinds] = {}
         self._found: dict[tuple[str, ...], Finding] = {}
 
     def add(self, case: str, after: Judged) -> None:
@@ -111,8 +146,7 @@ class Comparison:
         self._pairs[key] = paired
         if paired.lost and before.measured and after.measured and self._same_units:
             self.lost[case] = paired.lost
-            for name in paired.lost:
-                self._note("lost", case, before.component, name)
+            self._note_lost(case, before.component, paired.lost)
         i, j = paired.before, paired.after
         old, new = (
             np.where(np.isnan(ratios), np.inf, ratios)
@@ -134,31 +168,44 @@ class Comparison:
     def _note_probes(
         self, what: str, case: str, before: Judged, after: Judged, rows: np.ndarray
     ) -> None:
-        for i, j in rows.tolist():
-            ratios = (float(before.ratios[i]), float(after.ratios[j]))
-            verdicts = (before.probe_verdict(i), after.probe_verdict(j))
-            self._note(what, case, after.component, after.names[j][1], ratios, verdicts)
+        """Count the probes that moved by kind, and keep the worst of each."""
+        i, j = rows.T
+        kinds = self._kinds_of(after.names)
+        factors = _factors(before.ratios[i], after.ratios[j])
+        for kind in np.unique(kinds.of_row[j]).tolist():
+            own = np.flatnonzero(kinds.of_row[j] == kind)
+            names = [after.names[row][1] for row in j[own].tolist()]
+            worst = own[np.argmax(factors[own])]
+            found = self._noted(what, after.component, kinds.keys[kind], names)
+            if not found.case or factors[worst] > found.severity:
+                k, m = int(i[worst]), int(j[worst])
+                found.case, found.probe = case, after.names[m][1]
+                found.before, found.after = float(before.ratios[k]), float(after.ratios[m])
+                found.verdicts = (before.probe_verdict(k), after.probe_verdict(m))
 
-    def _note(
-        self,
-        what: str,
-        case: str,
-        component: str,
-        name: str,
-        ratios: tuple[float, float] | None = None,
-        verdicts: tuple[str, str] = ("", ""),
-    ) -> None:
-        """Count a probe, and keep it if it is the worst of its kind."""
-        key = (what, component, *re.split(r"\d+", name))
-        found = self._found.setdefault(key, Finding(what, component))
-        found.count += 1
-        found.names.add(name)
-        if found.last != case:
-            found.cases += 1
-            found.last = case
-        if not found.case or (ratios and severity(*ratios) > found.severity):
-            found.case, found.probe, found.verdicts = case, name, verdicts
-            found.before, found.after = ratios or (None, None)
+    def _note_lost(self, case: str, component: str, names: tuple[str, ...]) -> None:
+        """Count the probes of a case that are not handed out any more, by kind."""
+        kinds: dict[tuple[str, ...], list[str]] = {}
+        for name in names:
+            kinds.setdefault(_kind(name), []).append(name)
+        for key, own in kinds.items():
+            found = self._noted("lost", component, key, own)
+            found.case, found.probe = found.case or case, found.probe or own[0]
+
+    def _noted(self, what: str, component: str, kind: tuple[str, ...], names: list[str]) -> Finding:
+        """Count probes of one kind in one case."""
+        found = self._found.setdefault((what, component, *kind), Finding(what, component))
+        found.count += len(names)
+        found.cases += 1
+        found.names.update(names)
+        return found
+
+    def _kinds_of(self, names: Names) -> _Kinds:
+        """Return the kinds of the probes that many items share; they are told apart once."""
+        found = self._kinds.get(id(names))
+        if found is None:
+            found = self._kinds[id(names)] = _Kinds.of(names)
+        return found
 
     def _note_case(self, what: str, case: str, before: Judged, verdict: str, message: str) -> None:
         """Count a whole case among those of its component that end alike."""

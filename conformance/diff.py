@@ -148,6 +148,7 @@ class Diff:
             "notes": self.notes,
             "environment": self.environment,
             "counts": self.counts(),
+            "begins": self.begins,
             "verdicts": [{"before": b, "after": a, "cases": n} for (b, a), n in verdicts],
             "regressions": [found.as_json() for found in cases.regressions],
             "improvements": [found.as_json() for found in cases.improvements],

@@ -16,9 +16,9 @@ from conformance.tolerance import LIMIT
 
 _LEFT = 0.02
 """Share of an error that may be left unexplained."""
-_ENOUGH = 8
-"""Values from which a line, or an offset, can be told."""
-_SMALL = 0.01
+_ENOUGH, _SPREAD = 12, 3.0
+"""Values from which a line can be told, and how many of them have to matter: one is no line."""
+_SMALL = 0.1
 """A factor's distance from 1 that is told in percent."""
 _TURNS = 30
 _TREND, _TREND_SLICES, _TREND_TIMES = 0.97, 8, 3.0
@@ -47,15 +47,18 @@ def moved(errors: Errors) -> Iterator[Guess]:
 
 
 def scaled(errors: Errors) -> Iterator[Guess]:
-    """Guess that all values have one factor, or one offset."""
+    """Guess that all values have one factor, one offset, or both."""
     truth = errors.truth
     if truth.size < _ENOUGH:
         return
-    power = float(np.sum(truth**2))
-    if power > 0:
-        factor = float(np.sum(errors.got * truth)) / power
+    if _count(truth**2) >= _SPREAD:
+        factor = float(np.sum(errors.got * truth)) / float(np.sum(truth**2))
         yield f"{_factor_words(factor)}: a scale", factor * truth
     yield "one offset", truth + np.mean(errors.got - truth)
+    about = truth - np.mean(truth)
+    if _count(about**2) >= _SPREAD:
+        factor = float(np.sum(errors.got * about)) / float(np.sum(about**2))
+        yield f"{_factor_words(factor)} and an offset: a range", factor * about + errors.got.mean()
 
 
 def _factor_words(factor: float) -> str:
@@ -63,6 +66,12 @@ def _factor_words(factor: float) -> str:
     if abs(change) > _SMALL:
         return f"times {factor:.4g}"
     return f"{abs(change) * 100:.2g} % too {'large' if change > 0 else 'small'}"
+
+
+def _count(powers: np.ndarray, axes: tuple[int, ...] | None = None) -> float:
+    """Return how many values matter: of equal ones all, of one large among small ones 1."""
+    fourth = np.sum(powers**2, axis=axes)
+    return float(np.median(np.sum(powers, axis=axes) ** 2 / np.where(fourth > 0, fourth, np.inf)))
 
 
 def by_channel(errors: Errors) -> Iterator[Guess]:
@@ -78,8 +87,13 @@ def by_channel(errors: Errors) -> Iterator[Guess]:
         got, truth = (a - mean for a, mean in zip((errors.got, errors.truth), means, strict=True))
         bias = ": a bias" if kept == (axis,) else ""
         yield f"{whose} has an offset of its own{bias}", truth + means[0]
+        if _count(truth**2, others) < _SPREAD:
+            continue
         power = np.sum(truth**2, axis=others, keepdims=True)
-        factor = np.sum(got * truth, axis=others, keepdims=True) / np.where(power > 0, power, 1.0)
+        own = np.sum(got * truth, axis=others, keepdims=True)
+        alike = float(own.sum() / power.sum())
+        yield f"{_factor_words(alike)} about the mean of {whose}", alike * truth + means[0]
+        factor = own / np.where(power > 0, power, 1.0)
         yield f"{whose} has a factor of its own", factor * truth + means[0]
 
 
@@ -91,14 +105,14 @@ def by_token(errors: Errors) -> Iterator[Guess]:
     if errors.axes != ("batch", "token", "feature") or min(errors.truth.shape[1:]) < _ENOUGH:
         return
     difference = errors.got - errors.truth
+    if _count(np.sum(difference**2, axis=-1)) < _SPREAD:
+        return
     centre = np.zeros(errors.truth.shape[-1])
     for _ in range(_TURNS):
         about = errors.truth - centre
         factor = np.sum(difference * about, -1, keepdims=True) / np.sum(about**2, -1, keepdims=True)
-        power = np.sum(factor**2)
-        if not power > 0:
-            return
-        centre = np.sum(factor * (factor * errors.truth - difference), axis=(0, 1)) / power
+        pull = factor * (factor * errors.truth - difference)
+        centre = np.sum(pull, axis=(0, 1)) / np.sum(factor**2)
     yield "each token has a factor of its own", errors.truth + factor * (errors.truth - centre)
 
 

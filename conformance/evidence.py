@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from conformance import tolerance
-from conformance.captions import Probe, caption
+from conformance.captions import caption
 from conformance.compare import Record, correlation, rms_of
 from conformance.error_map import Errors
+from conformance.error_places import Probe
 from conformance.golden import SPLICE, Golden
 from conformance.judge import IMAGE, TIME_PROJ
 from conformance.layout import PIXELS
@@ -34,6 +35,9 @@ if TYPE_CHECKING:
 
 FEW = 3
 """Items of a component for which the oracle is asked, where its values are not at hand."""
+
+MOST_VALUES = 2**25
+"""Of a tensor that is looked into: what is made of a larger one might not fit the memory."""
 
 
 @dataclass(frozen=True)
@@ -99,26 +103,31 @@ class Evidence:
             `tensor` and `pictures` where there is something to see, and how many tensors are
             `left_out` because enough are shown or they could not be made.
         """
-        try:
-            found = self._tensor(result, answer) if result.verdict == "fail" else {}
-            return found | self._pictures(result, answer)
-        except Exception as error:  # noqa: BLE001 - a picture that cannot be made costs no verdict
-            sys.stderr.write(f"{result.item_id}: no picture of the error: {one_line(error)}\n")
-            return {"left_out": 1}
+        found: dict[str, Any] = {}
+        for make in (self._tensor, self._pictures):
+            try:
+                made = make(result, answer)
+            except Exception as error:  # noqa: BLE001 - what cannot be shown costs no verdict
+                sys.stderr.write(f"{result.item_id}: no picture of the error: {one_line(error)}\n")
+                made = {"left_out": 1}
+            both = found.get("left_out", 0) + made.get("left_out", 0)
+            found |= made | ({"left_out": both} if both else {})
+        return found
 
     def _tensor(self, result: Result, answer: Answer) -> dict[str, Any]:
-        record = next(r for r in result.records if r.verdict == "fail")
+        """Show the first wrong tensor, if its truth is at hand or worth asking for."""
+        record = next((r for r in result.records if r.verdict == "fail"), None)
+        if result.verdict != "fail" or record is None or result.case.exact:
+            return {}
         got, truth = answer.got(record.name), answer.truth(record.name)
-        if got is None or got.size != math.prod(record.shape) or result.case.exact:
+        unknown = truth is None and (answer.values is not None or answer.explained)
+        if unknown or got is None or got.size != math.prod(record.shape):
             return {}
-        if truth is None and (answer.values is not None or answer.explained):
-            return {}
-        if not self._choice.takes(_line(result)):
-            return {"left_out": 1}
-        if truth is None:
+        chosen = got.size <= MOST_VALUES and self._choice.takes(_line(result))
+        if chosen and truth is None:
             values = self._ask(result.case, answer.golden)
             truth = None if values is None else whole_value(values, record.name)
-        if truth is None:
+        if not chosen or truth is None:
             return {"left_out": 1}
         if truth.dtype.kind in "iu":
             return {}

@@ -58,7 +58,6 @@ class Finding:
         verdicts: Before and after, of the probe or the case.
         message: Why, as the run says.
         names: Of all its probes.
-        last: The case that was counted last.
     """
 
     what: str
@@ -72,7 +71,6 @@ class Finding:
     verdicts: tuple[str, str] = ("", "")
     message: str = ""
     names: set[str] = field(default_factory=set, repr=False)
-    last: str = field(default="", repr=False)
 
     @property
     def probes(self) -> str:

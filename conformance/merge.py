@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from conformance.baseline import Baseline
+from conformance.data_folder import SOURCES
 from conformance.errors import UsageError
 from conformance.header import xfails_of
 from conformance.port import Hello
+from conformance.report.run import read_object
 from conformance.report.text import mapping, number, one_line
 from conformance.results import Merged, Results
 from conformance.shard_folders import ITEMS, Line, Part, read_parts, refused
@@ -71,19 +73,20 @@ def merged(folders: Sequence[Path], out: Path, baseline: Path | None = None) -> 
             sum(number(part.footer.get("seconds")) or 0.0 for part in parts),
             [cause for part in parts for cause in _causes(part)],
             missing,
+            {k: v for part in parts for k, v in read_object(part.data / SOURCES).items()},
         ),
     )
-    for line in _in_order(line for part in parts for line in part.lines):
-        results.add(line)
-    for line in _in_order(line for part in parts for line in part.control):
+    for part, line in _in_order((own, line) for own in parts for line in own.lines):
+        results.add(results.data.adopt(line, part.data))
+    for _, line in _in_order((own, line) for own in parts for line in own.control):
         results.add_control(line)
     return results
 
 
-def _in_order(lines: Iterable[Line]) -> Iterator[Line]:
+def _in_order(lines: Iterable[tuple[Part, Line]]) -> Iterator[tuple[Part, Line]]:
     """Yield lines in the order of the run that was divided, without their places in it."""
-    for line in sorted(lines, key=lambda line: line["place"]):
-        yield {name: value for name, value in line.items() if name != "place"}
+    for part, line in sorted(lines, key=lambda pair: pair[1]["place"]):
+        yield part, {name: value for name, value in line.items() if name != "place"}
 
 
 def _time(part: Part) -> dt.datetime:

@@ -66,8 +66,22 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--sd1-out", default=str(DEFAULT_OUT), help="folder of the report")
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_load_initial_conftests(early_config: pytest.Config) -> None:
+    """Share cores and GPUs among workers, before a conftest can import torch."""
+    worker = os.environ.get("PYTEST_XDIST_WORKER", "").removeprefix("gw")
+    if not worker.isdigit():
+        return
+    threads = (os.cpu_count() or 1) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, threads)))
+    if ":" not in early_config.known_args_namespace.sd1_device:  # cuda:1 names one of all
+        own = device_of(int(worker), visible_devices())
+        os.environ.update(own)
+        early_config.stash[_OWN] = own
+
+
 def pytest_configure(config: pytest.Config) -> None:
-    """The process that sees every report writes the results; workers share cores and GPUs."""
+    """The process that sees every report writes the results."""
     path, shard = config.getoption("--sd1-xfails"), config.getoption("--sd1-shard")
     try:
         config.stash[_XFAILS] = Xfails.read(Path(path)) if path else None
@@ -76,14 +90,6 @@ def pytest_configure(config: pytest.Config) -> None:
         raise pytest.UsageError(str(error)) from error
     if not hasattr(config, "workerinput"):
         config.pluginmanager.register(_Reporter(config), _REPORTER)
-        return
-    threads = (os.cpu_count() or 1) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, threads)))  # read when torch is imported
-    if ":" not in config.getoption("--sd1-device"):  # cuda:1 names one of all
-        worker = int(os.environ["PYTEST_XDIST_WORKER"].removeprefix("gw"))
-        own = device_of(worker, visible_devices())
-        os.environ.update(own)
-        config.stash[_OWN] = own
 
 
 def _port(config: pytest.Config) -> Port:

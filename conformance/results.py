@@ -6,7 +6,7 @@ import datetime as dt
 import json
 import os
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,7 @@ class Merged:
         seconds: How long they took together.
         faults: The causes that they found.
         missing: Those that are not there, such as `3/4`.
+        sources: The lines of sd1_impl that they show, for where it is not installed.
     """
 
     port: Mapping[str, str]
@@ -50,6 +51,7 @@ class Merged:
     seconds: float
     faults: Sequence[Mapping[str, Any]]
     missing: tuple[str, ...] = ()
+    sources: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Results:
@@ -239,7 +241,8 @@ class Results:
             summary["baseline"] = self.baseline.facts(compared, self.lines)
         summary["left_out"] = left_out(self.lines)
         first = summary["first_divergence"]
-        self.data.add_sources(find_sources(first, found.faults, unexpected, cases))
+        sources = find_sources(first, found.faults, unexpected, cases)
+        self.data.add_sources(sources or (self.merged.sources if self.merged else {}))
         ratchet_of(self.baseline, self._header, self.lines).write(self.out)
         footer = {"type": "footer", "counts": summary["counts"], "seconds": seconds}
         write_whole(self.out / SUMMARY, [json.dumps(plain(summary), indent=2), "\n"])

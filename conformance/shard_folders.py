@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from conformance.data_folder import DATA
 from conformance.errors import UsageError
 from conformance.report.run import read_object
 from conformance.report.text import count, mapping, one_line
@@ -55,6 +56,11 @@ class Part:
     control: list[Line]
     footer: Mapping[str, Any]
     summary: Mapping[str, Any]
+
+    @property
+    def data(self) -> Path:
+        """Return the folder of its wrong tensors and pictures."""
+        return self.folder / DATA
 
     @classmethod
     def read(cls, folder: Path) -> Part:

@@ -8,6 +8,7 @@ import re
 import textwrap
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from conformance.adapters.sd1_impl_networks import NETWORKS
 from conformance.case import Case
 from conformance.sampling import IMAGE_TO_IMAGE, INPAINT, TEXT_TO_IMAGE, term_and_step
 from conformance.spec import TOKENIZER
+from conformance.variants import Variant
 from sd1_impl.image_to_image import Image2Image
 from sd1_impl.inpainting import Inpaint
 from sd1_impl.pipeline import Text2Image
@@ -100,8 +102,7 @@ def source_of(case: Case, probe: str) -> dict[str, Any] | None:
 
 
 def _of_network(case: Case, probe: str) -> dict[str, Any] | None:
-    build, _ = NETWORKS[case.component]
-    module = build(case.variant)
+    module = _built(case.component, case.variant)
     path = probe.removesuffix(_INPUT)
     if not _has(module, path):
         if isinstance(module, AutoencoderKL):
@@ -119,6 +120,13 @@ def _of_network(case: Case, probe: str) -> dict[str, Any] | None:
             names = sorted(_methods(type(owner)), key=lambda name: (name == _BUILT) == entered)
             return _snippet(type(owner), names, rf"\bself\.{re.escape(attribute)}\b")
     return None
+
+
+@lru_cache(maxsize=1)
+def _built(component: str, variant: Variant) -> nn.Module:
+    """Build a network on the meta device; probes of one component are asked for in turn."""
+    build, _ = NETWORKS[component]
+    return build(variant)
 
 
 def _has(module: nn.Module, path: str) -> bool:

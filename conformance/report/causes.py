@@ -24,6 +24,8 @@ def causes_text(summary: Summary) -> str:
 
 def cause_name(fault: Fault) -> str:
     """Name one cause, and say how sure that is."""
+    if fault.environment:
+        return "the environment"
     if not fault.mutant:
-        return f"unknown, at {shorten(fault.probes, _PROBES)}"
+        return f"unknown, at {shorten(fault.probes, _PROBES)}" if fault.probes else "unknown"
     return f"{fault.mutant} (confirmed)" if fault.confirmed else f"perhaps {fault.mutant}"

@@ -7,7 +7,7 @@ from pathlib import Path
 from conformance.report.badge import badge_svg
 from conformance.report.html import write_html
 from conformance.report.junit import write_junit
-from conformance.report.markdown import write_markdown
+from conformance.report.markdown import markdown
 from conformance.report.run import read_run
 
 REPORTS = ("index.html", "junit.xml", "summary.md", "badge.svg")
@@ -23,6 +23,7 @@ def write_reports(out: Path) -> None:
         UsageError: `out` holds no results.jsonl.
     """
     write_html(out)
-    write_junit(out)
-    write_markdown(out)
-    (out / "badge.svg").write_text(badge_svg(read_run(out).summary), encoding="ascii")
+    run = read_run(out)
+    write_junit(run)
+    (out / "summary.md").write_text(markdown(run), encoding="utf-8")
+    (out / "badge.svg").write_text(badge_svg(run.summary), encoding="ascii")

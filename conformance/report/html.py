@@ -175,4 +175,4 @@ def _part(environment: Environment, section: Section, view: View) -> Part:
 
 def breakable(name: str) -> Markup:
     """Escape a dotted name or case id, and let a browser break its line between the parts."""
-    return Markup(re.sub(r"(?=\[)|(?<=[./])(?=\D)", "<wbr>", str(escape(name))))  # noqa: S704
+    return Markup(re.sub(r"(?=\[)|(?<=[./:])(?=\D)", "<wbr>", str(escape(name))))  # noqa: S704

@@ -9,7 +9,7 @@ from xml.etree.ElementTree import Element, ElementTree, SubElement, indent
 
 from conformance.report.gates import Gate, gates
 from conformance.report.records import Case, Divergence, Summary
-from conformance.report.run import Run, read_run
+from conformance.report.run import Run
 from conformance.report.text import case_name, number_text, one_line
 from conformance.report.words import headline, measured, rerun_command, sentence
 
@@ -23,22 +23,18 @@ _OUTCOMES = {
 _TIMESTAMP = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d")
 
 
-def write_junit(out: Path) -> Path:
-    """Write `junit.xml` from a run's folder.
+def write_junit(run: Run) -> Path:
+    """Write `junit.xml` into a run's folder.
 
     Args:
-        out: The folder with `results.jsonl` and `summary.json`.
+        run: The run.
 
     Returns:
         The path of the file written. A list of expected failures that does not match, a reference
         that is wrong in the same job, and a regression against an earlier run are a failing test
         case each: `xfails`, `control`, `baseline`. Where the verdict is bad and no case says why
         (a run cut short), one named `verdict` says so: a bad run never looks green.
-
-    Raises:
-        UsageError: `out` holds no results.jsonl.
     """
-    run = read_run(out)
     suite = Element("testsuite", name="sd1-conformance")
     _add_properties(suite, run)
     outcomes = Counter(_add_case(suite, case, run.summary) for case in run.cases)
@@ -58,7 +54,7 @@ def write_junit(out: Path) -> Path:
     suites = Element("testsuites", name="sd1-conformance")
     suites.append(suite)
     indent(suites)
-    path = out / "junit.xml"
+    path = run.out / "junit.xml"
     ElementTree(suites).write(path, encoding="utf-8", xml_declaration=True)
     return path
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from pathlib import Path
 
 from conformance.report.causes import cause_name, causes_sentence
 from conformance.report.gates import Gate, gates
 from conformance.report.records import Divergence, Summary
-from conformance.report.run import Run, read_run
+from conformance.report.run import Run
 from conformance.report.tally import Row, columns, tally
 from conformance.report.text import number_text, one_line
 from conformance.report.words import (
@@ -31,30 +30,13 @@ _SPECIAL = re.compile(
     re.IGNORECASE,
 )
 _ENTITIES = {"<": "&lt;", ">": "&gt;", "&": "&amp;", "@": "@<!-- -->"}
-"""An `@` gets an empty comment: GitHub makes links of addresses and users' names, escaped or not."""
+"""An `@` gets an empty comment: GitHub links addresses and names of users, escaped or not."""
 
 _SIGNS = {"conformant": "✓", "nonconformant": "▲", "incomplete": "✕"}
 
 
-def write_markdown(out: Path) -> Path:
-    """Write `summary.md` from a run's folder, to be appended to `$GITHUB_STEP_SUMMARY`.
-
-    Args:
-        out: The folder with `results.jsonl` and `summary.json`.
-
-    Returns:
-        The path of the file written.
-
-    Raises:
-        UsageError: `out` holds no results.jsonl.
-    """
-    path = out / "summary.md"
-    path.write_text(markdown(read_run(out)), encoding="utf-8")
-    return path
-
-
 def markdown(run: Run) -> str:
-    """Write the summary of a run."""
+    """Write the summary of a run, to be appended to `$GITHUB_STEP_SUMMARY`."""
     summary = run.summary
     told = gates(run.record)
     lines = [

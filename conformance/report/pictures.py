@@ -6,7 +6,7 @@ import base64
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 from conformance.report.records import FAILING
 from conformance.report.run import Run
@@ -20,9 +20,20 @@ _REMEMBERED = 2_000
 _OPEN = 3
 """So many triptychs are unfolded at first."""
 
-_PNG = b"\x89PNG\r\n\x1a\n"
+_PNG = b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR"
+_HEAD = 24
+"""Bytes up to the end of a PNG's width and height."""
+
 _FILE = re.compile(r"[\w-][\w.-]*\.png")
 _PARTS = ("oracle", "port", "difference")
+
+
+class Image(NamedTuple):
+    """A PNG in base64, and its size in pixels."""
+
+    content: str
+    width: int
+    height: int
 
 
 @dataclass(frozen=True)
@@ -80,18 +91,22 @@ class Pictures(Section):
     def view(self, run: Run) -> View | None:
         """Embed as many as there is room for."""
         room = _EMBEDDED
-        shown: list[tuple[Triptych, list[tuple[str, str]]]] = []
+        shown: list[tuple[Triptych, list[Image]]] = []
         for triptych in sorted(self._triptychs, key=lambda one: one.urgency):
-            texts = [_embedded(run.out / "data", name) for name in triptych.files]
-            room -= sum(map(len, texts))
+            images = [_read(run.out / "data", name) for name in triptych.files]
+            found = [image for image in images if image is not None]
+            room -= sum(len(image.content) for image in found)
             if room < 0:
                 break
-            if all(texts):
-                shown.append((triptych, list(zip(_PARTS, texts, strict=True))))
+            if len(found) == len(_PARTS):
+                shown.append((triptych, found))
         if not shown:
             return None
         return {
-            "shown": [(triptych, _captions(triptych), images) for triptych, images in shown],
+            "shown": [
+                (triptych, zip(_PARTS, _captions(triptych), images, strict=True))
+                for triptych, images in shown
+            ],
             "open": _OPEN,
             "left_out": self._seen - len(shown),
             "unmeasured": all(one.psnr is None and one.ssim is None for one, _ in shown),
@@ -111,26 +126,26 @@ def _triptych(record: dict[str, Any], picture: dict[str, Any]) -> Triptych:
     )
 
 
-def _embedded(folder: Path, name: str) -> str:
-    """Return a PNG file in base64; empty where the name is no plain one, or the file no PNG."""
+def _read(folder: Path, name: str) -> Image | None:
+    """Read a PNG file; None where the name is no plain one, or the file no PNG."""
     if not _FILE.fullmatch(name):
-        return ""
+        return None
     try:
         content = (folder / name).read_bytes()
     except OSError:
-        return ""
-    return base64.b64encode(content).decode() if content.startswith(_PNG) else ""
+        return None
+    if not content.startswith(_PNG) or len(content) < _HEAD:
+        return None
+    width, height = (int.from_bytes(content[i : i + 4]) for i in (_HEAD - 8, _HEAD - 4))
+    return Image(base64.b64encode(content).decode(), width, height)
 
 
-def _captions(triptych: Triptych) -> dict[str, str]:
+def _captions(triptych: Triptych) -> list[str]:
     """Say below each picture what it is."""
     alike = []
     if triptych.psnr is not None:
         alike.append(f"PSNR {number_text(triptych.psnr)} dB")
     if triptych.ssim is not None:
         alike.append(f"SSIM {triptych.ssim:.4f}")
-    return {
-        "oracle": "oracle",
-        "port": ", ".join(["port", *alike]),
-        "difference": f"difference, amplified {number_text(triptych.factor)} times",
-    }
+    factor = number_text(triptych.factor)
+    return ["oracle", ", ".join(["port", *alike]), f"difference, amplified {factor} times"]

@@ -90,13 +90,17 @@ class Case:
 
 @dataclass(frozen=True)
 class Fault:
-    """One cause of failures: the probes it explains, and the mutant that it is or looks like."""
+    """One cause of failures: the probes it explains, and the mutant that it is or looks like.
+
+    `environment`: the reference fails there too, so that nothing is known of the port.
+    """
 
     probes: str
     count: int
     mutant: str
     confirmed: bool
     ratio_if_so: float | None
+    environment: bool = False
 
 
 @dataclass(frozen=True)
@@ -196,6 +200,7 @@ def _faults(value: object) -> tuple[Fault, ...]:
             mutant=printable(record.get("mutant")),
             confirmed=record.get("confirmed") is True,
             ratio_if_so=number(record.get("ratio_if_so")),
+            environment=record.get("cause") == "environment",
         )
         for record in records
     )

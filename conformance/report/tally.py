@@ -43,7 +43,7 @@ class Row:
     @property
     def worst_ratio(self) -> float | None:
         """Return the worst ratio; None where no case has one."""
-        return self.worst and self.worst.ratio
+        return self.worst.ratio if self.worst else None
 
 
 def tally(cases: Iterable[Case], most: int) -> list[Row]:

@@ -333,16 +333,19 @@ def test_what_breaks_loses_no_other(catalogue) -> None:
 
 
 def test_update(main, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """With `--update` the fingerprints and the page of the catalogue are written."""
+    """With `--update` the fingerprints, the catalogue and its page are written."""
     written: list[Any] = []
     page = SimpleNamespace(page=lambda found: f"# {found['total']}\n")
     monkeypatch.setitem(sys.modules, "conformance.mutants.page", page)
+    record = SimpleNamespace(record=lambda found: (found["total"],))
+    monkeypatch.setitem(sys.modules, "conformance.mutants.record", record)
+    monkeypatch.setattr(cli_mutants, "write_catalogue", written.append)
     monkeypatch.setattr(cli_mutants, "PAGE", tmp_path / "mutants.md")
     monkeypatch.setattr(cli_mutants, "write_library", written.append)
     monkeypatch.setattr(gate, "run_gate", lambda *_: (summary(ROWS[0]), ["marks"]))
     for update in (["--update"], []):
         assert main("mutants", *update, "--out", tmp_path)[0] == 0
-        assert written == [["marks"]]
+        assert written == [["marks"], 1]
     assert (tmp_path / "mutants.md").read_text("utf-8") == "# 1\n"
 
 

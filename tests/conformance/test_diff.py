@@ -82,6 +82,7 @@ RULE = {
     "more-than-twice": (1.5, 3.1, True),
     "better": (3.1, 1.5, False),
     "nan-is-worst": (3.0, math.nan, True),
+    "nan-after-a-failure": (9.0, math.nan, True),
     "inf-is-as-bad-as-nan": (math.inf, math.nan, False),
     "wrong-ids": (0.0, math.inf, True),
 }
@@ -102,6 +103,12 @@ def test_a_verdict_that_falls_counts_whatever_the_ratio(compare) -> None:
     assert code == 1
     assert found["regressions"][0]["verdicts"] == ["warn", "fail"]
     assert found["verdicts"] == [{"before": "pass", "after": "fail", "cases": 1}]
+
+
+def test_a_verdict_that_rises_counts_too(compare) -> None:
+    """4.1 to 3.9 is within noise, and within the limit again."""
+    code, found = compare([case(ratios=(4.1,))], [case(ratios=(3.9,))])
+    assert (code, found["improvements"][0]["probe"]) == (0, "conv_in")
 
 
 FALLS = {
@@ -152,6 +159,15 @@ def test_many_probes_read_as_few_lines(run, main) -> None:
     assert "down_blocks.*.resnets.*.norm1: 600 in 1 case, worst" in told[2]
     assert "conv_in: 1 in 1 case, worst 0.5 -> 5 (pass -> fail)" in told[3]
     assert len(told) == 4
+
+
+def test_where_it_begins(compare) -> None:
+    """Splice mode says it, where no error is inherited; else the first in order of execution."""
+    later = {"case": "unet/tiny/quiet[x]", "mode": "splice"}
+    before = [case(), case("quiet", **later)]
+    worse = [case(ratios=(9.0,) * 4), case("quiet", (0.5, 0.6, 9.0, 9.0), **later)]
+    begins = compare(before, worse)[1]["begins"]
+    assert (begins["case"], begins["probe"]) == (later["case"], NAMES[2])
 
 
 def test_newly_skipped(compare) -> None:

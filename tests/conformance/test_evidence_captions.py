@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from conformance.captions import Probe, caption
+from conformance.captions import caption
 from conformance.error_map import Errors
+from conformance.error_places import Probe
 from conformance.tensor_axes import axes_of
 
 MAP, TOKENS, VECTORS = (2, 8, 8, 12), (2, 24, 32), (3, 32)
@@ -19,7 +20,9 @@ SIZE = 1000.0
 
 
 def truth_of(shape, seed=0):
-    """Draw what is right, in units of noise."""
+    """Draw what is right, in units of noise; a table has the unit of each entry."""
+    if len(shape) == 1:
+        return np.full(shape, SIZE)
     return SIZE * np.random.default_rng(seed).standard_normal(shape)
 
 
@@ -29,7 +32,7 @@ def errors_of(got, truth, name=""):
     return Errors(got + noise, truth, axes_of(name, truth.shape))
 
 
-def planted(shape, place, size=100.0, probe=Probe()):
+def planted(shape, place, size, probe):
     """Return the caption of errors of one size at some places."""
     truth = truth_of(shape)
     got = truth.copy()
@@ -130,17 +133,24 @@ def growing(truth):
     return truth + noise * 40 * np.arange(1, 9)[:, None]
 
 
+def with_unbiased_variance(truth):
+    """Scale all channels alike, each about a bias of its own."""
+    centre = 300 * np.random.default_rng(3).standard_normal((1, 8, 1, 1))
+    return centre + 0.95 * (truth - centre)
+
+
 OF_NORM = ": weights, variance or eps of the norm"
 KINDS = {
     "scale": (lambda t: 1.01 * t, "everything alike, 1 % too large: a scale"),
     "factor": (lambda t: 0.5 * t, "everything alike, times 0.5: a scale"),
     "offset": (lambda t: t + 40, "everything alike, one offset"),
     "bias": (with_bias, "each channel has an offset of its own: a bias"),
+    "range": (lambda t: t / 2 + 700, "everything alike, times 0.5 and an offset: a range"),
     "sign": (lambda t: -t, "the sign is wrong"),
     "zeros": (lambda t: 0 * t, "all zeros"),
     "halves": (lambda t: np.roll(t, 4, 1), "the halves of the channels are exchanged"),
     "upside-down": (lambda t: t[:, :, ::-1], "rows in reverse"),
-    "first-for-all": (lambda t: np.stack([t[0]] * 2), "batch item 1 only"),
+    "first-for-all": (lambda t: np.stack([t[0]] * 2), "every batch item is like the first"),
     "trend": (growing, "grows with the row"),
     "unrelated": (
         lambda t: truth_of(t.shape, seed=9),
@@ -157,7 +167,12 @@ def test_what_it_is_like(change, words):
 
 def test_factors_of_norms():
     """A norm's eps shows as a factor of each channel, or of each token, about its bias."""
-    assert told(with_eps, probe=NORM) == f"each channel of each item has a factor of its own{OF_NORM}"
+    assert (
+        told(with_eps, probe=NORM) == f"each channel of each item has a factor of its own{OF_NORM}"
+    )
+    assert told(with_unbiased_variance, probe=NORM) == (
+        f"5 % too small about the mean of each channel{OF_NORM}"
+    )
     layer_norm = Probe("transformer_blocks.0.norm1")
     assert told(with_token_eps, TOKENS, layer_norm) == (
         f"each token has a factor of its own{OF_NORM}"
@@ -171,7 +186,7 @@ def test_where_and_how():
         truth[:, 3] *= 1.02
         return truth
 
-    assert told(change) == "channel 3 only, times 1.02: a scale"
+    assert told(change) == "channel 3 only, 2 % too large: a scale"
     assert told(swapped, TOKENS, QUERY) == "heads 1 and 2 only, exchanged"
 
 

@@ -8,6 +8,7 @@ from xml.etree import ElementTree as ET
 import pytest
 
 from conformance.report.junit import write_junit
+from conformance.report.run import read_run
 
 ATTRIBUTES = {
     "testsuites": {"name"},
@@ -34,7 +35,7 @@ def suite(made_up):
     """Return a function that writes a run and returns the one suite of its JUnit file."""
 
     def read(lines, **facts) -> ET.Element:
-        root = ET.parse(write_junit(made_up.write(lines, **facts))).getroot()  # noqa: S314
+        root = ET.parse(write_junit(read_run(made_up.write(lines, **facts)))).getroot()  # noqa: S314
         for element in root.iter():
             assert set(element.keys()) <= ATTRIBUTES[element.tag]
             allowed = CHILDREN.get(element.tag, [])

@@ -15,6 +15,7 @@ import pytest
 from conformance.errors import UsageError
 from conformance.report.html import write_html
 from conformance.report.junit import write_junit
+from conformance.report.run import read_run
 from conformance.report.terminal import verdict_lines
 
 if TYPE_CHECKING:
@@ -225,7 +226,7 @@ def test_healthy_run(tmp_path: Path) -> None:
     )
     assert "Scope: unet: tiny" in page.text
     assert "First divergence" not in page.text
-    suite = read_suite(write_junit(tmp_path))
+    suite = read_suite(write_junit(read_run(tmp_path)))
     assert (suite.get("failures"), suite.get("errors"), suite.get("tests")) == ("0", "0", "2")
     first = suite.find("testcase")
     assert first is not None
@@ -241,7 +242,7 @@ def test_failing_run(tmp_path: Path) -> None:
     assert "2 of 3 cases measured differ by more than rounding explains" in page.text
     assert 'sd1-conformance run sd1_impl -k "unet/tiny/quiet" --mode trace' in page.text
     assert "fits unet-gn-eps, confirmed" in page.text
-    suite = read_suite(write_junit(tmp_path))
+    suite = read_suite(write_junit(read_run(tmp_path)))
     failures = suite.findall("testcase/failure")
     assert suite.get("failures") == "2"
     assert "first divergence at down_blocks.0.resnets.0.layer2" in failures[0].get("message", "")
@@ -253,7 +254,7 @@ def test_token_lists_side_by_side(tmp_path: Path) -> None:
     write_run(tmp_path, [exact("plain", "fail"), exact("empty"), case("base")])
     page = read_page(write_html(tmp_path))
     assert LISTS in page.text
-    suite = read_suite(write_junit(tmp_path))
+    suite = read_suite(write_junit(read_run(tmp_path)))
     (failure,) = suite.findall("testcase/failure")
     assert LISTS in (failure.text or "")
     assert "first divergence at input_ids" in failure.get("message", "")
@@ -284,7 +285,7 @@ def test_every_verdict(tmp_path: Path) -> None:
     verdicts = ("pass", "warn", "fail", "error", "skip", "xfail", "xpass")
     write_run(tmp_path, [case(f"s{i}", verdict) for i, verdict in enumerate(verdicts)])
     read_page(write_html(tmp_path))
-    suite = read_suite(write_junit(tmp_path))
+    suite = read_suite(write_junit(read_run(tmp_path)))
     found = [[child.tag for child in test] for test in suite.findall("testcase")]
     skipped, failure = ["skipped"], ["failure"]
     assert found == [[], ["system-out"], failure, ["error"], skipped, skipped, failure]
@@ -300,7 +301,7 @@ def test_unfinished_run(tmp_path: Path, cut: int) -> None:
     page = read_page(write_html(tmp_path))
     assert "stopped before its end" in page.text
     assert ("could not be read" in page.text) == bool(cut)
-    suite = read_suite(write_junit(tmp_path))
+    suite = read_suite(write_junit(read_run(tmp_path)))
     assert suite.findall("testcase")[-1].get("name") == "verdict"
     assert int(suite.get("errors", "0")) >= 1
 
@@ -309,7 +310,7 @@ def test_bad_verdict_without_a_bad_case(tmp_path: Path) -> None:
     """A list of expected failures that does not match turns the JUnit file red by itself."""
     write_run(tmp_path, [case("base")], verdict="nonconformant")
     assert "does not match the run" in read_page(write_html(tmp_path)).text
-    assert read_suite(write_junit(tmp_path)).get("failures") == "1"
+    assert read_suite(write_junit(read_run(tmp_path))).get("failures") == "1"
 
 
 def test_hostile_names(tmp_path: Path) -> None:
@@ -322,7 +323,7 @@ def test_hostile_names(tmp_path: Path) -> None:
     summary = write_run(tmp_path, [line], port=port, scope=HOSTILE, environment={HOSTILE: HOSTILE})
     page = read_page(write_html(tmp_path))
     assert "<script>alert" in page.text
-    suite = read_suite(write_junit(tmp_path))
+    suite = read_suite(write_junit(read_run(tmp_path)))
     assert "<script>alert" in suite.findall("testcase/failure")[0].get("message", "")
     for written in ("index.html", "junit.xml"):
         source = (tmp_path / written).read_text("utf-8")
@@ -367,7 +368,7 @@ def test_ten_thousand_cases(tmp_path: Path) -> None:
     page = write_html(tmp_path)
     assert page.stat().st_size < 5_000_000
     assert "10000 of 10000 cases measured differ" in read_page(page).text
-    assert read_suite(write_junit(tmp_path)).get("tests") == "10000"
+    assert read_suite(write_junit(read_run(tmp_path))).get("tests") == "10000"
 
 
 def test_a_wrong_shape_is_shown_as_such(tmp_path: Path) -> None:
@@ -381,7 +382,7 @@ def test_a_wrong_shape_is_shown_as_such(tmp_path: Path) -> None:
     assert f"How far off{shapes}" in page.text
     assert "wrong shape" in page.text
     assert "Hint" not in page.text
-    (failure,) = read_suite(write_junit(tmp_path)).findall("testcase/failure")
+    (failure,) = read_suite(write_junit(read_run(tmp_path))).findall("testcase/failure")
     assert f"layer1): {shapes}, fault" in failure.get("message", "")
     lines = verdict_lines(summary)
     assert "  shape  (1, 4), expected (2, 4)" in lines

@@ -65,14 +65,12 @@ def test_rerun_command(made_up) -> None:
     changes = {"variant": "sd1", "dtype": "bfloat16", "device": "cuda:0"}
     lines = [made_up.line("fail", scenario=name, **changes) for name in ("base", "quiet")]
     out = made_up.write(lines, port={"name": "mine", "version": "1", "spec": "my port.py:make"})
-    data = view(Cases(), out)["data"]
-    assert data["rerun"] == {
-        "names": [
-            "sd1-conformance run 'my port.py:make' -k \"\x01\" --variant sd1 --dtype bfloat16"
-            " --device cuda:0 --mode trace"
-        ],
-        "of": [0, 0],
-    }
+    rerun = view(Cases(), out)["data"]["rerun"]
+    command = (
+        "sd1-conformance run 'my port.py:make' -k \"\x01\" --variant sd1 --dtype bfloat16"
+        " --device cuda:0 --mode trace"
+    )
+    assert rerun == {"names": [command], "of": [0, 0]}
 
 
 def test_details(made_up) -> None:
@@ -164,7 +162,7 @@ def test_many_reasons_are_folded(made_up) -> None:
 
 
 def test_what_was_not_judged(made_up) -> None:
-    """Every stamp is named; one that the run does not give was not judged, and nothing is made up."""
+    """Every stamp is named; one that the run does not give was not judged, says the page."""
     given = ["precision:bfloat16", "precision:float16"]
     rows = view(Known(), made_up.write([made_up.line()], stamps=given))["stamps"]
     assert [name for name, _, _ in rows] == list(STAMPS)

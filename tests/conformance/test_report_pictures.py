@@ -15,7 +15,7 @@ from conformance.report.run import read_run
 if TYPE_CHECKING:
     from pathlib import Path
 
-PNG = b"\x89PNG\r\n\x1a\n"
+PNG = b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR" + bytes([0, 0, 0, 6, 0, 0, 0, 4])
 TXT2IMG = {"component": "pipeline/txt2img"}
 
 
@@ -47,7 +47,7 @@ def test_triptych(made_up) -> None:
     page = write_html(out).read_text("utf-8")
     for part in ("oracle", "port", "difference"):
         content = base64.b64encode((out / "data" / f"a-{part}.png").read_bytes()).decode()
-        assert f'src="data:image/png;base64,{content}"' in page
+        assert f'src="data:image/png;base64,{content}" width="6" height="4"' in page
     assert "port, PSNR 31.2 dB, SSIM 0.9877" in page
     assert "difference, amplified 40 times" in page
     assert "scikit-image was not installed" not in page
@@ -66,7 +66,7 @@ def test_without_measures(made_up) -> None:
 
 def test_failing_cases_first(made_up, monkeypatch: pytest.MonkeyPatch) -> None:
     """The worst failing case comes first; what does not fit is counted."""
-    monkeypatch.setattr(pictures, "_EMBEDDED", 300)
+    monkeypatch.setattr(pictures, "_EMBEDDED", 500)
     rows = [("pass", 1.0, "a"), ("fail", 5.0, "b"), ("fail", 50.0, "c")]
     lines = [
         made_up.line(v, **TXT2IMG, scenario=n, ratio=r, data={"pictures": [picture(n)]})
@@ -76,7 +76,7 @@ def test_failing_cases_first(made_up, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in "abc":
         save(out, name)
     found = view(out)
-    assert [one.files[0] for one, _, _ in found["shown"]] == ["c-oracle.png", "b-oracle.png"]
+    assert [one.files[0] for one, _ in found["shown"]] == ["c-oracle.png", "b-oracle.png"]
     assert found["left_out"] == 1
 
 
@@ -95,6 +95,7 @@ def test_what_is_no_picture(made_up) -> None:
     shown = [picture("a"), picture("b"), None, 7, {"oracle": 3}]
     out = made_up.write([made_up.line(**TXT2IMG, data={"pictures": shown})])
     save(out, "a")
-    (out / "data" / "a-port.png").write_bytes(b"GIF89a")
-    assert view(out) is None
+    for content in (b"GIF89a", PNG[:20]):
+        (out / "data" / "a-port.png").write_bytes(content)
+        assert view(out) is None
     assert view(made_up.write([made_up.line(**TXT2IMG, data={"pictures": "x"})])) is None

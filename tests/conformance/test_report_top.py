@@ -73,6 +73,20 @@ def test_causes(made_up) -> None:
     assert "No known bug fits" in page
 
 
+def test_lines_for_a_cause(made_up) -> None:
+    """A cause shows the lines for the first of its probes that the run left some for."""
+    out = made_up.write([failing(made_up)], faults=FAULTS)
+    (out / "data").mkdir()
+    stretch = {"file": "sd1_impl/vae.py", "start": 1, "lines": ["a"], "marked": []}
+    (out / "data" / "sources.json").write_text(json.dumps({"decoder.norm": stretch}))
+    footer = {"type": "footer", "faults": [FAULTS[1] | {"names": ["other", "decoder.norm"]}, 7]}
+    section = Faults()
+    run = read_run(out, [section])
+    section.add(footer)
+    files = [cause.source and cause.source.file for cause in section.view(run)["shown"]]
+    assert files == ["sd1_impl/vae.py", None, None]
+
+
 def test_many_causes_are_folded(made_up) -> None:
     """A run full of causes shows the first few, and the rest on request."""
     out = made_up.write([failing(made_up)], faults=[FAULTS[0]] * 30)

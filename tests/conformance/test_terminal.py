@@ -107,6 +107,9 @@ def test_causes_in_one_line(told, made_up) -> None:
     lines = told([made_up.line("fail")], faults=FAULTS[:1])
     (causes,) = [text for text in lines if text.startswith("  causes")]
     assert causes == "  causes 1 cause explains 1 failure: unet-gn-eps (confirmed)"
+    odd = [{"cause": "environment", "probes": "x", "count": 1}, {"probes": "", "mutant": None}]
+    lines = told([made_up.line("fail")], faults=odd)
+    assert "  causes 2 causes explain 1 failure: the environment, unknown" in lines
 
 
 def test_first_divergence_is_short(told, made_up) -> None:
@@ -143,7 +146,10 @@ def test_colour_is_asked_for(told, made_up) -> None:
     plain, painted = told(cases), told(cases, colour=True)
     assert not any("\x1b" in text for text in plain)
     assert [re.sub(r"\x1b\[[\d;]*m", "", text) for text in painted] == plain
-    assert [text.split()[0] for text in painted if "\x1b" in text] == ["\x1b[1;33mNOT", "\x1b[1;33m"]
+    assert [text.split()[0] for text in painted if "\x1b" in text] == [
+        "\x1b[1;33mNOT",
+        "\x1b[1;33m",
+    ]
 
 
 @pytest.mark.parametrize(

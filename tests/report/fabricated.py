@@ -56,7 +56,9 @@ def write_large(out: Path) -> None:
         | {"confirmed": mutant is not None, "ratio_if_so": 1.2 if mutant else None}
         for i, mutant in enumerate(("unet-geglu-tanh", "vae-gn-eps", None), start=1)
     ]
-    _write_summary(out, "large_port", "3.1", counts=_counts(), faults=faults, first_divergence=first)
+    _write_summary(
+        out, "large_port", "3.1", counts=_counts(), faults=faults, first_divergence=first
+    )
 
 
 def _line(
@@ -135,6 +137,7 @@ def write_other(out: Path) -> None:
     footer = {"type": "footer", "counts": counts, "seconds": 3.0}
     (out / "results.jsonl").write_text("".join(map(_row, [header, *lines, footer])), "ascii")
     facts = {"verdict": "conformant", "suite": "0.0.9", "worst_ratio": 1.1, "level": 1}
+    facts["goldens"] = header["goldens"]
     facts |= {"counts": counts, "stamps": ["precision:bfloat16"], "offers": ["unet"]}
     _write_summary(out, "other", "2.0", **facts)
 

@@ -35,10 +35,17 @@
   const mark = (ratio) => (ratio === null || ratio <= sd1.limit ? "" : " ▲");
   const cell = (ratio, which) => {
     if (ratio === null) return sd1.element("td", { class: "muted" }, "–");
-    const swatch = sd1.svg("svg", { class: "swatch", width: 12, height: 12, "aria-hidden": "true" },
-      sd1.svg("rect", { width: 12, height: 12, fill: sd1.colour(ratio) }));
+    const swatch = sd1.svg(
+      "svg",
+      { class: "swatch", width: 12, height: 12, "aria-hidden": "true" },
+      sd1.svg("rect", { width: 12, height: 12, fill: sd1.colour(ratio) }),
+    );
     const text = `${sd1.number(ratio)}${mark(ratio)}`;
-    const link = sd1.element("a", { href: `#case=${encodeURIComponent(cases[which])}`, title: `Open ${cases[which]}` }, text);
+    const link = sd1.element(
+      "a",
+      { href: `#case=${encodeURIComponent(cases[which])}`, title: `Open ${cases[which]}` },
+      text,
+    );
     return sd1.element("td", {}, swatch, link);
   };
 
@@ -55,19 +62,46 @@
     const many = rows.length === 1 ? "1 layer measured" : `${rows.length} layers measured`;
     const body = rows.map(([name, own, ownCase, all, allCase]) => {
       const link = sd1.element("a", { href: `#${new URLSearchParams({ component, probe: name })}` }, name);
-      return sd1.element("tr", { "aria-current": name === probe && name !== path ? "true" : null },
-        sd1.element("th", { scope: "row" }, link), cell(own, ownCase), cell(all, allCase));
+      return sd1.element(
+        "tr",
+        { "aria-current": name === probe && name !== path ? "true" : null },
+        sd1.element("th", { scope: "row" }, link),
+        cell(own, ownCase),
+        cell(all, allCase),
+      );
     });
     const heads = ["Layer", "Own error (splice)", "With what it inherits"];
     panel.replaceChildren(
-      sd1.element("div", { class: "panel-head" },
+      sd1.element(
+        "div",
+        { class: "panel-head" },
         sd1.element("h3", {}, path ? `${component}: ${path}` : component),
-        sd1.element("button", { type: "button", onclick: close }, "Close")),
-      sd1.element("p", { class: "muted" }, `${many}, ${beyond} beyond the limit. Worst ratio of each over all cases; a ratio opens the case that it was measured in.`),
-      sd1.element("div", { class: "layers", tabindex: 0, role: "region", "aria-label": "Layers of the chosen block" },
-        sd1.element("table", {},
-          sd1.element("thead", {}, sd1.element("tr", {}, heads.map((head) => sd1.element("th", { scope: "col" }, head)))),
-          sd1.element("tbody", {}, body))));
+        sd1.element("button", { type: "button", onclick: close }, "Close"),
+      ),
+      sd1.element(
+        "p",
+        { class: "muted" },
+        `${many}, ${beyond} beyond the limit. Worst ratio of each over all cases; a ratio opens the case that it was measured in.`,
+      ),
+      sd1.element(
+        "div",
+        { class: "layers", tabindex: 0, role: "region", "aria-label": "Layers of the chosen block" },
+        sd1.element(
+          "table",
+          {},
+          sd1.element(
+            "thead",
+            {},
+            sd1.element(
+              "tr",
+              {},
+              heads.map((head) => sd1.element("th", { scope: "col" }, head)),
+            ),
+          ),
+          sd1.element("tbody", {}, body),
+        ),
+      ),
+    );
     panel.hidden = false;
     const current = panel.querySelector("tr[aria-current]");
     if (current !== null) panel.querySelector(".layers").scrollTop = current.offsetTop - 60;
@@ -94,7 +128,10 @@
     shown = text;
     for (const link of links) {
       const wanted = target.get(link);
-      const same = choice !== null && wanted.get("component") === choice.component && (wanted.get("probe") || "") === choice.path;
+      const same =
+        choice !== null &&
+        wanted.get("component") === choice.component &&
+        (wanted.get("probe") || "") === choice.path;
       if (same) link.setAttribute("aria-current", "true");
       else link.removeAttribute("aria-current");
     }

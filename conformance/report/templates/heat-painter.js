@@ -4,7 +4,7 @@
  * pixels: width and height of a cell, gutter (left of the cells), top (above them), and the scrolled x, y. */
 sd1.heatPainter = (scale) => {
   const FONT = "11px ui-monospace, Menlo, Consolas, 'DejaVu Sans Mono', monospace";
-  const LABELLED = 11; // pixels that a line or column needs for a label of its own
+  const LABELLED = 12; // pixels that a line or column needs for a label of its own
   const ruler = document.createElement("canvas").getContext("2d");
   ruler.font = FONT;
 
@@ -13,7 +13,8 @@ sd1.heatPainter = (scale) => {
     if (code === scale.notANumber) return NaN;
     return scale.limit * 10 ** ((code - scale.atLimit - 0.5) * scale.step);
   };
-  const noise = (code) => (code === scale.exact ? 0 : 10 ** (scale.noiseDecade + (code - scale.lowest) * scale.step));
+  const noise = (code) =>
+    code === scale.exact ? 0 : 10 ** (scale.noiseDecade + (code - scale.lowest) * scale.step);
   const words = (code) => {
     if (code < scale.lowest) return code === scale.unmeasured ? "not measured" : "this case records no such layer";
     if (code === scale.lowest) return "ratio about 0";
@@ -24,17 +25,32 @@ sd1.heatPainter = (scale) => {
   let look = null;
   const packed = (colour) => {
     const short = /^#(.)(.)(.)$/.exec(colour);
-    const hex = short ? short.slice(1).map((digit) => digit + digit) : (/^#(..)(..)(..)$/.exec(colour) || []).slice(1);
-    const [red, green, blue] = hex.length ? hex.map((pair) => parseInt(pair, 16)) : colour.match(/\d+/g).map(Number);
+    const hex = short
+      ? short.slice(1).map((digit) => digit + digit)
+      : (/^#(..)(..)(..)$/.exec(colour) || []).slice(1);
+    const [red, green, blue] = hex.length
+      ? hex.map((pair) => parseInt(pair, 16))
+      : colour.match(/\d+/g).map(Number);
     return ((255 << 24) | (blue << 16) | (green << 8) | red) >>> 0;
   };
   const refresh = () => {
     const root = getComputedStyle(document.documentElement);
-    const [page, card, text, muted, fail] = ["--page", "--card", "--text", "--muted", "--fail"].map((name) => root.getPropertyValue(name).trim());
-    const colours = Array.from({ length: 256 }, (_, code) => (code < scale.lowest ? card : sd1.colour(ratio(code))));
+    const [page, card, text, muted, fail] = ["--page", "--card", "--text", "--muted", "--fail"].map((name) =>
+      root.getPropertyValue(name).trim(),
+    );
+    const colours = Array.from({ length: 256 }, (_, code) =>
+      code < scale.lowest ? card : sd1.colour(ratio(code)),
+    );
     look = {
-      card, text, muted, words: Uint32Array.from(colours, packed), inks: colours.map(sd1.ink),
-      none: packed(card), ink: packed(muted), strong: packed(fail), contrast: packed(page),
+      card,
+      text,
+      muted,
+      words: Uint32Array.from(colours, packed),
+      inks: colours.map(sd1.ink),
+      none: packed(card),
+      ink: packed(muted),
+      strong: packed(fail),
+      contrast: packed(page),
     };
   };
   const pixel = (code, x, y) => {
@@ -44,12 +60,14 @@ sd1.heatPainter = (scale) => {
     return look.words[code];
   };
   const swatch = (width, wordAt) => {
-    const made = sd1.element("canvas", { width, height: 12, "aria-hidden": "true" });
+    const made = sd1.element("canvas", { width, height: 12 });
     const pen = made.getContext("2d");
     const image = pen.createImageData(width, 12);
-    new Uint32Array(image.data.buffer).forEach((_, i, out) => { out[i] = wordAt(i % width, Math.floor(i / width)); });
+    new Uint32Array(image.data.buffer).forEach((_, i, out) => {
+      out[i] = wordAt(i % width, Math.floor(i / width));
+    });
     pen.putImageData(image, 0, 0);
-    return made;
+    return sd1.element("img", { src: made.toDataURL(), width, height: 12, alt: "" });
   };
 
   /* The cells in view, pixel by pixel. */
@@ -59,11 +77,12 @@ sd1.heatPainter = (scale) => {
     if (wide <= 0 || high <= 0) return;
     const image = pen.createImageData(wide, high);
     const out = new Uint32Array(image.data.buffer);
-    const along = (count, from, size, many) => Int32Array.from({ length: count }, (_, i) => {
-      const offset = from + i / dpr;
-      const index = Math.floor(offset / size);
-      return index >= many || offset - index * size >= size - (size >= 6 ? 1 : 0) ? -1 : index;
-    });
+    const along = (count, from, size, many) =>
+      Int32Array.from({ length: count }, (_, i) => {
+        const offset = from + i / dpr;
+        const index = Math.floor(offset / size);
+        return index >= many || offset - index * size >= size - (size >= 6 ? 1 : 0) ? -1 : index;
+      });
     const across = along(wide, place.x, place.width, view.columns.length);
     const down = along(high, place.y, place.height, view.lines.length);
     for (let y = 0; y < high; y += 1) {
@@ -110,8 +129,17 @@ sd1.heatPainter = (scale) => {
     const letters = Math.floor(most / ruler.measureText("m").width);
     return text.length <= letters ? text : `${text.slice(0, Math.max(0, letters - 1))}…`;
   };
-  const abbreviations = [["text_model.", ""], ["encoder.layers", "layers"], ["transformer_blocks", "tb"], ["_blocks", ""], ["_block", ""],
-    ["resnets", "res"], ["attentions", "attn"], ["downsamplers", "down"], ["upsamplers", "up"]];
+  const abbreviations = [
+    ["text_model.", ""],
+    ["encoder.layers", "layers"],
+    ["transformer_blocks", "tb"],
+    ["_blocks", ""],
+    ["_block", ""],
+    ["resnets", "res"],
+    ["attentions", "attn"],
+    ["downsamplers", "down"],
+    ["upsamplers", "up"],
+  ];
   const cutName = (name, most) => {
     const letters = Math.floor(most / ruler.measureText("m").width);
     if (name.length <= letters) return name;
@@ -136,7 +164,8 @@ sd1.heatPainter = (scale) => {
       pen.fillStyle = look.muted;
       if (start > 0) pen.fillRect(0, y(start) - 1, place.gutter - 4, 0.5);
       pen.fillStyle = look.text;
-      if (!each && bottom - top >= 8) pen.fillText(cutName(label, place.gutter - 12), place.gutter - 6, (top + bottom) / 2);
+      if (!each && bottom - top >= 8)
+        pen.fillText(cutName(label, place.gutter - 12), place.gutter - 6, (top + bottom) / 2);
     }
     if (!each) return;
     for (const [{ label }, line] of inView(view.lines, place.y, place.height, box.height)) {
@@ -189,10 +218,27 @@ sd1.heatPainter = (scale) => {
     const [from, to, width] = [-2, 4, 180];
     const ramp = swatch(width, (x) => packed(sd1.colour(scale.limit * 10 ** (from + ((to - from) * x) / width))));
     const limits = [scale.limit / 100, scale.limit * 1e4, scale.limit].map(sd1.number);
-    const patterns = [[scale.infinite, "infinite"], [scale.notANumber, "not a number"], [scale.unmeasured, "skipped or broke"], [0, "not recorded there"]];
+    const patterns = [
+      [scale.infinite, "infinite"],
+      [scale.notANumber, "not a number"],
+      [scale.unmeasured, "skipped or broke"],
+      [0, "not recorded there"],
+    ];
     return [
-      sd1.element("span", {}, ramp, `ratio ${limits[0]} to ${limits[1]}; orange, with ▲ where there is room, is beyond the limit ${limits[2]}`),
-      ...patterns.map(([code, text]) => sd1.element("span", {}, swatch(14, (x, y) => pixel(code, x, y)), text)),
+      sd1.element(
+        "span",
+        {},
+        ramp,
+        `ratio ${limits[0]} to ${limits[1]}; orange, with ▲ where there is room, is beyond the limit ${limits[2]}`,
+      ),
+      ...patterns.map(([code, text]) =>
+        sd1.element(
+          "span",
+          {},
+          swatch(14, (x, y) => pixel(code, x, y)),
+          text,
+        ),
+      ),
     ];
   };
   refresh();

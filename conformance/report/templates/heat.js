@@ -12,14 +12,18 @@
   const note = document.getElementById("heat-filter");
   const cursor = room.appendChild(sd1.element("div", { class: "heat-cursor", hidden: true }));
   const keys = ["component", "dtype", "device", "mode"];
-  const widths = [3, 4, 5, 6, 7, 8, 9, 11, 14, 18, 24, 32];
-  const heights = [3, 4, 6, 8, 11, 14, 16, 18, 22];
+  const widths = [3, 4, 5, 6, 7, 8, 9, 12, 14, 18, 24, 32];
+  const heights = [3, 4, 6, 8, 12, 14, 16, 18, 22];
   const BAND = 18;
   const UPRIGHT = 84;
 
   const decoded = new Map();
   const bytes = (text) => {
-    if (!decoded.has(text)) decoded.set(text, Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0)));
+    if (!decoded.has(text))
+      decoded.set(
+        text,
+        Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0)),
+      );
     return decoded.get(text);
   };
 
@@ -47,18 +51,23 @@
     names.forEach((name, i) => {
       if (probe && !inside(name, probe)) return;
       const key = folded ? blocks.of[i] : i;
-      if (!lines.has(key)) lines.set(key, { label: folded ? blocks.names[key] : name, part: parts.names[parts.of[i]], rows: [] });
+      if (!lines.has(key))
+        lines.set(key, { label: folded ? blocks.names[key] : name, part: parts.names[parts.of[i]], rows: [] });
       lines.get(key).rows.push(i);
     });
     return [...lines.values()];
   };
   const columnsOf = (picture, state) => {
-    const chosen = (index) => ["variant", "verdict"].every((key) => !state[key] || list(state[key]).includes(word(key, index)));
+    const chosen = (index) =>
+      ["variant", "verdict"].every((key) => !state[key] || list(state[key]).includes(word(key, index)));
     const backends = new Set(picture.cases.map((index) => cases.backend.of[index])).size;
-    return picture.cases.map((index, place) => {
-      const label = word("scenario", index) + (backends > 1 ? ` ${word("backend", index)}` : "");
-      return { index, place, label, full: `${word("variant", index)}/${label}` };
-    }).filter(({ index }) => chosen(index)).sort((one, other) => cases.variant.of[one.index] - cases.variant.of[other.index]);
+    return picture.cases
+      .map((index, place) => {
+        const label = word("scenario", index) + (backends > 1 ? ` ${word("backend", index)}` : "");
+        return { index, place, label, full: `${word("variant", index)}/${label}` };
+      })
+      .filter(({ index }) => chosen(index))
+      .sort((one, other) => cases.variant.of[one.index] - cases.variant.of[other.index]);
   };
 
   const choose = (state) => {
@@ -75,11 +84,13 @@
     const codes = bytes(picture.ratios);
     const high = owned.names.length;
     const grid = new Uint8Array(columns.length * lines.length);
-    columns.forEach(({ place }, column) => lines.forEach((line, i) => {
-      let worst = 0;
-      for (const row of line.rows) worst = Math.max(worst, codes[place * high + row]);
-      grid[column * lines.length + i] = worst;
-    }));
+    columns.forEach(({ place }, column) =>
+      lines.forEach((line, i) => {
+        let worst = 0;
+        for (const row of line.rows) worst = Math.max(worst, codes[place * high + row]);
+        grid[column * lines.length + i] = worst;
+      }),
+    );
     const parts = runs(lines, (line) => line.part);
     const variants = runs(columns, ({ index }) => word("variant", index));
     return { picture, probe, folds, folded, lines, columns, grid, high, names: owned.names, parts, variants };
@@ -93,15 +104,30 @@
       const best = sizes.reduce((found, size, i) => (size <= most ? i : found), 0);
       return sizes[Math.max(0, Math.min(sizes.length - 1, best + zoom))];
     };
-    const height = pick(heights, Math.min(16, Math.max(folded ? painter.LABELLED : 6, 560 / lines.length)));
+    const height = pick(heights, Math.min(16, Math.max(folded ? painter.LABELLED : 6, 600 / lines.length)));
     const labels = (height >= painter.LABELLED ? lines : parts).map(({ label }) => label);
     const longest = labels.reduce((found, label) => (label.length > found.length ? label : found), "");
     const gutter = Math.round(Math.min(painter.textWidth(longest) + 16, full * (full < 600 ? 0.36 : 0.45)));
     const width = pick(widths, (full - gutter - 16) / columns.length);
-    const band = width < painter.LABELLED || variants.every(({ label, start, end }) => painter.textWidth(label) + 6 < (end - start) * width) ? BAND : 0;
-    const upright = Math.max(...columns.slice(0, 500).map(({ label, full: long }) => painter.textWidth(band ? label : long)));
-    const top = band + (width >= painter.LABELLED ? Math.min(band ? UPRIGHT : 2 * UPRIGHT, Math.round(upright) + 12) : 0);
-    return { gutter, width, height, top, band, right: gutter + columns.length * width, bottom: top + lines.length * height };
+    const band =
+      width < painter.LABELLED ||
+      variants.every(({ label, start, end }) => painter.textWidth(label) + 6 < (end - start) * width)
+        ? BAND
+        : 0;
+    const upright = Math.max(
+      ...columns.slice(0, 500).map(({ label, full: long }) => painter.textWidth(band ? label : long)),
+    );
+    const top =
+      band + (width >= painter.LABELLED ? Math.min(band ? UPRIGHT : 2 * UPRIGHT, Math.round(upright) + 12) : 0);
+    return {
+      gutter,
+      width,
+      height,
+      top,
+      band,
+      right: gutter + columns.length * width,
+      bottom: top + lines.length * height,
+    };
   };
 
   let place = null;
@@ -111,7 +137,10 @@
     frame.style.width = `${place.right + 18}px`;
     room.style.width = `${place.right}px`;
     room.style.height = `${place.bottom}px`;
-    const box = { width: Math.min(frame.clientWidth, place.right), height: Math.min(frame.clientHeight, place.bottom) };
+    const box = {
+      width: Math.min(frame.clientWidth, place.right),
+      height: Math.min(frame.clientHeight, place.bottom),
+    };
     painter.paint(canvas, box, shown, { ...place, x: frame.scrollLeft, y: frame.scrollTop });
   };
   let asked = false;
@@ -135,12 +164,19 @@
     const { index, place: column0 } = columns[column];
     const codes = bytes(picture.ratios);
     const row = lines[line].rows.find((i) => codes[column0 * high + i] === code);
-    const of = lines[line].rows.length > 1 && code > scale.unmeasured ? ` (worst of ${lines[line].rows.length} in ${lines[line].label})` : "";
+    const of =
+      lines[line].rows.length > 1 && code > scale.unmeasured
+        ? ` (worst of ${lines[line].rows.length} in ${lines[line].label})`
+        : "";
     const where = of ? names[row] : lines[line].label;
     const verdict = word("verdict", index);
-    const known = picture.noises === null || code <= scale.unmeasured ? 0 : bytes(picture.noises)[column0 * high + row];
+    const known =
+      picture.noises === null || code <= scale.unmeasured ? 0 : bytes(picture.noises)[column0 * high + row];
     const noise = known ? painter.noise(known) : null;
-    const error = noise !== null && code < scale.infinite && noise > 0 ? `; error ≈ ${sd1.number(noise * painter.ratio(code))}, noise ≈ ${sd1.number(noise)}` : "";
+    const error =
+      noise !== null && code < scale.infinite && noise > 0
+        ? `; error ≈ ${sd1.number(noise * painter.ratio(code))}, noise ≈ ${sd1.number(noise)}`
+        : "";
     return `${where}${of}\n${cases.id[index]}: ${verdict}\n${painter.words(code)}${error}`;
   };
   const select = (cell) => {
@@ -190,10 +226,18 @@
     const cell = cellAt(event);
     if (cell === null) return;
     const again = at !== null && at.line === cell.line && at.column === cell.column;
-    if (again) open(cell); // a first touch, which nothing hovered before, only shows the cell
+    if (again)
+      open(cell); // a first touch, which nothing hovered before, only shows the cell
     else select(cell);
   });
-  const steps = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0], PageUp: [-10, 0], PageDown: [10, 0] };
+  const steps = {
+    ArrowLeft: [0, -1],
+    ArrowRight: [0, 1],
+    ArrowUp: [-1, 0],
+    ArrowDown: [1, 0],
+    PageUp: [-10, 0],
+    PageDown: [10, 0],
+  };
   frame.addEventListener("keydown", (event) => {
     if (shown === null || event.ctrlKey || event.metaKey || event.altKey) return;
     const { line, column } = at || { line: 0, column: 0 };
@@ -206,7 +250,10 @@
     else if (event.key in steps) {
       const [down, right] = at === null ? [0, 0] : steps[event.key];
       const within = (x, many) => Math.max(0, Math.min(many - 1, x));
-      select({ line: within(line + down, shown.lines.length), column: within(column + right, shown.columns.length) });
+      select({
+        line: within(line + down, shown.lines.length),
+        column: within(column + right, shown.columns.length),
+      });
     } else return;
     event.preventDefault();
     reveal(at);
@@ -217,7 +264,8 @@
     for (const [i, key] of keys.entries()) {
       const chooser = document.getElementById(`heat-${key}`);
       const before = keys.slice(0, i);
-      const offered = picture === null ? pictures : pictures.filter((one) => before.every((k) => one[k] === picture[k]));
+      const offered =
+        picture === null ? pictures : pictures.filter((one) => before.every((k) => one[k] === picture[k]));
       const values = [...new Set(offered.map((one) => one[key]))];
       chooser.replaceChildren(...values.map((v) => sd1.element("option", { value: v }, v || "–")));
       chooser.value = picture === null ? "" : picture[key];
@@ -246,7 +294,11 @@
 
   let drawn = "";
   const update = (state) => {
-    const text = JSON.stringify([byBlock, zoom, ...[...keys, "probe", "variant", "verdict"].map((key) => state[key])]);
+    const text = JSON.stringify([
+      byBlock,
+      zoom,
+      ...[...keys, "probe", "variant", "verdict"].map((key) => state[key]),
+    ]);
     if (text === drawn) return;
     drawn = text;
     shown = choose(state);
@@ -258,12 +310,22 @@
     at = null;
     cursor.hidden = true;
     now.textContent = "Point at a cell, or move with the arrow keys.";
-    const narrowing = ["probe", "variant", "verdict"].map((key) => [key, key === "probe" && !empty ? shown.probe : state[key]]).filter((one) => one[1]);
-    const freed = Object.fromEntries((empty ? [...keys, "probe", "variant", "verdict"] : ["probe", "variant", "verdict"]).map((key) => [key, null]));
+    const narrowing = ["probe", "variant", "verdict"]
+      .map((key) => [key, key === "probe" && !empty ? shown.probe : state[key]])
+      .filter((one) => one[1]);
+    const freed = Object.fromEntries(
+      (empty ? [...keys, "probe", "variant", "verdict"] : ["probe", "variant", "verdict"]).map((key) => [
+        key,
+        null,
+      ]),
+    );
     note.hidden = !empty && narrowing.length === 0;
     note.replaceChildren(
-      empty ? "Nothing was measured under these filters. " : `Only ${narrowing.map((one) => one.join(" ")).join(", ")}. `,
-      sd1.element("button", { type: "button", onclick: () => sd1.go(freed) }, "Show all"));
+      empty
+        ? "Nothing was measured under these filters. "
+        : `Only ${narrowing.map((one) => one.join(" ")).join(", ")}. `,
+      sd1.element("button", { type: "button", onclick: () => sd1.go(freed) }, "Show all"),
+    );
     if (empty) return;
     const fieldset = document.getElementById("heat-rows");
     fieldset.hidden = !shown.folds;

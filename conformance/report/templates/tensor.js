@@ -48,7 +48,7 @@
         bars.values.map((ratio, i) => svg("rect", { x: left + i * each, y: top + height - height * at(ratio),
           width: Math.max(0.7, each - gap), height: height * at(ratio), fill: sd1.colour(ratio) })),
         svg("line", { class: "axis", x1: left, x2: left + each * bars.values.length, y1: top + height + 0.5, y2: top + height + 0.5 }),
-        svg("line", { class: "limit", x1: left, x2: left + each * bars.values.length, y1: limit, y2: limit }),
+        ["under", "limit"].map((name) => svg("line", { class: name, x1: left, x2: left + each * bars.values.length, y1: limit, y2: limit })),
         svg("text", { x: left - 5, y: limit + 4, "text-anchor": "end" }, `limit ${number(sd1.limit)}`),
         at(sd1.limit) < 0.75 ? svg("text", { x: left - 5, y: top + 8, "text-anchor": "end" }, number(Math.max(...bars.values.map(sd1.value)))) : null,
         svg("text", { x: left, y: top + height + 16 }, "0"),
@@ -77,7 +77,8 @@
     const box = element("figure", { class: "field", tabindex: 0, role: "group",
       "aria-label": `Ratio by ${map.rows} and ${map.columns}. The arrow keys go from cell to cell.` });
     const caption = element("figcaption", {}, `${map.rows} (${map.of[0]}) down, ${map.columns} (${map.of[1]}) across`);
-    const canvas = element("canvas", { width: 10, height: 10 });
+    const canvas = element("canvas", { width: 10, height: 10, role: "img",
+      "aria-label": `Ratio by ${map.rows} and ${map.columns}` });
     let cell = 1;
     let frame = null;
     const draw = () => {
