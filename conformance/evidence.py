@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     from conformance.runner import Result
     from conformance.traces import Traces, Values
 
-FEW = 3
-"""Items of a component for which the oracle is asked, where its values are not at hand."""
+FEW = 6
+"""Items of a pipeline for whose pictures the oracle is asked, where its values are not at hand."""
 
 MOST_VALUES = 2**25
 """Of a tensor that is looked into: what is made of a larger one might not fit the memory."""
@@ -90,7 +90,7 @@ class Evidence:
         self._traces = traces
         self._choice = Choice()
         self._asked: Counter[str] = Counter()
-        self._images: dict[str, np.ndarray] = {}
+        self._images: dict[Case, np.ndarray] = {}
 
     def of(self, result: Result, answer: Answer) -> dict[str, Any]:
         """Return the evidence of an item; never raises.
@@ -136,11 +136,8 @@ class Evidence:
         return {"tensor": {"case": result.item_id, **shown}}
 
     def _ask(self, case: Case, golden: Golden) -> Values | None:
-        """Ask the oracle, but not often, and not at full size: that would take minutes."""
-        if case.full_size or self._asked[case.component] >= FEW:
-            return None
-        self._asked[case.component] += 1
-        return self._traces(case, golden)
+        """Ask the oracle, but not at full size: that would take minutes."""
+        return None if case.full_size else self._traces(case, golden)
 
     def _pictures(self, result: Result, answer: Answer) -> dict[str, Any]:
         """Draw a pipeline's pictures; those of splice mode are made of the oracle's terms."""
@@ -149,16 +146,18 @@ class Evidence:
             return {}
         truth = None if answer.values is None else answer.values.outputs[IMAGE]
         if truth is not None:
-            self._images[case.id] = truth
+            self._images[case] = truth
         own = [r for r in result.records if r.name in {IMAGE, PIXELS}]
         seen = own if result.execution.mode == SPLICE else result.records
         passing = all(record.verdict == "pass" for record in seen)
         if passing and (case.scenario.name != BASE or result.execution.mode == SPLICE):
             return {}
-        truth = self._images.get(case.id)
-        if truth is None and not passing:
+        truth = self._images.get(case)
+        if truth is None and not passing and self._asked[case.component] < FEW:
+            self._asked[case.component] += 1
             values = self._ask(case, answer.golden)
-            truth = None if values is None else values.outputs[IMAGE]
+            if values is not None:
+                truth = self._images[case] = values.outputs[IMAGE]
         wanted = answer.golden.outputs.get(PIXELS)
         if wanted is None and truth is not None:
             wanted = np.rint(np.moveaxis(truth, 1, -1) * LEVELS).astype(np.uint8)

@@ -187,7 +187,7 @@ class FinishedRun:
             with path.open(encoding="utf-8") as lines:
                 for number, text in enumerate(lines, start=1):
                     record = self._parsed(number, text)
-                    kind = record.get("type")
+                    kind = str(record.get("type"))
                     if (kind == "header") != (number == 1) or ended:
                         raise self._damaged(number, "its lines are not in the order of a run")
                     ended = kind == "footer"

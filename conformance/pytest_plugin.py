@@ -362,6 +362,6 @@ class _Reporter:
         """Print the verdict."""
         if self.results is not None and self.summary is not None:
             terminalreporter.section("sd1-conformance")
-            for line in verdict_lines(self.summary):
+            for line in verdict_lines(self.summary, self.results.lines):
                 terminalreporter.line(line)
             terminalreporter.line(f"  report {self.results.out / 'index.html'}")

@@ -76,10 +76,12 @@ class _Actor:
     Attributes:
         handle: Ray's.
         left: What it has been given and not yet answered; empty before it has made its port.
+        ready: Whether it has made its port.
     """
 
     handle: Any
     left: deque[Item] = field(default_factory=deque)
+    ready: bool = False
 
     def next(self) -> Any:
         """Let it run the first of what is left; return what stands for the answer."""
@@ -142,12 +144,14 @@ def greet_on_ray(job: Job, *, on_gpu: bool) -> tuple[Hello, dict[str, str]]:
         try:
             if not ray.wait([answer], timeout=_PATIENCE)[0]:
                 raise _no_room(on_gpu=on_gpu)
-            return _made(ray.get(answer))
+            made = _made(ray.get(answer))
+            actor.ready = True
         except ray.exceptions.RayError as error:
             message = f"a worker ended before it was ready: {one_line(error)}"
             raise PortError(message) from error
         finally:
             _end(ray, [actor])
+    return made
 
 
 def run_on_ray(job: Job, items: Iterable[Item], jobs: int, report: Report) -> None:
@@ -233,7 +237,7 @@ class _Run:
             self.report(found)
         else:
             _made(found)
-            self.one_was_ready = True
+            actor.ready = self.one_was_ready = True
         self._hand_out(actor)
 
     def _lose(self, actor: _Actor, error: Exception) -> None:
@@ -277,7 +281,7 @@ def _no_room(*, on_gpu: bool) -> UsageError:
 
 def _end(ray: Any, actors: list[_Actor]) -> None:
     """Let ports end what they have started, then end the workers."""
-    ends = [actor.handle.end.remote() for actor in actors]
+    ends = [actor.handle.end.remote() for actor in actors if actor.ready]
     if ends:
         ray.wait(ends, num_returns=len(ends), timeout=_GOODBYE)
     for actor in actors:

@@ -97,8 +97,8 @@ def source_of(case: Case, probe: str) -> dict[str, Any] | None:
         if case.is_scheduler:
             return _of_scheduler(case.component.partition("/")[2], term_and_step(probe)[0])
         return _of_pipeline(case, term_and_step(probe)[0])
-    except (AttributeError, KeyError, OSError, SyntaxError, TypeError, ValueError):
-        return None  # a name that sd1_impl has not, or a file that is not there
+    except Exception:  # noqa: BLE001 - a name that sd1_impl has not, a file that is not there
+        return None
 
 
 def _of_network(case: Case, probe: str) -> dict[str, Any] | None:

@@ -36,7 +36,7 @@ def find_sources(
         return {}
     try:
         module: Any = importlib.import_module("conformance.source_lines")
-    except ImportError:
+    except (ImportError, OSError):  # the second where torch is there and its libraries are not
         return {}
     found: dict[str, Any] = {}
     for item_id, probe in [(first["case"], first["probe"]), *_first_probes(faults, lines)]:

@@ -67,13 +67,33 @@ def test_values_at_hand():
     assert oracle.asked == 0
 
 
-def test_the_oracle_is_asked_a_few_times():
-    """In trace mode it is asked for the first failures; what is left out is counted."""
+def test_the_oracle_is_asked():
+    """In trace mode it is asked for the failures that are shown; the others are counted."""
     oracle = Oracle()
     evidence = Evidence(oracle)
-    found = [evidence.of(failing(), answer()) for _ in range(FEW + 2)]
+    found = [evidence.of(failing(), answer()) for _ in range(EACH + 2)]
+    assert oracle.asked == EACH
+    assert [sorted(one) for one in found] == [["tensor"]] * EACH + [["left_out"]] * 2
+
+
+def test_the_oracle_is_asked_for_a_few_pictures():
+    """Pictures of failing traces have the oracle's image while it is not asked too often."""
+    case = find_case("pipeline/txt2img/tiny/ddpm")  # of which the golden keeps no pixels
+    golden = load_golden(case)
+    image = np.full(golden.output_shapes["image"], 0.5, np.float32)
+    pixels = np.full(golden.output_shapes["image_uint8"], 128, np.uint8)
+    answered = Answer(golden, {"image": image, "image_uint8": pixels}, {}, explained=True)
+    oracle = Oracle(Values({}, {"image": image + 0.1}))
+    evidence = Evidence(oracle)
+    result = failing("latents#0", case=case)
+    found = [evidence.of(replace(result), answered) for _ in range(FEW + 2)]
+    assert oracle.asked == 1, "the image of a case is remembered"
+    assert all("pictures" in one for one in found)
+    evidence._images.clear()
+    for _ in range(FEW + 2):
+        evidence.of(result, answered)
+        evidence._images.clear()
     assert oracle.asked == FEW
-    assert [sorted(one) for one in found] == [["tensor"]] * FEW + [["left_out"]] * 2
 
 
 def test_not_asked_where_splice_mode_has_found_it():

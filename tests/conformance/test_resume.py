@@ -290,6 +290,19 @@ def test_two_runs_by_command_line(tmp_path: Path, holder, golden_copy, port_file
     assert capsys.readouterr().err.startswith(f"sd1-conformance: process {holder.pid} writes")
 
 
+def test_two_runs_by_pytest(tmp_path: Path, holder, port_file) -> None:
+    """Pytest stops as soon as it would write to the folder of another run."""
+    matrix = Path(__file__).parents[1] / "test_conformance.py"
+    command = [sys.executable, "-m", "pytest", str(matrix), "-k", "golden and tokenizer/-/plain"]
+    command += ["--sd1-port", port_file, "--sd1-out", str(tmp_path / "out")]
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, cwd=matrix.parents[1]
+    )
+    assert done.returncode == pytest.ExitCode.USAGE_ERROR
+    assert f"sd1-conformance: process {holder.pid} writes its run to" in done.stdout
+    assert len(read(tmp_path / "out")) == 1
+
+
 def test_locked_by_a_file_where_the_kernel_cannot(tmp_path: Path, monkeypatch) -> None:
     """Where folders cannot be locked, a file says who writes, and how to get past a dead one."""
     monkeypatch.setattr(run_folder, "_kernel_lock", lambda _: None)
