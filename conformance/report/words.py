@@ -76,6 +76,11 @@ def sentence(summary: Summary) -> str:
 
 def _what_is_wrong(summary: Summary, port: str, cases: str) -> str:
     counts = summary.counts
+    if summary.divergence and summary.divergence.kind == "environment":
+        return (
+            f"The reference itself is wrong here, so nothing is known of {port} ({cases}): "
+            "mend the environment first."
+        )
     if counts["fail"]:
         return (
             f"{port} does not compute what Stable Diffusion v1 computes: "

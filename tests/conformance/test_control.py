@@ -159,7 +159,10 @@ def run(main, port_file: str, golden_copy, tmp_path: Path, monkeypatch):
     monkeypatch.setattr(explain, "_testable", lambda _: False)
     assert golden_copy.root.exists()
     text = (tmp_path / "stored_port.py").read_text("utf-8")
-    (tmp_path / "ref.py").write_text(ALONE + text.replace("FAKE_PORT", "FAKE_CONTROL"), "utf-8")
+    text = text.replace("FAKE_PORT", "FAKE_CONTROL")
+    alone = "assert multiprocessing.parent_process()  # what a port sets cannot reach it"
+    text = text.replace("return Stored(component)", f"{alone}\n        return Stored(component)")
+    (tmp_path / "ref.py").write_text(ALONE + text, "utf-8")
     argv = (
         "run",
         port_file,

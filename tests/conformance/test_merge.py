@@ -326,3 +326,35 @@ def test_environments_are_told_together(shards, tmp_path: Path) -> None:
     assert merge(tmp_path / "out", *shards) == 0
     cpu = read(tmp_path / "out")[0]["environment"]["cpu"]
     assert cpu.endswith(" | another")
+
+
+def test_control_and_baseline(port_path, tmp_path: Path) -> None:
+    """Control lines are merged like cases, and the whole is compared with an earlier run."""
+    options = ("--control", port_path)
+    assert run(tmp_path / "one", port_path, *options) == 0
+    folders = run_shards(tmp_path, port_path, 2, *options)
+    argv = ["merge", *map(str, folders), "--out", str(tmp_path / "out")]
+    assert cli.main([*argv, "--baseline", str(tmp_path / "one")]) == 0
+    assert [*map(lasting, read(tmp_path / "out"))] == [*map(lasting, read(tmp_path / "one"))]
+    merged = summary_of(tmp_path / "out")
+    assert merged["control"] == summary_of(tmp_path / "one")["control"]
+    assert (merged["baseline"]["worse"], merged["baseline"]["vanished"]) == (0, 0)
+
+
+HOSTILE = {
+    "no-list": "causes",
+    "no-objects": [7, None, []],
+    "no-names": [{"confirmed": True, "component": "tokenizer", "mutant": "m", "ratio_if_so": 1.0}],
+    "other-types": [{"confirmed": True, "component": {}, "mutant": [1], "ratio_if_so": "x"}],
+    "nan": [{"confirmed": True, "component": "t", "mutant": "m", "ratio_if_so": "nan", "names": 7}],
+}
+
+
+@pytest.mark.parametrize("faults", HOSTILE.values(), ids=HOSTILE)
+def test_causes_are_hostile(shards, tmp_path: Path, faults: object) -> None:
+    """A footer may hold anything: what is no cause is none."""
+    records = read(shards[1])
+    records[-1]["faults"] = faults
+    write(shards[1], records)
+    assert merge(tmp_path / "out", *shards) == 0
+    assert summary_of(tmp_path / "out")["faults"] == []
