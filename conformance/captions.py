@@ -59,7 +59,7 @@ def _described(errors: Errors, probe: Probe) -> str:
         return ", ".join([*(where or ["everything alike"]), alike])
     how = explanation(part, [by_channel, by_token])
     how = f"{how}{probe.norm}" if how and "offset" not in how else how or trend(part)
-    return ", ".join(filter(None, [*where, how])) or _unrelated(errors.thinned())
+    return ", ".join(filter(None, [*where, how])) or _unrelated(errors.thinned(), probe)
 
 
 def _is_one_element(errors: Errors) -> bool:
@@ -72,8 +72,8 @@ def _is_one_element(errors: Errors) -> bool:
     return rest <= LIMIT and worst > _CERTAIN * max(rest, 1.0) and worst > _APART * second
 
 
-def _unrelated(errors: Errors) -> str:
+def _unrelated(errors: Errors, probe: Probe) -> str:
     """Say so if the values have nothing in common with the truth."""
     found = correlation(errors.got, errors.truth)
     unlike = found is not None and errors.got.size >= _SAMPLE and abs(found) < _UNLIKE
-    return "unrelated to what is right: other weights, or another order" if unlike else ""
+    return f"unrelated to what is right{probe.mixed_up}" if unlike else ""

@@ -9,11 +9,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from conformance.baseline import Baseline
 from conformance.cli_common import command
-from conformance.diff import Diff, diff
 from conformance.environment import changes_text
 from conformance.errors import ExitCode
+from conformance.regression.baseline import Baseline
+from conformance.regression.diff import Diff, diff
 from conformance.report.text import number_text, one_line
 from conformance.run_folder import plain
 

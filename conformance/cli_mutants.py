@@ -33,8 +33,8 @@ def add_commands(commands: Any) -> None:
     mutants.add_argument(
         "--update",
         action="store_true",
-        help="write anew the fingerprints by which hints are given, the catalogue that reports show "
-        "and docs/mutants.md",
+        help="write anew the fingerprints by which hints are given, the catalogue that reports "
+        "show and docs/mutants.md",
     )
 
 

@@ -22,13 +22,13 @@ from conformance.cli_common import (
     oracle_module,
     split,
 )
-from conformance.control import control_of
 from conformance.errors import UsageError, unknown_name
 from conformance.execution import Execution, items
 from conformance.golden import SPLICE, TRACE
 from conformance.parallel import Job, Report, run_parallel
 from conformance.port import Hello, close
 from conformance.ray_executor import greet_on_ray, run_on_ray, session
+from conformance.regression.control import control_of
 from conformance.report.terminal import verdict_lines, wants_colour
 from conformance.results import DEFAULT_OUT, Results
 from conformance.runner import Runner

@@ -22,6 +22,9 @@ from sd1_weights.names import golden_root
 _UNKNOWN = 1.0
 """Seconds of an item, where nothing at all is recorded."""
 
+_LEAST = 0.005
+"""Seconds of any item: the line of one that takes no time has to be written too."""
+
 
 def group_name(component: str, variant: str, dtype: str) -> str:
     """Return the name of what is loaded at once: a network in one arithmetic."""
@@ -58,10 +61,10 @@ class Costs:
     def of(self, case: Case, run: Execution) -> float:
         """Return the seconds of an item; of one that is not recorded, the median of those alike."""
         known = self.items.get(run.item_id(case))
-        if known is not None:
-            return known
-        names = (f"{case.component}/{case.variant.name}", case.component, "")
-        return next((self._medians[name] for name in names if name in self._medians), _UNKNOWN)
+        if known is None:
+            names = (f"{case.component}/{case.variant.name}", case.component, "")
+            known = next((self._medians[n] for n in names if n in self._medians), _UNKNOWN)
+        return max(known, _LEAST)
 
     @cached_property
     def _medians(self) -> dict[str, float]:

@@ -40,11 +40,18 @@ class Probe:
         name: Of the probe or output.
         heads: From `tensor_axes.heads_of`.
         groups: From `tensor_axes.groups_of`.
+        weighted: Whether it is made with weights, which may be others.
     """
 
     name: str = ""
     heads: int = 1
     groups: int = 1
+    weighted: bool = True
+
+    @property
+    def mixed_up(self) -> str:
+        """Return the cause of values that have nothing in common with those that are right."""
+        return ": other weights, or another order" if self.weighted else ""
 
     @property
     def norm(self) -> str:

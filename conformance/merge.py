@@ -7,11 +7,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from conformance.baseline import Baseline
 from conformance.data_folder import SOURCES
 from conformance.errors import UsageError
 from conformance.header import xfails_of
 from conformance.port import Hello
+from conformance.regression.baseline import Baseline
 from conformance.report.run import read_object
 from conformance.report.text import mapping, number, one_line
 from conformance.results import Merged, Results

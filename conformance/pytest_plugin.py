@@ -43,6 +43,7 @@ _PORT = pytest.StashKey[Port]()
 _XFAILS = pytest.StashKey[Xfails | None]()
 _SHARD = pytest.StashKey[Shard | None]()
 _SELECTION = pytest.StashKey[Selection]()
+_MISUSE = pytest.StashKey[str]()
 _OWN = pytest.StashKey[dict[str, str]]()
 """Variables of this worker's own: its GPU."""
 
@@ -122,7 +123,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     try:
         selection = Selection(_judged(items), shard, beside)
     except SuiteError as error:
-        raise pytest.UsageError(str(error)) from error
+        if not hasattr(config, "workerinput"):
+            raise pytest.UsageError(str(error)) from error
+        config.stash[_MISUSE] = str(error)  # what a worker raises here nobody would see
+        del items[1:]
+        return
     config.stash[_SELECTION] = selection
     config.stash[_SCOPE] = _scope(items)
     mine: list[pytest.Item] = []
@@ -134,6 +139,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         (mine if here else others).append(item)
     config.hook.pytest_deselected(items=others)
     items[:] = mine
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Say in a test what kept a worker from choosing tests."""
+    if _MISUSE in item.config.stash:
+        pytest.fail(item.config.stash[_MISUSE], pytrace=False)
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:

@@ -11,6 +11,7 @@ from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from conformance.case import Case
@@ -41,15 +42,18 @@ class Worker:
     def __init__(self) -> None:
         self._runner: Runner | None = None
 
-    def make(self, job: Job) -> tuple[Hello, dict[str, str]] | tuple[str, ExitCode]:
+    def make(self, job: Job, folder: str) -> tuple[Hello, dict[str, str]] | tuple[str, ExitCode]:
         """Make the port.
 
         Args:
             job: Makes it.
+            folder: What relative paths of the user begin from.
 
         Returns:
             What it says of itself, and its environment; or why it cannot be made.
         """
+        with suppress(FileNotFoundError):  # a port need not be a file
+            os.chdir(folder)
         try:
             self._runner = job.runner()
         except SuiteError as error:
@@ -140,7 +144,7 @@ def greet_on_ray(job: Job, *, on_gpu: bool) -> tuple[Hello, dict[str, str]]:
     """
     with session(1) as ray:
         actor = _started(ray, on_gpu=on_gpu)
-        answer = actor.handle.make.remote(job)
+        answer = actor.handle.make.remote(job, str(Path.cwd()))
         try:
             if not ray.wait([answer], timeout=_PATIENCE)[0]:
                 raise _no_room(on_gpu=on_gpu)
@@ -203,7 +207,7 @@ class _Run:
                 room = most - len(self.busy)
                 for _ in range(min(room, len(self.waiting) - self._starting())):
                     actor = _started(self.ray, on_gpu=self.on_gpu)
-                    self.busy[actor.handle.make.remote(self.job)] = actor
+                    self.busy[actor.handle.make.remote(self.job, str(Path.cwd()))] = actor
                 done, _ = self.ray.wait(list(self.busy), timeout=_PATIENCE)
                 if not done and not self.one_was_ready:
                     raise _no_room(on_gpu=self.on_gpu)

@@ -11,15 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from conformance import __version__
-from conformance.baseline import Baseline, ratchet_of
 from conformance.case import Case
-from conformance.control import watch
 from conformance.data_folder import DATA, DataFolder, left_out
 from conformance.environment import environment, source_digest
 from conformance.explain import Explanation, explain, explain_merged, in_short
 from conformance.header import header_of, require_same
 from conformance.port import Hello
-from conformance.ratchet import RATCHET
+from conformance.regression.baseline import Baseline, ratchet_of
+from conformance.regression.control import watch
+from conformance.regression.ratchet import RATCHET
 from conformance.report.files import REPORTS, write_reports
 from conformance.run_folder import RESULTS, SUMMARY, RunFolder, plain, write_whole
 from conformance.runner import Runner

@@ -19,7 +19,8 @@ class Section(ABC):
     The page wraps what the template makes in `<section id=NAME>` and puts `<h2>TITLE</h2>` above
     it. Beside the template lie NAME.js (one function called at once, which reads its data by
     `sd1.data("NAME")`) and NAME.css, where the section needs them, and NAME-*.js before NAME.js;
-    those of a section that is left out stay out. What scripts share is described at the top of templates/base.js.
+    those of a section that is left out stay out. What scripts share is described at the top of
+    templates/base.js.
 
     Attributes:
         name: The section's id in the page, and the name of its files.

@@ -9,12 +9,12 @@ from xml.etree.ElementTree import parse
 import pytest
 
 from conformance import cli_run, explain, results
-from conformance import control as module
 from conformance.case import find_case
-from conformance.control import Control, control_of, watch
 from conformance.errors import PortError, UsageError
 from conformance.execution import Execution
 from conformance.parallel import Job
+from conformance.regression import control as module
+from conformance.regression.control import Control, control_of, watch
 from conformance.runner import Result, Runner
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from conformance.findings import falls, is_worse
+from conformance.regression.findings import falls, is_worse
 from conformance.run_folder import row
 
 if TYPE_CHECKING:

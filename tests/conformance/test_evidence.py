@@ -10,12 +10,12 @@ import pytest
 from conformance.case import find_case
 from conformance.compare import Record, correlation, judge_output
 from conformance.error_map import Errors, reduced
-from conformance.evidence import tensor_facts, unit_of
 from conformance.golden import SPLICE
 from conformance.golden_files import load_golden
 from conformance.position import ALL, EACH, Choice, position
 from conformance.summary import earliest
 from conformance.tensor_axes import axes_of, groups_of, heads_of
+from conformance.tensor_facts import tensor_facts, unit_of
 
 UNET, DECODER = "unet/tiny/base", "vae_decoder/tiny/base"
 

@@ -190,6 +190,12 @@ def test_where_and_how():
     assert told(swapped, TOKENS, QUERY) == "heads 1 and 2 only, exchanged"
 
 
+def test_a_scheduler_has_no_weights():
+    """Where nothing is made with weights, other weights are no cause."""
+    step = Probe("samples#3", weighted=False)
+    assert told(lambda t: truth_of(t.shape, seed=9), probe=step) == "unrelated to what is right"
+
+
 def test_square_maps_turned():
     """Rows for columns is told on square maps."""
     assert told(lambda t: np.swapaxes(t, 2, 3), (2, 8, 8, 8)) == "rows and columns are exchanged"

@@ -133,6 +133,7 @@ def test_outputs_that_the_golden_keeps(judge, fake):
     result = judge(fake(lambda *_: ({"sample": wrong["sample"].copy()}, {})), CASE)
     found = Evidence(refuse).of(result, Answer(golden, wrong, {}))
     assert found["tensor"]["caption"] == "batch item 1 only, times 1.5: a scale"
+    assert Evidence(refuse).of(failing(), answer()) == {"left_out": 1}, "a probe has a sketch only"
     line = result.as_json()
     assert line["evidence"]["tensor"] == found["tensor"]
     assert line["probes"][0]["pcc"] == pytest.approx(found["tensor"]["pcc"])
@@ -146,7 +147,7 @@ def test_a_tensor_that_is_too_large(monkeypatch):
 
 
 def test_nothing_raised_gets_out(capsys):
-    """An oracle that breaks, or is not there, costs a picture, and says so."""
+    """An oracle that breaks costs a picture, and says so."""
 
     def broken(*_):
         raise RuntimeError("out of\nmemory")

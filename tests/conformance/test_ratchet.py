@@ -10,7 +10,7 @@ import pytest
 
 from conformance import explain
 from conformance.errors import UsageError
-from conformance.ratchet import RATCHET, Ratchet
+from conformance.regression.ratchet import RATCHET, Ratchet
 from conformance.runner import Runner
 
 if TYPE_CHECKING:

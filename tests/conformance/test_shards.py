@@ -289,6 +289,18 @@ def test_pytest_shards(tmp_path: Path) -> None:
     assert not judged[0] & judged[1]
 
 
+def test_more_parts_than_cases_in_pytest(tmp_path: Path) -> None:
+    """A worker that cannot choose its tests says why in one of them."""
+    pytest.importorskip("torch")
+    command = [sys.executable, "-m", "pytest", str(MATRIX), "-n", "1", "-k", "tokenizer/-/plain"]
+    command += ["--sd1-shard", "1/9", "--sd1-out", str(tmp_path / "report")]
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, cwd=MATRIX.parents[1]
+    )
+    assert done.returncode == 1
+    assert "cases cannot be shared by 9: ask for at most" in done.stdout
+
+
 def test_units_know_their_network() -> None:
     """The unit of an item holds all its modes, and costs what they cost together."""
     judged = chosen("unet/tiny/base")

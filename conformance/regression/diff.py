@@ -1,6 +1,6 @@
 """Two runs compared: their cases, their controls, their environments, and what they are judged by.
 
-The rule is that of `conformance.findings`.
+The rule is that of `conformance.regression.findings`.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from typing import Any
 
 from conformance import spec
 from conformance.case import COMPONENTS
-from conformance.comparison import Comparison
 from conformance.environment import Changes, changes
 from conformance.errors import UsageError
-from conformance.findings import Change, Finding, moved_text
-from conformance.finished import CASE, EarlierRun, FinishedRun, Judged
 from conformance.golden import SPLICE
+from conformance.regression.comparison import Comparison
+from conformance.regression.findings import Change, Finding, moved_text
+from conformance.regression.finished import CASE, EarlierRun, FinishedRun, Judged
 from conformance.report.text import mapping, one_line
 
 _MEASURES = {

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from conformance.errors import UsageError
-from conformance.findings import is_worse
+from conformance.regression.findings import is_worse
 from conformance.run_folder import write_whole
 
 RATCHET = "ratchet.json"

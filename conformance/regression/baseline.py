@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from conformance.diff import Diff
 from conformance.errors import UsageError
-from conformance.finished import CASE, CONTROL, EarlierRun
-from conformance.ratchet import Ratchet, measured
+from conformance.regression.diff import Diff
+from conformance.regression.finished import CASE, CONTROL, EarlierRun
+from conformance.regression.ratchet import Ratchet, measured
 from conformance.report.text import mapping, one_line
 
 Line = Mapping[str, Any]

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from conformance.finished import Judged
+from conformance.regression.finished import Judged
 from conformance.report.text import number_text, one_line, pattern_of
 from conformance.tolerance import badness
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from conformance.findings import BEYOND_NOISE, Change, Finding, falls
-from conformance.finished import PROBE_VERDICTS, Group, Judged, Names
+from conformance.regression.findings import BEYOND_NOISE, Change, Finding, falls
+from conformance.regression.finished import PROBE_VERDICTS, Group, Judged, Names
 
 _FAIL = PROBE_VERDICTS.index("fail")
 

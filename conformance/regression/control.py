@@ -14,15 +14,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from conformance.case import Case
-from conformance.diff import Diff
 from conformance.environment import Changes, changes_text, since_recorded
 from conformance.errors import SuiteError, UsageError
 from conformance.execution import Execution
-from conformance.findings import is_worse, moved_text, severity
 from conformance.golden import SPLICE
 from conformance.manifest import manifest
 from conformance.parallel import Job, Report
 from conformance.port import close
+from conformance.regression.diff import Diff
+from conformance.regression.findings import is_worse, moved_text, severity
 from conformance.report.text import case_name, one_line, pattern_of
 from conformance.runner import Result
 from conformance.summary import earliest
