@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from conformance.data_folder import SOURCES
 from conformance.errors import UsageError
+from conformance.evidence.data_folder import SOURCES
 from conformance.header import xfails_of
 from conformance.port import Hello
 from conformance.regression.baseline import Baseline

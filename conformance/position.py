@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
 from functools import cache
 from typing import Any
@@ -13,11 +12,6 @@ from conformance.golden import SPLICE
 from conformance.tolerance import badness
 
 Position = tuple[int, bool, bool, tuple[int, ...], int, float]
-
-EACH = 6
-"""Tensors of one component that are shown at least, if it has as many wrong."""
-ALL = 60
-"""Tensors of one run that are shown."""
 
 
 def position(line: Mapping[str, Any]) -> Position:
@@ -45,26 +39,3 @@ def position(line: Mapping[str, Any]) -> Position:
 def _beyond_sd1() -> frozenset[str]:
     """Return the ids of the cases that ask for what SD v1 has not."""
     return frozenset(case.id for case in all_cases() if case.scenario.asks)
-
-
-class Choice:
-    """Chooses the failures of which a tensor is shown: some of each component, and the earliest."""
-
-    def __init__(self) -> None:
-        self._counts: Counter[str] = Counter()
-        self._earliest: dict[str, Position] = {}
-
-    def takes(self, line: Mapping[str, Any]) -> bool:
-        """Say whether a failure's tensor is shown, and if so, count it.
-
-        Args:
-            line: A failing case line, as for `position`.
-        """
-        component, place = line["component"], position(line)
-        before = self._earliest.setdefault(component, place)
-        self._earliest[component] = min(place, before)
-        room = self._counts[component] < EACH and self._counts.total() < ALL
-        if not room and place >= before:
-            return False
-        self._counts[component] += 1
-        return True

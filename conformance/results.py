@@ -12,8 +12,9 @@ from typing import Any
 
 from conformance import __version__
 from conformance.case import Case
-from conformance.data_folder import DATA, DataFolder, left_out
 from conformance.environment import environment, source_digest
+from conformance.evidence.data_folder import DATA, DataFolder, left_out
+from conformance.evidence.sources import find_sources
 from conformance.explain import Explanation, explain, explain_merged, in_short
 from conformance.header import header_of, require_same
 from conformance.port import Hello
@@ -24,7 +25,6 @@ from conformance.report.files import REPORTS, write_reports
 from conformance.run_folder import RESULTS, SUMMARY, RunFolder, plain, write_whole
 from conformance.runner import Runner
 from conformance.shards import Shard
-from conformance.sources import find_sources
 from conformance.summary import summarise
 from conformance.witness import is_witness
 from conformance.xfails import Xfails, unexcused

@@ -20,7 +20,7 @@ from conformance.compare import Record
 from conformance.contract import call, check_contract, require_unchanged, where_raised
 from conformance.divergence import Local, describe, first_divergence
 from conformance.errors import PortError, RaisedError, SuiteError, UnsupportedError
-from conformance.evidence import Answer, Evidence
+from conformance.evidence.collect import Answer, Evidence
 from conformance.execution import Execution
 from conformance.golden import SPLICE, Golden
 from conformance.golden_files import drawn_inputs, load_golden

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from conformance.data_folder import DATA
 from conformance.errors import UsageError
+from conformance.evidence.data_folder import DATA
 from conformance.report.run import read_object
 from conformance.report.text import count, mapping, one_line
 from conformance.run_folder import RESULTS, SUMMARY, read_records

@@ -6,12 +6,12 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from conformance import __version__, spec
-from conformance.case import COMPONENTS, all_cases
+from conformance import __version__
+from conformance.case import COMPONENTS
 from conformance.errors import ExitCode
-from conformance.golden import SPLICE
 from conformance.levels import depth, level, missing_probes, next_level
 from conformance.port import Hello
+from conformance.position import position
 from conformance.sampling import PIPELINES, SCHEDULERS
 from conformance.spec import BLOCKS
 from conformance.tolerance import LIMIT, badness
@@ -97,26 +97,8 @@ def _verdict(
 
 
 def earliest(lines: list[dict[str, Any]]) -> dict[str, Any] | None:
-    """Return the first divergence earliest in execution order; of equals, the clearest.
-
-    An expected failure is none. Of a component, what splice mode found comes first. Settings of SD
-    v1 come before others: a port that ignores those is told so last.
-    """
+    """Return the first divergence that comes first; an expected failure is none."""
     found = [line for line in lines if line["first_divergence"] and line["verdict"] == "fail"]
-    beyond_sd1 = {case.id for case in all_cases() if case.scenario.asks} if found else set()
-
-    def position(line: dict[str, Any]) -> tuple[int, bool, bool, tuple[int, ...], int, float]:
-        component, first = line["component"], line["first_divergence"]
-        outputs = [p["name"] for p in line["probes"] if p["kind"] == "output"]
-        return (
-            COMPONENTS.index(component),
-            line["case"].partition("[")[0] in beyond_sd1,
-            line["mode"] != SPLICE,
-            spec.place(component, first["probe"]),
-            outputs.index(first["probe"]) if first["probe"] in outputs else -1,
-            -badness(float(first["ratio"])),
-        )
-
     return min(found, key=position)["first_divergence"] if found else None
 
 

@@ -9,13 +9,13 @@ import pytest
 
 from conformance.case import find_case
 from conformance.compare import Record, correlation, judge_output
-from conformance.error_map import Errors, reduced
+from conformance.evidence.choice import ALL, EACH, Choice
+from conformance.evidence.error_map import Errors, reduced
+from conformance.evidence.tensor_axes import axes_of, groups_of, heads_of
+from conformance.evidence.tensor_facts import tensor_facts, unit_of
 from conformance.golden import SPLICE
 from conformance.golden_files import load_golden
-from conformance.position import ALL, EACH, Choice, position
 from conformance.summary import earliest
-from conformance.tensor_axes import axes_of, groups_of, heads_of
-from conformance.tensor_facts import tensor_facts, unit_of
 
 UNET, DECODER = "unet/tiny/base", "vae_decoder/tiny/base"
 
@@ -219,12 +219,12 @@ def test_choice_is_limited():
     assert ALL <= count <= ALL + len(names)
 
 
-def test_position_agrees_with_the_first_divergence():
-    """What is earliest by position is what summary.json calls the first divergence."""
+def test_first_divergence_is_spliced_early_and_clear():
+    """Splice mode before trace mode, then the earliest probe, then the worst ratio."""
     lines = [
         line("conv_norm_out", verdict="fail"),
         line("conv_in", verdict="fail", ratio=3.0),
         line("conv_in", verdict="fail", ratio=30.0),
         line("time_proj", verdict="fail", mode="trace"),
     ]
-    assert earliest(lines) is min(lines, key=position)["first_divergence"]
+    assert earliest(lines) is lines[2]["first_divergence"]

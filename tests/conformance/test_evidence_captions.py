@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from conformance.captions import caption
-from conformance.error_map import Errors
-from conformance.error_places import Probe
-from conformance.tensor_axes import axes_of
+from conformance.evidence.captions import caption
+from conformance.evidence.error_map import Errors
+from conformance.evidence.error_places import Probe
+from conformance.evidence.tensor_axes import axes_of
 
 MAP, TOKENS, VECTORS = (2, 8, 8, 12), (2, 24, 32), (3, 32)
 CONV = Probe("down_blocks.0.resnets.0.conv1")

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from conformance import data_folder
-from conformance.data_folder import DATA, SOURCES, DataFolder, left_out, stem_of
 from conformance.errors import UsageError
+from conformance.evidence import data_folder
+from conformance.evidence.choice import EACH
+from conformance.evidence.data_folder import DATA, SOURCES, DataFolder, left_out, stem_of
 from conformance.port import Hello
-from conformance.position import EACH
 from conformance.results import Results
 
 TENSOR = {"probe": "conv_in", "caption": "last column only: padding"}

@@ -13,13 +13,13 @@ from conformance.case import find_case
 from conformance.compare import Record
 from conformance.divergence import first_divergence
 from conformance.errors import UnsupportedError
-from conformance.evidence import FEW, Answer, Evidence
+from conformance.evidence.choice import EACH
+from conformance.evidence.collect import FEW, Answer, Evidence
 from conformance.execution import Execution
 from conformance.golden import SPLICE
 from conformance.golden_files import load_golden
 from conformance.judge import judge_outputs
 from conformance.port import resolve
-from conformance.position import EACH
 from conformance.runner import Result, Runner
 from conformance.traces import Values, find_traces
 
@@ -141,7 +141,7 @@ def test_outputs_that_the_golden_keeps(judge, fake):
 
 def test_a_tensor_that_is_too_large(monkeypatch):
     """A tensor that could fill the memory is left out."""
-    monkeypatch.setattr("conformance.evidence.MOST_VALUES", GOT.size - 1)
+    monkeypatch.setattr("conformance.evidence.collect.MOST_VALUES", GOT.size - 1)
     shown = answer(values=Oracle().values)
     assert Evidence(Oracle()).of(failing(mode=SPLICE), shown) == {"left_out": 1}
 

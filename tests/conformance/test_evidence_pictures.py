@@ -10,8 +10,8 @@ import zlib
 import numpy as np
 import pytest
 
-from conformance.png import png
-from conformance.triptych import MOST_PICTURES, MOST_SIDE, triptychs
+from conformance.evidence.png import png
+from conformance.evidence.triptych import MOST_PICTURES, MOST_SIDE, triptychs
 
 RNG = np.random.default_rng(0)
 

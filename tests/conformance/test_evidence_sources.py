@@ -11,10 +11,10 @@ pytest.importorskip("torch")
 pytest.importorskip("regex")
 
 import sd1_impl
+from conformance.adapters.sd1_impl_sources import MOST_LINES, source_of
 from conformance.case import COMPONENTS, all_cases, find_case
+from conformance.evidence.sources import find_sources
 from conformance.golden_files import load_golden
-from conformance.source_lines import MOST_LINES, source_of
-from conformance.sources import find_sources
 
 UNET = "unet/tiny/base"
 ATTENTION = "down_blocks.0.attentions.0.transformer_blocks.0"
@@ -122,7 +122,7 @@ def test_nothing_where_it_cannot_be_found(monkeypatch):
     """A published slice is no case; where torch is missing there are no lines at all."""
     first = {"case": "witness/unet/v1-4/slice", "probe": "sample"}
     assert find_sources(first, [], []) == {}
-    monkeypatch.setitem(sys.modules, "conformance.source_lines", None)
+    monkeypatch.setitem(sys.modules, "conformance.adapters.sd1_impl_sources", None)
     assert find_sources({"case": UNET, "probe": "conv_in"}, [], []) == {}
 
 

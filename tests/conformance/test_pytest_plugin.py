@@ -1,4 +1,4 @@
-"""The plugin: items, workers, and the same four files as `sd1-conformance run`."""
+"""The plugin: items, workers, and the same files as `sd1-conformance run`."""
 
 import json
 import re
@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from conformance.results import FILES
 
 pytest.importorskip("torch")
 
@@ -70,12 +72,7 @@ def test_two_workers_write_one_report(tmp_path):
         "tokenizer, unet; tiny-dense, tiny-inpaint; int64, float32, float64; cpu; trace; "
         "sd1 was not run"
     )
-    assert {path.name for path in out.iterdir()} == {
-        "results.jsonl",
-        "summary.json",
-        "junit.xml",
-        "index.html",
-    }
+    assert {path.name for path in out.iterdir()} == set(FILES)
     workers = re.findall(r"\[(gw\d)\].*PASSED.*tiny-inpaint/", done.stdout)
     assert len(workers) == 4
     assert len(set(workers)) == 1, "loadgroup no longer groups: see the pytest pin"

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from conformance.case import COMPONENTS, find_case
-from conformance.data_folder import DATA
 from conformance.environment import environment
 from conformance.errors import ExitCode
+from conformance.evidence.data_folder import DATA
 from conformance.execution import Execution
 from conformance.port import Hello
 from conformance.report.junit import write_junit

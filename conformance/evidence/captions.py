@@ -9,9 +9,9 @@ from __future__ import annotations
 import numpy as np
 
 from conformance.compare import correlation
-from conformance.error_kinds import by_channel, by_token, explanation, moved, scaled, trend
-from conformance.error_map import Errors
-from conformance.error_places import Probe, places
+from conformance.evidence.error_kinds import by_channel, by_token, explanation, moved, scaled, trend
+from conformance.evidence.error_map import Errors
+from conformance.evidence.error_places import Probe, places
 from conformance.tolerance import LIMIT
 
 _CERTAIN = 100.0

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from conformance.error_kinds import explanation
-from conformance.error_map import HEAD, Errors
+from conformance.evidence.error_kinds import explanation
+from conformance.evidence.error_map import HEAD, Errors
 from conformance.tolerance import LIMIT
 
 _APART = 3.0

@@ -35,7 +35,7 @@ def find_sources(
     if first is None:
         return {}
     try:
-        module: Any = importlib.import_module("conformance.source_lines")
+        module: Any = importlib.import_module("conformance.adapters.sd1_impl_sources")
     except (ImportError, OSError):  # the second where torch is there and its libraries are not
         return {}
     found: dict[str, Any] = {}

@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from conformance.errors import UnsupportedError
+from conformance.evidence.choice import Choice
+from conformance.evidence.tensor_facts import tensor_facts, unit_of
+from conformance.evidence.triptych import triptychs
 from conformance.golden import SPLICE, Golden
 from conformance.judge import IMAGE, TIME_PROJ
 from conformance.layout import PIXELS
 from conformance.pixels import LEVELS
-from conformance.position import Choice
 from conformance.report.text import one_line
 from conformance.sampling import term_and_step
 from conformance.scenarios import BASE
-from conformance.tensor_facts import tensor_facts, unit_of
-from conformance.triptych import triptychs
 
 if TYPE_CHECKING:
     from conformance.case import Case

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from conformance.errors import UsageError
-from conformance.position import Choice
+from conformance.evidence.choice import Choice
 from conformance.report.text import count, mapping
 
 DATA = "data"

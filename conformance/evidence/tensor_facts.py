@@ -8,17 +8,17 @@ from typing import Any
 import numpy as np
 
 from conformance import tolerance
-from conformance.captions import caption
 from conformance.case import Case
 from conformance.compare import Record, correlation, rms_of
-from conformance.error_map import Errors
-from conformance.error_places import Probe
+from conformance.evidence.captions import caption
+from conformance.evidence.error_map import Errors
+from conformance.evidence.error_places import Probe
+from conformance.evidence.tensor_axes import axes_of, groups_of, heads_of
 from conformance.golden import Golden
 from conformance.judge import TIME_PROJ
 from conformance.layout import PIXELS
 from conformance.sampling import TIMESTEPS
 from conformance.tables import table_arithmetic
-from conformance.tensor_axes import axes_of, groups_of, heads_of
 
 
 def unit_of(golden: Golden, record: Record, truth: np.ndarray, arithmetic: str) -> np.ndarray:

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from conformance.error_map import reduced
+from conformance.evidence.error_map import reduced
+from conformance.evidence.png import png
 from conformance.pixels import LEVELS
-from conformance.png import png
 
 MOST_SIDE = 512
 """Pixels of a side that is shown; of a larger picture every second, third, ... pixel."""

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 
-from conformance.error_map import Errors
+from conformance.evidence.error_map import Errors
 from conformance.tolerance import LIMIT
 
 _LEFT = 0.02
