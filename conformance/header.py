@@ -88,11 +88,21 @@ def require_same(earlier: Mapping[str, Any], header: Mapping[str, Any], out: Pat
     """
     for key in RESUMED:
         if earlier.get(key) != header[key]:
+            what = _other_port(earlier.get(key), header[key]) if key == "port" else f"another {key}"
             message = (
-                f"cannot resume {out}: its run has another {key} than this one; "
+                f"cannot resume {out}: its run has {what} than this one; "
                 "drop --resume to start anew"
             )
             raise UsageError(message)
+
+
+def _other_port(earlier: object, port: Mapping[str, str]) -> str:
+    """Say in what way the port of an earlier run is another one."""
+    before = earlier if isinstance(earlier, dict) else {}
+    for key, words in (("name", "another port"), ("version", "another version of the port")):
+        if before.get(key) != port[key]:
+            return words
+    return "another content of the port's file" if "sha256" in port else "another port"
 
 
 def _xfails_json(xfails: Xfails) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from typing import Any
 from conformance import __version__
 from conformance.case import Case
 from conformance.environment import environment, source_digest
+from conformance.errors import UsageError
 from conformance.evidence.data_folder import DATA, DataFolder, left_out
 from conformance.evidence.sources import find_sources
 from conformance.explain import Explanation, explain, explain_merged, in_short
@@ -22,6 +23,7 @@ from conformance.regression.baseline import Baseline, ratchet_of
 from conformance.regression.control import watch
 from conformance.regression.ratchet import RATCHET
 from conformance.report.files import REPORTS, write_reports
+from conformance.report.text import one_line
 from conformance.run_folder import RESULTS, SUMMARY, RunFolder, plain, write_whole
 from conformance.runner import Runner
 from conformance.shards import Shard
@@ -82,8 +84,8 @@ class Results:
             hello: What the port says of itself.
             port_spec: The port as the user typed it.
             scope: What is being run, in words.
-            resume: Item ids of this run: those lines of an earlier, broken-off run of the same
-                kind are kept, and judged anew by `xfails`.
+            resume: Item ids of this run: the lines of an earlier, broken-off run of the same kind
+                are kept, and judged anew by `xfails`.
             machine: The environment in which the port runs, where that is another process.
             xfails: The failures that are expected of the port.
             options: What a command that runs one of these cases again must repeat and no id says,
@@ -96,7 +98,8 @@ class Results:
             merged: Of a run that is put together from shards.
 
         Raises:
-            UsageError: The folder cannot be written, or another process writes to it.
+            UsageError: The folder cannot be written, another process writes to it, or the run to
+                resume is another one, or holds what is not selected now.
         """
         self.out = out
         self.hello = hello
@@ -147,8 +150,17 @@ class Results:
         require_same(records[0], self._header, self.out)
         found: dict[tuple[str, str], dict[str, Any]] = {}
         for record in records[1:]:
-            if record.get("case") in resume:
+            if record["type"] != "footer":
                 found.setdefault((record["type"], record["case"]), record)
+        foreign = [case for _, case in found if case not in resume]
+        if foreign:
+            message = (
+                f"cannot resume {self.out}: it holds {len(foreign)} item"
+                f"{'s that are' if len(foreign) > 1 else ' that is'} not selected now, such as "
+                f"{one_line(foreign[0], 100)}; repeat the selection of that run, or drop --resume "
+                "to start anew"
+            )
+            raise UsageError(message)
         return list(found.values())
 
     def add(self, line: dict[str, Any]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from conformance.adapters import sd1_impl
 from conformance.case import Case, find_case
 from conformance.errors import UnsupportedError
 from conformance.execution import Execution
-from conformance.explain import Explanation, Item, explain, failing_items, witnesses
+from conformance.explain import Explanation, Item, explain, failing_items, in_short, witnesses
 from conformance.fingerprint import Known, marks_of
 from conformance.golden_files import load_golden
 from conformance.mutants.answer import answer, load
@@ -141,7 +141,11 @@ def test_one_cause_groups_its_probes(explained) -> None:
     (fault,) = found.faults
     ratio = fault.pop("ratio_if_so")
     assert 0 < ratio <= LIMIT
-    assert fault == {"probes": GELU, "count": 3, "mutant": "clip-exact-gelu", "confirmed": True}
+    assert in_short(fault) == {
+        "probes": GELU, "count": 3, "mutant": "clip-exact-gelu", "confirmed": True,
+    }  # fmt: skip
+    assert fault["component"] == "text_encoder"
+    assert fault["names"] == [f"{LAYER(i)}.mlp.fc2.input" for i in range(3)]
     assert found.hints == {
         "text_encoder": "confirmed: the port computes mutant clip-exact-gelu (The activation is "
         f"GELU itself, not the sigmoid that stands in for it), ratio {ratio:.2g}"
@@ -221,7 +225,7 @@ def _steeper(module: nn.Module) -> None:
 def test_tokenizer(explained) -> None:
     """A tokenizer's mutant is confirmed where all its wrong texts come out as the port's do."""
     (fault,) = explained(MutantPort(*catalogued("tok-pad-zero")), TEXTS).faults
-    assert fault == {
+    assert in_short(fault) == {
         "probes": "input_ids", "count": 1, "mutant": "tok-pad-zero", "confirmed": True,
         "ratio_if_so": 0.0,
     }  # fmt: skip

@@ -76,13 +76,17 @@ def test_resume_after_the_end(tmp_path: Path) -> None:
     assert [r["type"] for r in read(tmp_path)] == ["header", "case", "footer"]
 
 
-def test_resume_keeps_what_is_asked_for(tmp_path: Path) -> None:
-    """Cases that this run does not ask for are not counted as its own."""
+def test_resume_loses_nothing(tmp_path: Path) -> None:
+    """A selection that leaves out what was run is refused; one that adds to it is not."""
     run = start(tmp_path)
     for name in ("base", "quiet"):
         run.add(line(name))
     run.close()
-    assert [r["scenario"] for r in start(tmp_path, resume=ALL[1:]).lines] == ["quiet"]
+    before = read(tmp_path)
+    with pytest.raises(UsageError, match=r"holds 1 items? .*unet/tiny/base.*repeat the selection"):
+        start(tmp_path, resume=ALL[1:])
+    assert read(tmp_path) == before
+    assert [found["scenario"] for found in start(tmp_path, resume=ALL).lines] == ["base", "quiet"]
 
 
 def test_resume_notices_an_edited_port(tmp_path: Path) -> None:
@@ -92,7 +96,7 @@ def test_resume_notices_an_edited_port(tmp_path: Path) -> None:
     start(tmp_path / "out", port_spec=f"{source}:make").add(line())
     assert len(start(tmp_path / "out", port_spec=f"{source}:make", resume=ALL).lines) == 1
     source.write_text("right = False", "utf-8")
-    with pytest.raises(UsageError, match="another port"):
+    with pytest.raises(UsageError, match="another content of the port's file"):
         start(tmp_path / "out", port_spec=f"{source}:make", resume=ALL)
 
 
@@ -119,7 +123,7 @@ def test_resume_another_run(tmp_path: Path, changes: dict[str, Any]) -> None:
     run = start(tmp_path)
     run.add(line())
     before = (tmp_path / "results.jsonl").read_bytes()
-    with pytest.raises(UsageError, match=r"cannot resume .* another (port|scope) .*drop --resume"):
+    with pytest.raises(UsageError, match=r"cannot resume .* another (port|version|scope) .*drop --resume"):
         start(tmp_path, resume=ALL, **changes)
     assert (tmp_path / "results.jsonl").read_bytes() == before
 
