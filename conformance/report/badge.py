@@ -8,7 +8,7 @@ from html import escape
 from conformance.levels import LADDER, Rung
 from conformance.report.records import Summary
 from conformance.report.text import one_line
-from conformance.report.words import headline
+from conformance.report.words import headline, selection_text
 
 LABEL = "SD v1 conformance"
 _NAMED = 2
@@ -28,13 +28,14 @@ def badge_svg(summary: Summary) -> str:
         summary: Of a run.
 
     Returns:
-        An SVG document in ASCII, 20 px high: the label, then `level 3` and what the port does not
-        offer up to there, or `not conformant`. It refers to nothing outside itself; any font will
+        An SVG document in ASCII, 20 px high: the label, then `level 3`, `part` where cases were
+        left out, and what the port does not offer up to there; or `not conformant`. It refers to nothing outside itself; any font will
         do, because each text is fitted to its box.
     """
     message = badge_text(summary)
     left, right = (_width(text) + 2 * _PAD for text in (LABEL, message))
-    title = _xml(f"{LABEL}: {message}")
+    share = summary.selection if "part" in message.split(", ") else None
+    title = _xml(f"{LABEL}: {message}{f' ({selection_text(share)})' if share else ''}")
     boxes = _box(0, left, "#3b434b", LABEL) + _box(left, right, _COLOURS[summary.verdict], message)
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{left + right}" height="{_HEIGHT}" '
@@ -54,6 +55,7 @@ def badge_text(summary: Summary) -> str:
     return ", ".join(
         [
             f"level {summary.level}",
+            *(["part"] if summary.partial else []),
             *([lacks] if lacks else []),
             *([f"{known} known failure{'' if known == 1 else 's'}"] if known else []),
         ]

@@ -16,7 +16,7 @@ from conformance.report.records import Divergence, Probe, is_wrong, parse_probes
 from conformance.report.run import Run
 from conformance.report.sections import Section, View
 from conformance.report.sources import read_sources
-from conformance.report.words import kind_text
+from conformance.report.words import kind_text, rerun_of
 
 _LEAF = re.compile(r"[^.]+(\.\d+)?$")
 _BEFORE, _AFTER = 2, 2
@@ -52,7 +52,11 @@ class FirstDivergence(Section):
     template: ClassVar[str] = "divergence.html"
 
     def view(self, run: Run) -> View | None:
-        """Look up its neighbours, the catalogue and the lines that do it right."""
+        """Look up its neighbours, the catalogue and the lines that do it right.
+
+        Where the environment is at fault the layers are left out: they are the port's, and what
+        is wrong is the reference.
+        """
         first = run.summary.divergence
         if first is None:
             return None
@@ -61,10 +65,12 @@ class FirstDivergence(Section):
         inherited = case is None or case.mode != SPLICE
         told = {fault.mutant for fault in run.summary.faults}
         bugs = named_bugs(" ".join((first.hint, *(f.mutant for f in run.summary.faults))))
-        environment = first.kind == "environment"
+        environment = run.summary.environment_at_fault
         return {
+            "environment": environment,
+            "again": rerun_of(run.summary, first),
             "first": first,
-            "layers": neighbours(probes, first, inherited=inherited),
+            "layers": [] if environment else neighbours(probes, first, inherited=inherited),
             "limit_at": bar_of(run.summary.limit),
             "kind": kind_text(first.kind),
             "likely": [bug for bug in bugs if bug.id not in told][:_LIKELY],

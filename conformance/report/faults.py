@@ -40,7 +40,7 @@ class Cause:
 
 
 class Faults(Section):
-    """The causes, the surest first."""
+    """The causes, those that explain most first."""
 
     name: ClassVar[str] = "causes"
     title: ClassVar[str] = "Causes"
@@ -61,10 +61,9 @@ class Faults(Section):
         """Look each of them up in the catalogue."""
         if not run.summary.faults:
             return None
-        faults = sorted(run.summary.faults, key=lambda f: (-f.confirmed, not f.mutant, -f.count))
         sources = read_sources(run.out)
         causes: list[Cause] = []
-        for fault in faults:
+        for fault in run.summary.faults:
             first = fault.mutant not in {cause.fault.mutant for cause in causes}
             names = self._names.get((fault.probes, fault.mutant), [])
             source = next((sources[name] for name in names if name in sources), None)

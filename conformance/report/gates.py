@@ -48,6 +48,12 @@ def gates(record: dict[str, Any]) -> list[Gate]:
     return found
 
 
+def regression(told: Iterable[Gate]) -> str:
+    """Say how a run is worse than its baseline; empty where it is not."""
+    texts = (gate.text for gate in told if gate.bad and gate.name == "baseline")
+    return next((f"Worse than the baseline, {text}" for text in texts), "")
+
+
 def _control(record: dict[str, Any]) -> Gate:
     failing, moved, broke = (_items(record.get(key)) for key in ("failing", "moved", "broke"))
     name = one_line(record.get("port"), 60) or "the reference"
@@ -75,7 +81,7 @@ def _baseline(record: dict[str, Any]) -> Gate:
     text = f"against {one_line(record.get('dir'), 80) or 'an earlier run'}: "
     text += ", ".join(counts) or "nothing moved beyond noise"
     if ratchet:
-        text += f"; {_cases(len(ratchet))} at twice the best ratio reached"
+        text += f"; {_cases(len(ratchet))} over twice the best ratio reached"
     if changed:
         text += f"; changed: {_few(changed)}"
     return Gate("baseline", bool(regressions), text, (*regressions, *ratchet, *changed))

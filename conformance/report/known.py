@@ -50,11 +50,13 @@ class Known(Section):
 
     def view(self, run: Run) -> View:
         """Group them by reason."""
+        share = run.summary.selection
         return {
             "known": _grouped(case for case in run.cases if case.verdict in ("xfail", "xpass")),
             "skipped": _grouped(case for case in run.cases if case.verdict == "skip"),
             "expected": run.summary.expected,
             "stamps": _stamps(run.summary),
+            "left": share.of - share.cases if share and share.partial else 0,
         }
 
 

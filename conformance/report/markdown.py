@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 
 from conformance.report.causes import cause_name, causes_sentence
-from conformance.report.gates import Gate, gates
+from conformance.report.gates import Gate, gates, regression
 from conformance.report.records import Divergence, Summary
 from conformance.report.run import Run
 from conformance.report.tally import Row, columns, tally
@@ -17,7 +17,7 @@ from conformance.report.words import (
     headline,
     level_text,
     measured,
-    rerun_command,
+    rerun_of,
     sentence,
 )
 
@@ -44,6 +44,7 @@ def markdown(run: Run) -> str:
         "",
         f"**{_prose(sentence(summary))}**",
         "",
+        *([f"**▲ {_prose(worse)}**", ""] if (worse := regression(told)) else []),
         *_facts(summary, told),
         "",
         *_table(tally(run.cases, _ROWS)),
@@ -62,7 +63,7 @@ def _facts(summary: Summary, told: Sequence[Gate]) -> list[str]:
     """List what there is to know of the run, control and baseline included."""
     worst = f"{number_text(summary.worst_ratio)}, limit {number_text(summary.limit)}"
     facts = {
-        "Cases": counts_text(summary),
+        "Items": counts_text(summary),
         "Worst ratio": worst,
         "Scope": summary.scope or "not stated",
         "Level": level_text(summary),
@@ -75,9 +76,9 @@ def _facts(summary: Summary, told: Sequence[Gate]) -> list[str]:
 
 def _table(rows: Sequence[Row]) -> list[str]:
     if not rows:
-        return ["No case was run."]
+        return ["Nothing was run."]
     verdicts = columns(rows)
-    head = ["component", "dtype", "cases", *verdicts, "worst ratio", "where"]
+    head = ["component", "dtype", "items", *verdicts, "worst ratio", "where"]
     lines = [_row(head), _row(["---", "---", *["---:"] * (len(verdicts) + 2), "---"])]
     for row in rows:
         where = _code(row.worst.worst_probe) if row.worst and row.worst.worst_probe else ""
@@ -98,7 +99,7 @@ def _divergence(summary: Summary, first: Divergence) -> list[str]:
     ]
     if first.hint and first.hint != measured(first):
         facts.append(f"- Hint: {_prose(first.hint)}")
-    command = rerun_command(summary.port_spec, first.case, summary.options)
+    command = rerun_of(summary, first)
     return ["### First divergence", *facts, f"- Again: {_code(command, _COMMAND)}"]
 
 

@@ -7,6 +7,7 @@ from typing import ClassVar
 from markupsafe import Markup
 
 from conformance.report.badge import badge_svg
+from conformance.report.gates import gates, regression
 from conformance.report.run import Run
 from conformance.report.sections import Section, View
 from conformance.report.words import headline, sentence
@@ -23,5 +24,6 @@ class Opening(Section):
         return {
             "headline": headline(run.summary),
             "sentence": sentence(run.summary),
+            "regression": regression(gates(run.record)),
             "badge": Markup(badge_svg(run.summary)),  # noqa: S704 - escaped where it is drawn
         }

@@ -122,12 +122,27 @@ class Expected:
 
 
 @dataclass(frozen=True)
+class Share:
+    """How many of the cases of the components and variants that were run were run: `cases`."""
+
+    cases: int
+    of: int
+
+    @property
+    def partial(self) -> bool:
+        """Say whether some were left out."""
+        return self.cases < self.of
+
+
+@dataclass(frozen=True)
 class Summary:
     """What summary.json says, or what the cases say where it is missing.
 
     `port_spec` is the port as `run` takes it (`file.py:factory`), where the run recorded it as
     `port.spec`; otherwise the port's name, which is right for installed ports. `options` are what
-    a command that runs a case again has to repeat.
+    a command that runs a case again has to repeat. `control` is the reference in the same job, and
+    `control_broke` in how many items it gave no answer; `baseline` is the earlier run's folder, and
+    `regressed` whether this one is worse.
     """
 
     port: str
@@ -151,13 +166,30 @@ class Summary:
     offers: tuple[str, ...] = ()
     expected: Expected | None = None
     options: tuple[str, ...] = ()
+    selection: Share | None = None
+    missing_shards: tuple[str, ...] = ()
+    control: str = ""
+    control_broke: int = 0
+    baseline: str = ""
+    regressed: bool = False
     finished: bool = True
+
+    @property
+    def environment_at_fault(self) -> bool:
+        """Say whether the reference itself is wrong, so that nothing is known of the port."""
+        return self.divergence is not None and self.divergence.kind == "environment"
+
+    @property
+    def partial(self) -> bool:
+        """Say whether some cases of what was run were left out."""
+        return self.selection is not None and self.selection.partial
 
 
 def parse_summary(record: dict[str, Any]) -> Summary:
     """Read the fields of summary.json, whatever is missing or malformed in it."""
     port = mapping(record.get("port"))
     counts = mapping(record.get("counts"))
+    control, baseline = (mapping(record.get(key)) for key in ("control", "baseline"))
     verdict = record.get("verdict")
     name = printable(port.get("name")) or "unnamed port"
     return Summary(
@@ -188,12 +220,24 @@ def parse_summary(record: dict[str, Any]) -> Summary:
         offers=tuple(_texts(record.get("offers"))),
         expected=_expected(record.get("xfails")),
         options=tuple(_texts(record.get("options"))),
+        selection=_share(record.get("selection")),
+        missing_shards=tuple(_texts(record.get("missing_shards"))),
+        control=printable(control.get("port")),
+        control_broke=len(_texts(control.get("broke"))),
+        baseline=printable(baseline.get("dir"), _MESSAGE),
+        regressed=bool(_texts(baseline.get("regressions"))),
     )
 
 
+def _share(value: object) -> Share | None:
+    record = mapping(value)
+    return Share(count(record.get("cases")), count(record.get("of"))) if record else None
+
+
 def _faults(value: object) -> tuple[Fault, ...]:
+    """Read the causes, those that explain most first."""
     records = [mapping(item) for item in value] if isinstance(value, list) else []
-    return tuple(
+    faults = (
         Fault(
             probes=printable(record.get("probes")),
             count=count(record.get("count")),
@@ -204,6 +248,7 @@ def _faults(value: object) -> tuple[Fault, ...]:
         )
         for record in records
     )
+    return tuple(sorted(faults, key=lambda fault: -fault.count))
 
 
 def _texts(value: object) -> list[str]:

@@ -19,7 +19,7 @@ from conformance.report.words import (
     headline,
     level_text,
     measured,
-    rerun_command,
+    rerun_of,
     sentence,
 )
 
@@ -64,7 +64,7 @@ def wants_colour(stream: TextIO) -> bool:
 
 def _facts(summary: Summary) -> list[str]:
     facts = [
-        _fact("cases", counts_text(summary)),
+        _fact("items", counts_text(summary)),
         _fact("worst", _worst(summary)),
         _fact("scope", summary.scope or "not stated"),
         _fact("level", level_text(summary)),
@@ -91,7 +91,7 @@ def _divergence(summary: Summary) -> list[str]:
     ]
     if first.hint and first.hint != measured(first):
         lines.append(_fact("hint", first.hint))
-    lines.append(_fact("rerun", rerun_command(summary.port_spec, first.case, summary.options)))
+    lines.append(_fact("rerun", rerun_of(summary, first)))
     return lines
 
 
@@ -100,7 +100,7 @@ def _table(rows: Sequence[Row], *, colour: bool) -> list[str]:
     if not rows:
         return []
     verdicts = columns(rows)
-    head = ["component", "dtype", "cases", *verdicts, "worst"]
+    head = ["component", "dtype", "items", *verdicts, "worst"]
     cells = [
         [
             one_line(row.component),

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 
 from conformance.golden import SPLICE, TRACE
 from conformance.levels import LADDER, NAMES
-from conformance.report.records import Divergence, Expected, Summary
+from conformance.report.records import Divergence, Expected, Share, Summary
 from conformance.report.text import MISSING, case_name, number_text
 
 MEASURED = ("pass", "warn", "fail", "xfail", "xpass")
@@ -35,6 +35,9 @@ KINDS = {
 }
 """What the kinds of a first divergence mean."""
 
+CONTROL = "diffusers"
+"""What `run` takes for a control by itself, where it takes one: not on the CPU."""
+
 _EXECUTION = re.compile(r"\[([^\[\]]+)\](?:::|$)")
 _OPTIONS = ("--dtype", "--device", "--backend", "--mode")
 _DEFAULTS = ("float32", "cpu", "sdpa", "")
@@ -45,11 +48,13 @@ _NAMED = 3
 
 
 def headline(summary: Summary) -> str:
-    """Return the verdict in one or two words."""
+    """Return the verdict in a few words; one that got worse says so."""
     words = {"conformant": "Conformant", "nonconformant": "Not conformant"}
     verdict = words.get(summary.verdict, "Incomplete")
     if not summary.finished:
         return f"{verdict}, unfinished" if summary.verdict in words else "Unfinished"
+    if summary.regressed and summary.verdict == "conformant":
+        return f"{verdict}, ▲ worse than the baseline"
     return verdict
 
 
@@ -58,25 +63,45 @@ def sentence(summary: Summary) -> str:
     counts = summary.counts
     port = f"{summary.port} {summary.port_version}".strip()
     measured = sum(counts[verdict] for verdict in MEASURED)
-    cases = f"{measured} case{'' if measured == 1 else 's'} measured"
+    cases = f"{_items(measured)} measured"
     if not summary.finished:
         found = f", {counts['fail']} of them wrong" if counts["fail"] else ", none of them wrong"
         return f"The run of {port} stopped before its end, with {cases}{found if measured else ''}."
     if summary.verdict == "nonconformant":
         return _what_is_wrong(summary, port, cases)
     if summary.verdict == "incomplete":
-        broken = counts["error"]
-        errors = f": {broken} case{'' if broken == 1 else 's'} broke" if broken else ""
-        return f"Whether {port} computes Stable Diffusion v1 stays open{errors}; {cases}."
+        why = "; ".join(_what_is_open(summary, measured))
+        return (
+            f"Whether {port} computes Stable Diffusion v1 stays open ({cases})"
+            f"{f': {why}' if why else ''}."
+        )
     if not measured:
         return f"Nothing of {port} was measured, so nothing contradicts Stable Diffusion v1."
     but = f", {counts['xfail']} of them known to fail" if counts["xfail"] else ""
     return f"{port} computes what Stable Diffusion v1 computes, as far as tried ({cases}{but})."
 
 
+def _what_is_open(summary: Summary, measured: int) -> list[str]:
+    """Say why a run is incomplete, and what would complete it."""
+    shards, broken, skipped = summary.missing_shards, summary.counts["error"], summary.counts["skip"]
+    texts = []
+    if len(shards) == 1:
+        texts.append(f"shard {shards[0]} is missing; merge again with it")
+    elif shards:
+        texts.append(f"shards {', '.join(shards)} are missing; merge again with them")
+    if broken:
+        texts.append(f"{_items(broken)} broke")
+    if summary.control_broke:
+        name = f"the control {summary.control}".strip()
+        texts.append(f"{name} could not be run in {_items(summary.control_broke)}")
+    if not measured and not broken:
+        texts.append("every item was skipped" if skipped else "nothing was judged")
+    return texts
+
+
 def _what_is_wrong(summary: Summary, port: str, cases: str) -> str:
     counts = summary.counts
-    if summary.divergence and summary.divergence.kind == "environment":
+    if summary.environment_at_fault:
         return (
             f"The reference itself is wrong here, so nothing is known of {port} ({cases}): "
             "mend the environment first."
@@ -94,20 +119,38 @@ def _what_is_wrong(summary: Summary, port: str, cases: str) -> str:
 
 def level_text(summary: Summary) -> str:
     """Name the level reached, what of it the port offers, and what keeps it from the next."""
+    if summary.environment_at_fault:
+        return "not known: the environment is at fault"
     if summary.level is None:
         broken = summary.counts["fail"] or summary.counts["xfail"]
         text = "below 0 (contract)" if broken else MISSING
     else:
-        text = level_name(summary.level) + _offered(summary)
+        so_far = "" if summary.finished and not summary.missing_shards else " so far"
+        text = level_name(summary.level) + so_far + _selected(summary) + _offered(summary)
     beyond = summary.next_level
     if beyond is None:
         return text
-    return f"{text}; for {level_name(beyond.level)}: {beyond.because}"
+    named = "".join(f" ({name})" for name in NAMES[beyond.level : beyond.level + 1])
+    return f"{text}; what keeps it from level {beyond.level}{named}: {beyond.because}"
 
 
 def level_name(level: int) -> str:
     """Return a level's number and its name, if this suite knows one."""
     return " ".join([str(level), *NAMES[level : level + 1]])
+
+
+def selection_text(share: Share) -> str:
+    """Say how much of what could be run was run: `4 of 96 cases`."""
+    return f"{share.cases} of {share.of} case{'' if share.of == 1 else 's'}"
+
+
+def _selected(summary: Summary) -> str:
+    share = summary.selection
+    return f", of {selection_text(share)}" if share and share.partial else ""
+
+
+def _items(number: int) -> str:
+    return f"{number} item{'' if number == 1 else 's'}"
 
 
 def _offered(summary: Summary) -> str:
@@ -162,7 +205,7 @@ def counts_text(summary: Summary) -> str:
     """List the counts that are not zero, passes first."""
     order = ("pass", "warn", "fail", "error", "xfail", "xpass", "skip")
     found = [f"{summary.counts[v]} {v}" for v in order if summary.counts[v]]
-    return ", ".join(found) or "no case"
+    return ", ".join(found) or "none"
 
 
 def rerun_command(port: str, case_id: str, options: Iterable[str] = ()) -> str:
@@ -188,6 +231,22 @@ def rerun_command(port: str, case_id: str, options: Iterable[str] = ()) -> str:
         if value not in ("", "int64", default):  # a tokenizer has no arithmetic
             words += [option, shlex.quote(value)]
     return " ".join([*words, *(shlex.quote(word) for word in options)])
+
+
+def rerun_of(summary: Summary, first: Divergence) -> str:
+    """Build the command that runs the case of the first divergence again.
+
+    An environment at fault shows again only with the control beside the port, which is said where
+    `run` would choose another, and against the baseline where there was one.
+    """
+    options = [*summary.options]
+    if summary.environment_at_fault:
+        on_cpu = _execution(first.case)[1] in ("", "cpu")
+        if summary.control and (on_cpu or summary.control != CONTROL):
+            options += ["--control", summary.control]
+        if summary.baseline:
+            options += ["--baseline", summary.baseline]
+    return rerun_command(summary.port_spec, first.case, options)
 
 
 def _execution(case_id: str) -> tuple[str, str, str, str]:

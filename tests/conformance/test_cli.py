@@ -57,6 +57,7 @@ def test_judging_without_torch(port_file, tmp_path, golden_copy) -> None:
     assert "CONFORMANT" in done.stdout
 
 
+@pytest.mark.usefixtures("no_causes")
 @pytest.mark.parametrize(
     ("fault", "code", "verdict"),
     [("", 0, "conformant"), ("negates", 1, "nonconformant"), ("raises", 3, "incomplete")],
@@ -71,6 +72,7 @@ def test_exit_codes(run_stored, tmp_path: Path, fault: str, code: int, verdict: 
     assert f"report {tmp_path / 'out' / 'index.html'}" in out
 
 
+@pytest.mark.usefixtures("no_causes")
 def test_failure_is_printed(run_stored) -> None:
     """A failing case says what is wrong first, and where."""
     _, out, _ = run_stored("negates")

@@ -23,7 +23,7 @@ LISTS = {
 }
 
 
-@pytest.mark.usefixtures("golden_copy")
+@pytest.mark.usefixtures("golden_copy", "no_causes")
 @pytest.mark.parametrize(("text", "fault", "expected", "verdict"), LISTS.values(), ids=LISTS)
 def test_run(main, port_file, tmp_path, monkeypatch, text, fault, expected, verdict) -> None:
     """The exit code follows what is excused, and whether the list fits."""
