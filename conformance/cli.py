@@ -47,12 +47,12 @@ def main(argv: list[str] | None = None) -> int:
         0 conformant, 1 not conformant, 2 bad usage, 3 the port or the suite broke.
     """
     parser = _parser()
-    arguments, rest = parser.parse_known_args(argv)
-    if rest:
-        port = getattr(arguments, "port", "")
-        hint = f'; quote the command: "{port} {rest[0]} ..."' if port.startswith(EXEC) else ""
-        parser.error(f"unrecognized arguments: {' '.join(rest)}{hint}")
     try:
+        arguments, rest = parser.parse_known_args(argv)
+        if rest:
+            port = getattr(arguments, "port", "")
+            hint = f'; quote the command: "{port} {rest[0]} ..."' if port.startswith(EXEC) else ""
+            parser.error(f"unrecognized arguments: {' '.join(rest)}{hint}")
         return int(arguments.command(arguments))
     except SuiteError as error:
         print(f"sd1-conformance: {error}", file=sys.stderr)

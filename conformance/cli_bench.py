@@ -15,7 +15,7 @@ from typing import Any
 from tqdm import tqdm
 
 from conformance import export
-from conformance.cli_common import command, oracle_module
+from conformance.cli_common import command, given, oracle_module
 from conformance.environment import environment
 from conformance.errors import ExitCode, SuiteError, UsageError
 from conformance.variants import parse_variant
@@ -35,7 +35,12 @@ def add_commands(commands: Any) -> None:
     load = command(own, "load", _load, "load the UNet of a checkpoint: time and memory")
     load.add_argument("--weights", type=Path, metavar="PATH", help="default: sd1, written first")
     load.add_argument("--repeat", type=int, default=5, metavar="N", help="of each, default 5")
-    load.add_argument("--out", type=Path, metavar="FILE", help="write the figures as JSON")
+    load.add_argument(
+        "--out",
+        type=given("--out", "a file", Path),
+        metavar="FILE",
+        help="write the figures as JSON",
+    )
 
 
 def _load(arguments: argparse.Namespace) -> int:

@@ -7,12 +7,14 @@ import importlib
 import re
 from collections.abc import Callable
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, TypeVar
 
 from conformance.adapters.process import FIRST, TIMEOUT, Limits
 from conformance.case import Case, all_cases, find_case, select_cases
 from conformance.errors import UsageError
 from conformance.levels import LADDER
+
+_Value = TypeVar("_Value")
 
 
 def command(
@@ -23,6 +25,36 @@ def command(
     if function is not None:
         parser.set_defaults(command=function)
     return parser
+
+
+def given(option: str, what: str, kind: Callable[[str], _Value]) -> Callable[[str], _Value]:
+    """Return what argparse reads the value of an option by: an empty one is a variable not set.
+
+    Args:
+        option: Its name.
+        what: What it names, with an article.
+        kind: Reads the value.
+    """
+
+    def read(text: str) -> _Value:
+        if not text.strip():
+            message = f"{option} is empty: name {what}"
+            raise UsageError(message)
+        return kind(text)
+
+    return read
+
+
+def jobs(text: str) -> int:
+    """Read a number of processes, for argparse.
+
+    Raises:
+        UsageError: It is none from 1.
+    """
+    if not re.fullmatch(r"[0-9]{1,6}", text) or int(text) < 1:
+        message = f"-n {text!r} is no number of processes: give one from 1, or leave it out"
+        raise UsageError(message)
+    return int(text)
 
 
 def add_selection(parser: argparse.ArgumentParser) -> None:

@@ -9,11 +9,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from conformance.cli_common import command
+from conformance.cli_common import command, given
 from conformance.environment import changes_text
 from conformance.errors import ExitCode
 from conformance.regression.baseline import Baseline
 from conformance.regression.diff import Diff, diff
+from conformance.report.terminal import verdict_lines, wants_colour
 from conformance.report.text import number_text, one_line
 from conformance.run_folder import plain
 
@@ -30,21 +31,24 @@ _COUNTS = {
 }
 """What is counted, in the singular and the plural."""
 
+_KINDS = ("kind of probes or cases", "kinds of probes or cases")
 _LABELS = {"fell": "worse", "rose": "better"}
 
 
 def add_command(commands: Any) -> None:
     """Declare the command."""
     own = command(commands, "diff", _diff, "say what got worse or better between two runs")
-    own.add_argument("before", type=Path, metavar="A", help="folder of the earlier run")
-    own.add_argument("after", type=Path, metavar="B", help="folder of the later run")
+    before, after = (given(name, "the folder of a run", Path) for name in "AB")
+    own.add_argument("before", type=before, metavar="A", help="folder of the earlier run")
+    own.add_argument("after", type=after, metavar="B", help="folder of the later run")
     own.add_argument("--json", action="store_true", help="everything, as one JSON object")
 
 
 def add_baseline(parser: argparse.ArgumentParser) -> None:
     """Offer the option that names an earlier run."""
+    folder = given("--baseline", "a folder", Path)
     parser.add_argument(
-        "--baseline", type=Path, metavar="DIR", help="an earlier run: exit 1 if this one is worse"
+        "--baseline", type=folder, metavar="DIR", help="an earlier run: exit 1 if this one is worse"
     )
 
 
@@ -74,7 +78,21 @@ def _diff(arguments: argparse.Namespace) -> int:
             print(_run_text(name, object_[name]))
         control = [finding.as_json() for finding in found.control]
         print("\n".join(diff_lines({**found.facts(), "control": control})))
+    if found.nothing:
+        return int(ExitCode.USAGE)
     return int(ExitCode.NONCONFORMANT if found.regressed else ExitCode.CONFORMANT)
+
+
+def print_verdict(lines: list[dict[str, Any]], summary: dict[str, Any]) -> None:
+    """Print the verdict of a run, and how it compares with its baseline.
+
+    Args:
+        lines: Its case lines.
+        summary: What summary.json will say.
+    """
+    print("\n".join(verdict_lines(summary, lines, colour=wants_colour(sys.stdout))))
+    if summary["baseline"] is not None:
+        print("\n".join(diff_lines(summary["baseline"])))
 
 
 def _json(found: Diff, folder: Path) -> Iterator[str]:
@@ -103,10 +121,11 @@ def diff_lines(facts: Mapping[str, Any]) -> list[str]:
     """
     regressions, control = facts["regressions"], facts.get("control", [])
     lead = "REGRESSION" if regressions or control else "NO REGRESSION"
+    if not facts["cases"] and lead == "NO REGRESSION":
+        lead = "NOTHING COMPARED: the two runs have no case in common that both judged;"
     lines = [one_line(f"{lead} against {facts['dir']}: {_counts_text(facts)}", _TEXT)]
     lines += [_fact("note", text) for text in facts["notes"]]
-    if facts["begins"]:
-        lines.append(_fact("begins", facts["begins"]["text"]))
+    lines += [_fact("begins", first["text"]) for first in facts["begins"]]
     lines += _findings("control", control, _CONTROL)
     lines += _findings("", regressions, _WORSE)
     lines += _findings("", facts["improvements"], _BETTER)
@@ -114,7 +133,7 @@ def diff_lines(facts: Mapping[str, Any]) -> list[str]:
     for item in slipped[:_RATCHET]:
         ratios = f"{number_text(item['before'])}, now {number_text(float(item['after']))}"
         lines.append(_fact("ratchet", f"{item['case']}: the best ratio was {ratios}"))
-    lines += _more(slipped, _RATCHET, "cases over twice their best")
+    lines += _more(slipped, _RATCHET, ("case over twice its best", "cases over twice their best"))
     if facts["environment"]:
         lines.append(_fact("changed", changes_text(facts["environment"], _CHANGED)))
     return lines
@@ -127,8 +146,12 @@ def _counts_text(facts: Mapping[str, Any]) -> str:
     ]
     if facts.get("control"):
         texts.insert(0, "the control got worse, so the environment did")
+    if not facts["cases"]:
+        return ", ".join(texts) or "neither holds one"
     moved = ", ".join(texts) or "nothing moved beyond noise"
-    return f"{moved}; {facts['probes']} probes in {facts['cases']} cases compared"
+    probes, cases = facts["probes"], facts["cases"]
+    compared = f"{probes} probe{'' if probes == 1 else 's'} in {cases} case"
+    return f"{moved}; {compared}{'' if cases == 1 else 's'} compared"
 
 
 def _findings(label: str, findings: list[Mapping[str, Any]], most: int) -> list[str]:
@@ -136,12 +159,13 @@ def _findings(label: str, findings: list[Mapping[str, Any]], most: int) -> list[
         _fact(label or _LABELS.get(found["what"], found["what"]), found["text"])
         for found in findings[:most]
     ]
-    return lines + _more(findings, most, "kinds of probes or cases")
+    return lines + _more(findings, most, _KINDS)
 
 
-def _more(items: list[Any], most: int, what: str) -> list[str]:
+def _more(items: list[Any], most: int, words: tuple[str, str]) -> list[str]:
+    """Count what is not shown, in the singular or the plural."""
     more = len(items) - most
-    return [_fact("", f"and {more} more {what}")] if more > 0 else []
+    return [_fact("", f"and {more} more {words[more != 1]}")] if more > 0 else []
 
 
 def _fact(name: str, value: str) -> str:

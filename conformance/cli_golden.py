@@ -9,7 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from conformance.case import Case, all_cases, find_case
-from conformance.cli_common import add_selection, chosen_cases, command, oracle_module, selected
+from conformance.cli_common import (
+    add_selection,
+    chosen_cases,
+    command,
+    given,
+    oracle_module,
+    selected,
+)
 from conformance.errors import ExitCode
 from conformance.golden import SPLICE
 from conformance.golden_files import load_golden
@@ -31,11 +38,15 @@ def add_commands(commands: Any) -> None:
         golden_commands, "trace", _golden_trace, "write trace packs: the oracle's values, whole"
     )
     trace.add_argument("cases", nargs="+", metavar="CASE", help="case ids, or globs of them")
-    trace.add_argument("--out", type=Path, required=True, help="folder of the packs")
+    trace.add_argument(
+        "--out", type=given("--out", "a folder", Path), required=True, help="folder of the packs"
+    )
     repro = command(commands, "repro", _repro, "write one layer's weights, inputs and output")
     repro.add_argument("case", metavar="CASE", help="component/variant/scenario")
     repro.add_argument("probe", nargs="?", metavar="PROBE", help="default: the whole network")
-    repro.add_argument("--out", type=Path, required=True, help="folder to write")
+    repro.add_argument(
+        "--out", type=given("--out", "a folder", Path), required=True, help="folder to write"
+    )
     checks = command(golden_commands, "lint", _golden_lint, "look for goldens that prove nothing")
     checks.add_argument("--full-size", action="store_true", help="look for dead weights in sd1 too")
     honest = command(

@@ -3,30 +3,28 @@
 from __future__ import annotations
 
 import argparse
-import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from conformance import cli_diff
-from conformance.cli_common import command
+from conformance.cli_common import command, given
 from conformance.merge import merged
-from conformance.report.terminal import verdict_lines, wants_colour
 from conformance.summary import exit_code
 
 
 def add_command(commands: Any) -> None:
     """Declare the command."""
     own = command(commands, "merge", _merge, "put the shards of a run together")
-    own.add_argument("shards", nargs="+", type=Path, metavar="DIR", help="folder of one shard")
-    own.add_argument("--out", type=Path, required=True, help="folder of the whole run's report")
+    shard = given("DIR", "the folder of a shard", Path)
+    own.add_argument("shards", nargs="+", type=shard, metavar="DIR", help="folder of one shard")
+    folder = given("--out", "a folder", Path)
+    own.add_argument("--out", type=folder, required=True, help="folder of the whole run's report")
     cli_diff.add_baseline(own)
 
 
 def _merge(arguments: argparse.Namespace) -> int:
     results = merged(arguments.shards, arguments.out, arguments.baseline)
-    summary = results.close()
-    print("\n".join(verdict_lines(summary, results.lines, colour=wants_colour(sys.stdout))))
-    if summary["baseline"] is not None:
-        print("\n".join(cli_diff.diff_lines(summary["baseline"])))
+    summary = results.close(tell=partial(cli_diff.print_verdict, results.lines))
     print(f"  report {arguments.out / 'index.html'}")
     return int(exit_code(summary))

@@ -12,7 +12,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from conformance.cli_common import command, oracle_module
+from conformance.cli_common import command, given, oracle_module
 from conformance.errors import ExitCode, UsageError
 from conformance.fingerprint import write_library
 from conformance.known_bugs import write_catalogue
@@ -29,7 +29,12 @@ def add_commands(commands: Any) -> None:
     )
     mutants.add_argument("ids", nargs="*", metavar="ID", help="ids or globs; default all")
     mutants.add_argument("-n", "--jobs", type=_positive, help="processes; default one per core")
-    mutants.add_argument("--out", type=Path, default=DEFAULT_OUT, help="folder of mutants.json")
+    mutants.add_argument(
+        "--out",
+        type=given("--out", "a folder", Path),
+        default=DEFAULT_OUT,
+        help="folder of mutants.json",
+    )
     mutants.add_argument(
         "--update",
         action="store_true",

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import shlex
+import signal
 import sys
-from contextlib import nullcontext
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,18 +22,19 @@ from conformance.cli_common import (
     add_limits,
     add_selection,
     command,
+    given,
+    jobs,
     limits_of,
     oracle_module,
     split,
 )
-from conformance.errors import UsageError, unknown_name
+from conformance.errors import SuiteError, UsageError, unknown_name
 from conformance.execution import Execution, items
 from conformance.golden import SPLICE, TRACE
 from conformance.parallel import Job, Report, run_parallel
 from conformance.port import Hello, close
 from conformance.ray_executor import greet_on_ray, run_on_ray, session
 from conformance.regression.control import control_of
-from conformance.report.terminal import verdict_lines, wants_colour
 from conformance.results import DEFAULT_OUT, Results
 from conformance.runner import Runner
 from conformance.shards import Selection, Shard
@@ -61,14 +66,20 @@ def add_command(commands: Any) -> None:
     run.add_argument("--witness", choices=WITNESSES, help="judge published slices of it too")
     run.add_argument("--witness-inputs", type=Path, metavar="DIR", help="their noise files")
     run.add_argument("--traces", type=Path, metavar="DIR", help="trace packs for splice mode")
-    run.add_argument("--shard", metavar="I/N", help="one part of N, by cost")
-    run.add_argument("-n", type=int, default=0, metavar="JOBS", help="processes that share the run")
+    part = given("--shard", "a part, such as 1/4", str)
+    run.add_argument("--shard", type=part, metavar="I/N", help="one part of N, by cost")
+    run.add_argument(
+        "-n", type=jobs, default=0, metavar="JOBS", help="processes that share the run"
+    )
     run.add_argument("--executor", choices=EXECUTORS, default=EXECUTORS[0], help=EXECUTOR_HELP)
     add_limits(run)
-    run.add_argument("--control", metavar="PORT", help=CONTROL_HELP)
+    control = given("--control", "a port", str)
+    run.add_argument("--control", type=control, metavar="PORT", help=CONTROL_HELP)
     cli_diff.add_baseline(run)
-    run.add_argument("--xfails", type=Path, metavar="FILE", help="expected failures")
-    run.add_argument("--out", type=Path, default=DEFAULT_OUT, help="folder of the report")
+    known = given("--xfails", "a file", Path)
+    run.add_argument("--xfails", type=known, metavar="FILE", help="expected failures")
+    folder = given("--out", "a folder", Path)
+    run.add_argument("--out", type=folder, default=DEFAULT_OUT, help="folder of the report")
     run.add_argument("--resume", action="store_true", help="go on with the run in --out")
 
 
@@ -86,6 +97,8 @@ def executions(dtype: str, device: str, backend: str, mode: str, hello: Hello) -
     ):
         for name in split(text) or [""]:
             if name not in known:
+                if kind == "device":
+                    raise _no_device(name, hello)
                 raise unknown_name(kind, name, list(known))
     return [
         Execution(d, where, b, m)
@@ -94,6 +107,17 @@ def executions(dtype: str, device: str, backend: str, mode: str, hello: Hello) -
         for m in sorted(split(mode) or [], key=MODES.index)
         for d in split(dtype) or []
     ]
+
+
+def _no_device(name: str, hello: Hello) -> UsageError:
+    """Build the error for a device that the port does not offer, and say if no driver has it."""
+    torch = sys.modules.get("torch")  # where neither suite nor port has it, it sees nothing
+    blind = name.startswith("cuda") and torch is not None and not torch.cuda.is_available()
+    message = (
+        f"{hello.name} offers no device {name!r} here (it says: {', '.join(hello.devices)})"
+        f"{'; torch sees no CUDA' if blind else ''}: choose another"
+    )
+    return UsageError(message)
 
 
 def default_modes(hello: Hello, packs: Path | None = None) -> str:
@@ -183,12 +207,13 @@ def _judge(
     watched = {line["case"] for line in results.control}
     total = len(selection.own) + (len(control.items) if control else 0)
     if done:
-        taken = f"{len(done)} of {len(selection.own)} cases"
-        print(f"{taken} are taken over from the run in {arguments.out}")
+        taken = _so_many_are(len(done), len(selection.own))
+        print(f"{taken} taken over from the run in {arguments.out}")
     wanted = selection.own - done
     left = [(case, run) for case, run in judged if run.item_id(case) in wanted]
     quiet = not sys.stderr.isatty()
-    with tqdm(total=total, initial=len(done) + len(watched), disable=quiet, unit="case") as bar:
+    bar_of = partial(tqdm, initial=len(done) + len(watched), disable=quiet, unit="item")
+    with _stoppable(results, selection), bar_of(total=total) as bar:
         report = partial(_report, results, bar, selection)
         if arguments.n > 1 or arguments.executor == "ray":
             _share(arguments, job, left, report)
@@ -201,13 +226,43 @@ def _judge(
                 report(witness.run(case, execution).as_json())
         if control is not None:
             control.run(watched, partial(_share, arguments), report)
-    summary = results.close(runner, {case.id: case for case in cases})
-    told = verdict_lines(summary, results.lines, colour=wants_colour(sys.stdout))
-    print("\n".join(told))
-    if summary["baseline"] is not None:
-        print("\n".join(cli_diff.diff_lines(summary["baseline"])))
+    tell = partial(cli_diff.print_verdict, results.lines)
+    summary = results.close(runner, {case.id: case for case in cases}, tell)
     print(f"  report {arguments.out / 'index.html'}")
     return int(exit_code(summary))
+
+
+def _so_many_are(done: int, total: int) -> str:
+    """Begin a sentence about some of the items of a run."""
+    items = f"{total} item{'' if total == 1 else 's'}"
+    return f"{done} of {items} {'is' if 1 in (done, total) else 'are'}"
+
+
+@contextmanager
+def _stoppable(results: Results, selection: Selection) -> Iterator[None]:
+    """Say what is left of a run that Ctrl-C or SIGTERM breaks off, and how to go on.
+
+    Raises:
+        SuiteError: It was broken off.
+    """
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    in_main = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGTERM, stop) if in_main else None
+    try:
+        yield
+    except KeyboardInterrupt:
+        done = _so_many_are(len(results.lines), len(selection.own))
+        message = (
+            f"interrupted: {done} in {results.out}: go on with --resume; "
+            f"`sd1-conformance report {shlex.quote(str(results.out))}` makes their page"
+        )
+        raise SuiteError(message) from None
+    finally:
+        if in_main:
+            signal.signal(signal.SIGTERM, before)
 
 
 def _share(

@@ -15,7 +15,7 @@ from conformance import export, spec
 from conformance.cache import GOLDENS, cache_folder
 from conformance.case import Case
 from conformance.checkpoints import FileVariant, cases_on, file_variant
-from conformance.cli_common import command, selected, split
+from conformance.cli_common import command, given, selected, split
 from conformance.errors import ExitCode, UsageError, unknown_name
 from conformance.execution import Execution
 from conformance.runner import Runner
@@ -67,7 +67,7 @@ def _add_target(parser: argparse.ArgumentParser, layout: str | None) -> None:
     parser.add_argument("--dtype", choices=WEIGHTS, help=f"of the weights; default {default}")
     parser.add_argument(
         "--out",
-        type=Path,
+        type=given("--out", "a file or folder", Path),
         required=True,
         metavar="OUT",
         help="file or folder; files of the same names are replaced",

@@ -20,7 +20,7 @@ import numpy as np
 from conformance import protocol
 from conformance.case import COMPONENTS
 from conformance.errors import PortError, SuiteError, UsageError
-from conformance.report.text import one_line
+from conformance.report.text import one_line, with_article
 from conformance.tolerance import ARITHMETICS
 from conformance.variants import NO_VARIANT
 
@@ -204,7 +204,9 @@ def resolve(spec: str, limits: Any = None) -> Port:
         except (Exception, SystemExit) as error:
             raise PortError(_failure(f"port {spec!r} could not be made", error)) from error
     if not (callable(getattr(port, "hello", None)) and callable(getattr(port, "load", None))):
-        message = f"port {spec!r} is a {type(port).__name__}: it needs hello() and load(...)"
+        message = (
+            f"port {spec!r} is {with_article(type(port).__name__)}: it needs hello() and load(...)"
+        )
         raise UsageError(message)
     return port
 

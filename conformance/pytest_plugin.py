@@ -23,7 +23,7 @@ from conformance.cli_common import split
 from conformance.cli_run import default_modes, executions, scope_of
 from conformance.devices import device_of, visible_devices
 from conformance.environment import environment
-from conformance.errors import SuiteError
+from conformance.errors import ExitCode, SuiteError
 from conformance.execution import Execution, items
 from conformance.golden import SPLICE
 from conformance.port import BUILTIN, Hello, Port, close, greet, resolve
@@ -326,7 +326,7 @@ def _rerun_options(option: Callable[[str], Any]) -> tuple[str, ...]:
 
 
 class _Reporter:
-    """Gathers the items' lines from all workers and writes the four files of a run."""
+    """Gathers the items' lines from all workers and writes the report of a run."""
 
     def __init__(self, config: pytest.Config) -> None:
         self.config = config
@@ -339,12 +339,14 @@ class _Reporter:
         if report.when != "call" or not isinstance(payload, str):
             return
         facts = json.loads(payload)
-        if self.results is None:
-            try:
-                self.results = self._begun(facts)
-            except SuiteError as error:
-                pytest.exit(f"sd1-conformance: {error}", pytest.ExitCode.USAGE_ERROR)
-        self.results.add(facts["line"])
+        try:
+            self.results = self.results or self._begun(facts)
+            self.results.add(facts["line"])
+        except SuiteError as error:
+            code = pytest.ExitCode.INTERNAL_ERROR
+            if error.exit_code is ExitCode.USAGE:
+                code = pytest.ExitCode.USAGE_ERROR
+            pytest.exit(f"sd1-conformance: {error}", code)
 
     def _begun(self, facts: dict[str, Any]) -> Results:
         """Begin the report with what the first item says of the port."""
@@ -364,7 +366,10 @@ class _Reporter:
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         """Close the report; a list of expected failures that does not fit fails the session."""
         if self.results is not None:
-            self.summary = self.results.close()
+            try:
+                self.summary = self.results.close()
+            except SuiteError as error:
+                pytest.exit(f"sd1-conformance: {error}", pytest.ExitCode.INTERNAL_ERROR)
             misfits = self.summary["xfails"] and self.summary["xfails"]["problems"]
             if misfits and session.exitstatus == pytest.ExitCode.OK:
                 session.exitstatus = pytest.ExitCode.TESTS_FAILED

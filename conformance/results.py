@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import json
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from conformance.regression.control import watch
 from conformance.regression.ratchet import RATCHET
 from conformance.report.files import REPORTS, write_reports
 from conformance.report.text import one_line
-from conformance.run_folder import RESULTS, SUMMARY, RunFolder, plain, write_whole
+from conformance.run_folder import RESULTS, SUMMARY, RunFolder, plain, write_whole, writing
 from conformance.runner import Runner
 from conformance.shards import Shard
 from conformance.summary import summarise
@@ -130,6 +130,7 @@ class Results:
             process=os.getpid(),
         )
         self._folder = RunFolder(out)
+        self._folder.require_own(FILES)
         earlier = [] if resume is None else self._earlier(resume)
         self.data = DataFolder(out / DATA)
         kept = [self._excused(line) for line in earlier if line["type"] == "case"]
@@ -185,8 +186,6 @@ class Results:
             return None
         partial = self.shard is not None or (self.merged is not None and self.merged.missing)
         problems = self.xfails.conclude([] if partial else self.lines)
-        if any(line["verdict"] == "xpass" for line in self.lines):
-            self._folder.begin([self._header, *self.lines, *self.control])
         return {
             "file": str(self.xfails.path),
             "entries": len(self.xfails.entries),
@@ -206,16 +205,23 @@ class Results:
         return explain(lines, runner, cases) if runner is not None else Explanation()
 
     def close(
-        self, runner: Runner | None = None, cases: Mapping[str, Case] | None = None
+        self,
+        runner: Runner | None = None,
+        cases: Mapping[str, Case] | None = None,
+        tell: Callable[[dict[str, Any]], None] = lambda _: None,
     ) -> dict[str, Any]:
         """Write footer, summary.json and the reports that are made of them.
 
         Args:
             runner: Holds the port: failures are traced to their causes. None leaves them be.
             cases: By id, those with other weights than the recipe's.
+            tell: Told the summary before anything is written: a full disk costs no verdict.
 
         Returns:
             The summary.
+
+        Raises:
+            SuiteError: The folder cannot be written any longer.
         """
         expected = self._conclude_xfails()
         compared = None
@@ -252,14 +258,18 @@ class Results:
         if self.baseline is not None and compared is not None:
             summary["baseline"] = self.baseline.facts(compared, self.lines)
         summary["left_out"] = left_out(self.lines)
+        tell(summary)
+        if summary["counts"]["xpass"]:  # what the list told of whole runs alone
+            self._folder.begin([self._header, *self.lines, *self.control])
         first = summary["first_divergence"]
         sources = find_sources(first, found.faults, unexpected, cases)
         self.data.add_sources(sources or (self.merged.sources if self.merged else {}))
-        ratchet_of(self.baseline, self._header, self.lines).write(self.out)
         footer = {"type": "footer", "counts": summary["counts"], "seconds": seconds}
-        write_whole(self.out / SUMMARY, [json.dumps(plain(summary), indent=2), "\n"])
-        self._folder.append(footer | {"faults": found.faults, "hints": found.hints})
-        write_reports(self.out)
+        with writing(self.out):
+            ratchet_of(self.baseline, self._header, self.lines).write(self.out)
+            write_whole(self.out / SUMMARY, [json.dumps(plain(summary), indent=2), "\n"])
+            self._folder.append(footer | {"faults": found.faults, "hints": found.hints})
+            write_reports(self.out)
         self._folder.close()
         return summary
 

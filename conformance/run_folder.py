@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import IO, Any
 from weakref import WeakValueDictionary, finalize
 
-from conformance.errors import UsageError
+from conformance.errors import SuiteError, UsageError
 
 RESULTS = "results.jsonl"
 SUMMARY = "summary.json"
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 LOCK = ".lock"
 """Stands for the lock where the kernel has none for folders."""
@@ -59,6 +63,25 @@ class RunFolder:
             message = f"cannot resume: {path} is not a run's results; drop --resume"
             raise UsageError(message) from error
 
+    def require_own(self, names: Collection[str]) -> None:
+        """Refuse a folder in which files of these names are none of a run.
+
+        Args:
+            names: Of the files that a run replaces or removes.
+
+        Raises:
+            UsageError: One of them is there, and no results.jsonl beside it.
+        """
+        if (self.path / RESULTS).exists():
+            return
+        found = next((name for name in names if os.path.lexists(self.path / name)), None)
+        if found is not None:
+            message = (
+                f"{self.path} holds {found}, but no {RESULTS}: no run wrote it, and this one would "
+                "replace it; give another --out"
+            )
+            raise UsageError(message)
+
     def begin(self, records: Iterable[dict[str, Any]], stale: Iterable[str] = ()) -> None:
         """Replace results.jsonl, all of it or nothing, and go on after the last of these lines.
 
@@ -68,6 +91,7 @@ class RunFolder:
 
         Raises:
             UsageError: The folder cannot be written.
+            SuiteError: The disk is full.
         """
         try:
             self._rewrite(records)
@@ -83,12 +107,22 @@ class RunFolder:
         self._file = (self.path / RESULTS).open("a", encoding="utf-8")
 
     def append(self, record: dict[str, Any]) -> None:
-        """Add a line to results.jsonl: once this returns, no kill of this process loses it."""
+        """Add a line to results.jsonl: once this returns, no kill of this process loses it.
+
+        Raises:
+            SuiteError: It cannot be written; the lines before it stay.
+        """
         if self._file is None:
             message = f"{self.path}: the run has not begun"
             raise ValueError(message)
-        self._file.write(row(record))
-        self._file.flush()
+        try:
+            with writing(self.path):
+                self._file.write(row(record))
+                self._file.flush()
+        except SuiteError:
+            with suppress(OSError):  # closing tries to write what is left once more
+                self._file.close()
+            raise
 
     def close(self) -> None:
         """Let others write to the folder."""
@@ -97,8 +131,95 @@ class RunFolder:
         self._file = self._lock = None
 
 
-def _unwritable(path: Path, error: OSError) -> UsageError:
-    return UsageError(f"cannot write the report to {path}: {error.strerror}; give another --out")
+def _unwritable(path: Path, error: OSError) -> SuiteError:
+    if error.errno in _FULL:
+        return _broken_off(path, error)
+    no_folder = path.exists() and not path.is_dir()
+    reason = "it is a file, not a folder" if no_folder else error.strerror
+    return UsageError(f"cannot write the report to {path}: {reason}; give another --out")
+
+
+def _broken_off(path: Path, error: OSError) -> SuiteError:
+    advice = "free some space" if error.errno in _FULL else "mend that"
+    reason = error.strerror or type(error).__name__
+    return SuiteError(f"cannot write to {path}: {reason}: {advice}, then run --resume")
+
+
+@contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Turn what keeps a run from writing to its folder, such as a full disk, into one clear line.
+
+    Args:
+        folder: The run's folder.
+
+    Raises:
+        SuiteError: Something could not be written.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise _broken_off(folder, error) from error
+
+
+def writer_of(folder: Path) -> str:
+    """Say which process writes to a folder now, such as `process 7`; empty if none does."""
+    if (folder / LOCK).is_file():
+        return _who((folder / LOCK).read_text("ascii", errors="replace")[:20])
+    try:
+        fcntl: Any = importlib.import_module("fcntl")
+        descriptor = os.open(folder, os.O_RDONLY)
+    except (ImportError, OSError):
+        return ""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return _who(_writer(folder))
+    except OSError:
+        return ""
+    finally:
+        os.close(descriptor)
+    return ""
+
+
+def read_header(path: Path) -> dict[str, Any]:
+    """Read the first line of results.jsonl.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The header; an empty object where a kill cut it.
+
+    Raises:
+        OSError: It cannot be read.
+        ValueError: It is another kind of file.
+    """
+    with path.open("rb") as rows:
+        return next(_records([rows.readline()]), {})
+
+
+def miscounted(footer: Mapping[str, Any], verdicts: Mapping[str, int]) -> str:
+    """Say in what the case lines of a run that has ended are not those that its footer counts.
+
+    Args:
+        footer: The footer; one without counts says nothing.
+        verdicts: How many case lines there are of each verdict.
+
+    Returns:
+        The difference in words; empty if there is none.
+    """
+    told = footer.get("counts")
+    if not isinstance(told, dict):
+        return ""
+    sizes = [size for size in told.values() if isinstance(size, int)]
+    if sum(sizes) != sum(verdicts.values()):
+        return f"{sum(verdicts.values())} of {sum(sizes)} cases"
+    found = (name for name in {**told, **verdicts} if told.get(name, 0) != verdicts.get(name, 0))
+    name = next(found, None)
+    if name is None:
+        return ""
+    verdict = str(name)[:20]
+    return f"its footer counts {told.get(name, 0)!r} {verdict}, its lines {verdicts.get(name, 0)}"
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
@@ -147,11 +268,16 @@ def write_whole(path: Path, parts: Iterable[str]) -> None:
         parts: The text, in pieces.
     """
     draft = path.with_name(f".{path.name}.part")
-    with draft.open("w", encoding="utf-8") as file:
-        file.writelines(parts)
-        file.flush()
-        os.fsync(file.fileno())
-    draft.replace(path)
+    try:
+        with draft.open("w", encoding="utf-8") as file:
+            file.writelines(parts)
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(path)
+    except OSError:
+        with suppress(OSError):
+            draft.unlink(missing_ok=True)
+        raise
 
 
 def row(record: dict[str, Any]) -> str:
@@ -225,15 +351,18 @@ def _file_lock(folder: Path) -> Path:
             file.write(str(os.getpid()))
     except FileExistsError:
         holder = path.read_text("ascii", errors="replace")[:20]
-        holder = holder if holder.isdigit() else ""
         message = f"{_taken(folder, holder)}; if no such process runs any longer, delete {path}"
         raise UsageError(message) from None
     return path
 
 
 def _taken(folder: Path, holder: str) -> UsageError:
-    who = f"process {holder}" if holder else "another process"
-    return UsageError(f"{who} writes its run to {folder}: wait for it, or give another --out")
+    message = f"{_who(holder)} writes its run to {folder}: wait for it, or give another --out"
+    return UsageError(message)
+
+
+def _who(holder: str) -> str:
+    return f"process {holder}" if holder.isdigit() else "another process"
 
 
 def _writer(folder: Path) -> str:

@@ -11,7 +11,7 @@ from conformance.errors import UsageError
 from conformance.evidence.data_folder import DATA
 from conformance.report.run import read_object
 from conformance.report.text import count, mapping, one_line
-from conformance.run_folder import RESULTS, SUMMARY, read_records
+from conformance.run_folder import RESULTS, SUMMARY, read_header, read_records
 from conformance.shards import Shard, digest_of
 from conformance.summary import VERDICTS
 
@@ -72,6 +72,12 @@ class Part:
         if not (folder / RESULTS).is_file():
             raise refused(folder, RESULTS, "is not there: name folders that `run --shard` wrote")
         try:
+            if read_header(folder / RESULTS).get("shard", "") is None:
+                message = (
+                    f"cannot merge {folder}: it is a whole run, no shard: name folders that "
+                    "`run --shard` wrote"
+                )
+                raise UsageError(message)
             header, *rest = read_records(folder / RESULTS)
             lines = [_whole(line) for line in rest if line["type"] != "footer"]
         except (OSError, ValueError) as error:

@@ -7,15 +7,16 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from conformance import __version__
-from conformance.case import COMPONENTS
+from conformance.case import COMPONENTS, all_cases
 from conformance.errors import ExitCode
 from conformance.levels import depth, level, missing_probes, next_level
 from conformance.port import Hello
 from conformance.position import position
+from conformance.report.text import case_name
 from conformance.sampling import PIPELINES, SCHEDULERS
 from conformance.spec import BLOCKS
 from conformance.tolerance import LIMIT, badness
-from conformance.witness import stamp
+from conformance.witness import is_witness, stamp
 
 VERDICTS = ("pass", "warn", "fail", "error", "skip", "xfail", "xpass")
 REAL_WEIGHTS = "real-weights"
@@ -61,7 +62,7 @@ def summarise(
     return {
         "suite": __version__,
         "port": port,
-        "verdict": _verdict(counts, xfails or {}, control or {}, missing_shards),
+        "verdict": verdict_of(counts, xfails or {}, control or {}, missing_shards),
         "scope": scope + (f"; not offered: {', '.join(missing)}" if missing else ""),
         "level": level(lines),
         "next_level": next_level(lines, hello.components),
@@ -70,6 +71,7 @@ def summarise(
         "offers": list(hello.components),
         "stamps": [REAL_WEIGHTS] if stamp(lines) else [],
         "counts": counts,
+        "selection": _selection(lines),
         "limit": LIMIT,
         "worst_ratio": max(ratios, key=badness) if ratios else None,
         "first_divergence": earliest(lines),
@@ -81,13 +83,31 @@ def summarise(
     }
 
 
-def _verdict(
+def _selection(lines: Collection[dict[str, Any]]) -> dict[str, int]:
+    """Count the cases that were run, and those that the suite has of the same kind.
+
+    Of the same kind are cases of a component and variant of which any was run.
+    """
+    names = {case_name(line["case"]) for line in lines if not is_witness(line)}
+    kinds = {name.rpartition("/")[0] for name in names}
+    known = {case.id for case in all_cases() if case.id.rpartition("/")[0] in kinds}
+    return {"cases": len(names), "of": len(known | names)}
+
+
+def verdict_of(
     counts: Mapping[str, int],
     xfails: Mapping[str, Any],
     control: Mapping[str, Any],
     missing_shards: Sequence[str],
 ) -> str:
-    """Weigh the cases, the list of expected failures and the control: what is wrong wins."""
+    """Weigh the cases, the list of expected failures and the control: what is wrong wins.
+
+    Args:
+        counts: Case lines by verdict.
+        xfails: As in summary.json.
+        control: As in summary.json.
+        missing_shards: As in summary.json.
+    """
     wrong = (counts["fail"], counts["xpass"], xfails.get("problems"))
     if any((*wrong, control.get("failing"), control.get("moved"))):
         return "nonconformant"
@@ -103,9 +123,16 @@ def earliest(lines: list[dict[str, Any]]) -> dict[str, Any] | None:
 
 
 def exit_code(summary: dict[str, Any]) -> ExitCode:
-    """Translate a verdict to an exit code; a conformant port that got worse is no success."""
-    if summary["verdict"] == "conformant" and (summary.get("baseline") or {}).get("regressions"):
-        return ExitCode.NONCONFORMANT
+    """Translate a verdict to an exit code.
+
+    A conformant port that got worse is no success, nor one of which nothing could be compared.
+    """
+    baseline = summary.get("baseline")
+    if summary["verdict"] == "conformant" and baseline:
+        if baseline["regressions"]:
+            return ExitCode.NONCONFORMANT
+        if not baseline["cases"]:
+            return ExitCode.BROKEN
     return {
         "conformant": ExitCode.CONFORMANT,
         "nonconformant": ExitCode.NONCONFORMANT,

@@ -109,7 +109,10 @@ def described(value: Any) -> str:
         return f"the number {value}"
     if isinstance(value, str):
         return f"the text {shown(value)!r}"
-    return "None" if value is None else f"a {type(value).__name__}"
+    if value is None:
+        return "None"
+    name = type(value).__name__
+    return f"{'an' if name[0] in 'aeio' else 'a'} {name}"
 
 
 def of_kind(value: Any, kind: type[T], role: str) -> T:

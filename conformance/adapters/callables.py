@@ -13,7 +13,7 @@ import numpy as np
 from conformance.adapters.axes import fitted
 from conformance.errors import PortError
 from conformance.port import Arrays, Hello
-from conformance.report.text import one_line
+from conformance.report.text import one_line, with_article
 from conformance.variants import parse_variant, variant_names
 from sd1_weights.stored import widened
 
@@ -60,7 +60,9 @@ def to_numpy(value: Any) -> np.ndarray:
     try:
         array = _to_numpy(value)
     except Exception as error:
-        message = f"a {type(value).__name__} cannot be made a NumPy array: {one_line(error)}"
+        message = (
+            f"{with_article(type(value).__name__)} cannot be made a NumPy array: {one_line(error)}"
+        )
         raise PortError(message) from error
     if array.dtype.name == "bfloat16":
         return widened(array.view(np.uint16))
@@ -98,7 +100,7 @@ def as_own(value: np.ndarray, array: Any) -> Any:
         return own if own.dtype == array.dtype else own.astype(array.dtype)
     except Exception as error:
         message = (
-            f"no way is known to make a {type(array).__name__} of a NumPy array: give "
+            f"no way is known to make {with_article(type(array).__name__)} of a NumPy array: give "
             "CallablePort(asarray=function), a function of (NumPy array, array that it replaces)"
         )
         raise PortError(message) from error

@@ -14,6 +14,7 @@ from typing import Any
 from conformance.errors import UsageError
 from conformance.evidence.choice import Choice
 from conformance.report.text import count, mapping
+from conformance.run_folder import writing
 
 DATA = "data"
 SOURCES = "sources.json"
@@ -131,17 +132,22 @@ class DataFolder:
         return line | {"data": data} if data else line
 
     def _write(self, files: Mapping[str, bytes], most: int) -> bool:
-        """Write files if they have room, each whole or not at all."""
+        """Write files if they have room, each whole or not at all.
+
+        Raises:
+            SuiteError: They cannot be written.
+        """
         size = sum(map(len, files.values()))
         if self._bytes + size > most:
             return False
         self._bytes += size
         self._names |= files.keys()
-        self.folder.mkdir(parents=True, exist_ok=True)
-        for name, content in files.items():
-            draft = self.folder / f".{name}.part"
-            draft.write_bytes(content)
-            draft.replace(self.folder / name)
+        with writing(self.folder.parent):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for name, content in files.items():
+                draft = self.folder / f".{name}.part"
+                draft.write_bytes(content)
+                draft.replace(self.folder / name)
         return True
 
     def add_sources(self, sources: Mapping[str, Any]) -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from conformance.golden import SPLICE
 from conformance.regression.findings import BEYOND_NOISE, Change, Finding, falls
 from conformance.regression.finished import PROBE_VERDICTS, Group, Judged, Names
 
@@ -79,7 +80,7 @@ class Comparison:
     Attributes:
         compared: So many probes were.
         uncompared: So many were not: their noise, the unit of their ratios, is another.
-        cases: So many items are in both runs.
+        cases: So many items both runs judged.
         verdicts: How often one verdict became another.
         changes: Items in which something moved.
         new: Items that the earlier run did not judge, with their verdicts.
@@ -121,7 +122,7 @@ class Comparison:
         if before is None or (before.verdict == "skip" and after.measured):
             self.new[case] = after.verdict
             return
-        self.cases += 1
+        self.cases += "skip" not in {before.verdict, after.verdict}
         if before.verdict != after.verdict:
             self.verdicts[before.verdict, after.verdict] += 1
         if after.verdict == "skip":
@@ -177,7 +178,10 @@ class Comparison:
             names = [after.names[row][1] for row in j[own].tolist()]
             worst = own[np.argmax(factors[own])]
             found = self._noted(what, after.component, kinds.keys[kind], names)
-            if not found.case or factors[worst] > found.severity:
+            spliced = after.mode == SPLICE
+            known = (found.spliced, found.severity)
+            if not found.case or (spliced, float(factors[worst])) > known:
+                found.spliced = spliced
                 k, m = int(i[worst]), int(j[worst])
                 found.case, found.probe = case, after.names[m][1]
                 found.before, found.after = float(before.ratios[k]), float(after.ratios[m])
@@ -239,7 +243,7 @@ class Comparison:
 
     @property
     def regressions(self) -> list[Finding]:
-        """Return what speaks against the later run, the worst first."""
+        """Return what speaks against the later run: a layer's own errors first, then the worst."""
         return self._of("fell", "worse", "vanished", "skipped", "lost")
 
     @property
@@ -253,4 +257,6 @@ class Comparison:
 
     def _of(self, *what: str) -> list[Finding]:
         found = [finding for finding in self._found.values() if finding.what in what]
-        return sorted(found, key=lambda f: (what.index(f.what), -f.severity, -f.count))
+        return sorted(
+            found, key=lambda f: (what.index(f.what), not f.spliced, -f.severity, -f.count)
+        )

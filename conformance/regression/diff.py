@@ -34,6 +34,10 @@ _UNITS = {
 """Fields of a header on which the noise depends, and so the unit of every ratio."""
 
 
+BEGINS = 5
+"""So many components are told where it begins."""
+
+
 class Diff:
     """Compares a later run, line by line, with an earlier one.
 
@@ -82,24 +86,27 @@ class Diff:
         return [change for change in self.controls.changes if len(change.worse)]
 
     @property
-    def begins(self) -> dict[str, Any] | None:
-        """Return the first probe that got worse, in order of execution; splice mode says it best.
+    def begins(self) -> list[dict[str, Any]]:
+        """Return the first probe of each component that got worse, in order of execution.
 
-        In a trace all that follows inherits the error, so that many probes are worse for one cause.
+        In a trace all that follows inherits the error, so that many probes are worse for one cause:
+        splice mode says best where it begins. At most `BEGINS` components are told, the first ones.
         """
         worse = [change for change in self.cases.changes if len(change.worse)]
-        first = min(worse, key=_position, default=None)
-        if first is None:
-            return None
-        row = next(iter(first.rows(first.worse)))
-        moved = moved_text(row["before"], row["after"], row["verdicts"])
-        text = f"{first.after.component} {one_line(row['probe'], 200)} {moved}"
-        return {"case": first.case, **row, "text": f"{text} in {one_line(first.case, 200)}"}
+        firsts: dict[str, Change] = {}
+        for change in sorted(worse, key=_position):
+            firsts.setdefault(change.after.component, change)
+        return [_beginning(change) for change in [*firsts.values()][:BEGINS]]
 
     @property
     def regressed(self) -> bool:
         """Say whether the later run is worse than the earlier one."""
         return bool(self.cases.regressions or self.moved)
+
+    @property
+    def nothing(self) -> bool:
+        """Say whether no case was judged by both, and nothing speaks against the later run."""
+        return not self.cases.cases and not self.regressed
 
     @property
     def notes(self) -> list[str]:
@@ -211,6 +218,14 @@ def _position(change: Change) -> tuple[int, bool, tuple[int, ...]]:
     probe = after.names[change.worse[0, 1]][1]
     place = spec.place(after.component, probe)
     return COMPONENTS.index(after.component), after.mode != SPLICE, place
+
+
+def _beginning(change: Change) -> dict[str, Any]:
+    """Say where a change begins."""
+    row = next(iter(change.rows(change.worse)))
+    moved = moved_text(row["before"], row["after"], row["verdicts"])
+    text = f"{change.after.component} {one_line(row['probe'], 200)} {moved}"
+    return {"case": change.case, **row, "text": f"{text} in {one_line(change.case, 200)}"}
 
 
 def _environment(header: Mapping[str, Any]) -> dict[str, Any]:

@@ -57,6 +57,7 @@ class Finding:
         after: Its later ratio.
         verdicts: Before and after, of the probe or the case.
         message: Why, as the run says.
+        spliced: Whether splice mode found it: an error of its own, none that it inherits.
         names: Of all its probes.
     """
 
@@ -70,6 +71,7 @@ class Finding:
     after: float | None = None
     verdicts: tuple[str, str] = ("", "")
     message: str = ""
+    spliced: bool = False
     names: set[str] = field(default_factory=set, repr=False)
 
     @property

@@ -7,6 +7,8 @@ gigabytes; here a probe takes some twenty bytes, and the names that many cases s
 from __future__ import annotations
 
 import json
+import math
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +17,8 @@ from typing import Any
 import numpy as np
 
 from conformance.errors import UsageError
-from conformance.report.text import one_line
-from conformance.run_folder import RESULTS
+from conformance.report.text import count, mapping, number, one_line
+from conformance.run_folder import RESULTS, miscounted
 from conformance.summary import VERDICTS
 
 Names = tuple[tuple[str, str], ...]
@@ -154,6 +156,9 @@ class FinishedRun:
             message = f"{folder} holds no {RESULTS}: give the folder that a run wrote (--out)"
             raise UsageError(message)
         self.header: dict[str, Any] = next(self._records())
+        limit = number(self.header.get("limit", 0))
+        if limit is None or not math.isfinite(limit):
+            raise self._damaged(1, "its limit is no number")
 
     def judged(self) -> Iterator[tuple[str, str, Judged]]:
         """Yield its lines, one at a time.
@@ -165,57 +170,72 @@ class FinishedRun:
             UsageError: The file is damaged, or its run did not end.
         """
         seen: set[tuple[str, str]] = set()
-        for number, record in enumerate(self._records(), start=1):
+        verdicts: Counter[str] = Counter()
+        for place, record in enumerate(self._records(), start=1):
             kind = record["type"]
+            if kind == "footer":
+                self._require_all(record, verdicts)
             if kind not in {CASE, CONTROL}:
                 continue
             key = (kind, str(record.get("case")))
             if key in seen:
-                raise self._damaged(number, f"{one_line(key[1], _MESSAGE)} is there twice")
+                raise self._damaged(place, f"{one_line(key[1], _MESSAGE)} is there twice")
             try:
                 judged = self.interned.judged(record)
             except ValueError as error:
-                raise self._damaged(number, str(error)) from error
+                raise self._damaged(place, str(error)) from error
             seen.add(key)
+            if kind == CASE:
+                verdicts[judged.verdict] += 1
             yield (*key, judged)
+
+    def _require_all(self, footer: Mapping[str, Any], verdicts: Counter[str]) -> None:
+        """Refuse a run in which a case line is missing or changed."""
+        wrong = miscounted(footer, verdicts)
+        own = count(mapping(self.header.get("items")).get("own"))
+        if not wrong and verdicts.total() < own:
+            wrong = f"{verdicts.total()} of {own} cases"
+        if wrong:
+            message = f"{self.folder / RESULTS} is damaged: {wrong}; run it again"
+            raise UsageError(message)
 
     def _records(self) -> Iterator[dict[str, Any]]:
         """Yield header, lines and footer; what follows is no JSON or no line of a run raises."""
         path = self.folder / RESULTS
-        number, kind, ended = 0, "", False
+        place, kind, ended = 0, "", False
         try:
             with path.open(encoding="utf-8") as lines:
-                for number, text in enumerate(lines, start=1):
-                    record = self._parsed(number, text)
+                for place, text in enumerate(lines, start=1):
+                    record = self._parsed(place, text)
                     kind = str(record.get("type"))
-                    if (kind == "header") != (number == 1) or ended:
-                        raise self._damaged(number, "its lines are not in the order of a run")
+                    if (kind == "header") != (place == 1) or ended:
+                        raise self._damaged(place, "its lines are not in the order of a run")
                     ended = kind == "footer"
                     yield record
         except OSError as error:
             message = f"cannot read {path}: {error.strerror}"
             raise UsageError(message) from error
         except UnicodeDecodeError as error:
-            raise self._damaged(number + 1, "it is no UTF-8 text") from error
+            raise self._damaged(place + 1, "it is no UTF-8 text") from error
         if not ended:
             raise self._unfinished()
 
-    def _parsed(self, number: int, text: str) -> dict[str, Any]:
+    def _parsed(self, place: int, text: str) -> dict[str, Any]:
         try:
             record = json.loads(text)
         except (ValueError, RecursionError) as error:
-            if not text.endswith("\n") and number > 1:
+            if not text.endswith("\n") and place > 1:
                 raise self._unfinished() from error
-            raise self._damaged(number, "it is no JSON") from error
+            raise self._damaged(place, "it is no JSON") from error
         if not isinstance(record, dict) or record.get("type") not in {
             "header", "footer", CASE, CONTROL,
         }:  # fmt: skip
-            raise self._damaged(number, "it is no line of a run")
+            raise self._damaged(place, "it is no line of a run")
         return record
 
-    def _damaged(self, number: int, what: str) -> UsageError:
+    def _damaged(self, place: int, what: str) -> UsageError:
         return UsageError(
-            f"{self.folder / RESULTS} is damaged at line {number}: {what}; run it again"
+            f"{self.folder / RESULTS} is damaged at line {place}: {what}; run it again"
         )
 
     def _unfinished(self) -> UsageError:

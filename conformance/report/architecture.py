@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 from urllib.parse import urlencode
 
+from conformance import spec
 from conformance.case import NETWORKS
 from conformance.report.diagram import Diagram, stacked, u_shaped
 from conformance.report.layers import in_order
@@ -16,6 +18,7 @@ from conformance.report.worst import Worst, WorstLayers, worst_of
 from conformance.sampling import PIPELINES, SCHEDULERS
 from conformance.spec import TOKENIZER
 from conformance.tolerance import LIMIT
+from conformance.variants import parse_variant, variant_names
 
 Found = dict[str, Worst]
 """By probe, the worst of it."""
@@ -64,12 +67,19 @@ class Architecture(Section):
         limit = run.summary.limit or LIMIT
         known = [*NETWORKS, TOKENIZER, *SCHEDULERS, *PIPELINES]
         others = [name for name in self._worst.components if name not in known]
+        variants: dict[str, dict[str, None]] = {}
+        for case in run.cases:
+            variants.setdefault(case.component, {})[case.variant] = None
         own = {name: self._worst.of(name, own=True) for name in [*known, *others]}
         inherited = {name: self._worst.of(name, own=False) for name in own}
 
         def look(component: str, path: str = "", label: str = "") -> Look:
             worst = _worst_within(path, own[component], inherited[component])
-            return _look(component, path, label or component, worst, limit)
+            found = _look(component, path, label or component, worst, limit)
+            if worst is None and path:
+                lacking = _lacking(component, path, variants.get(component, ()))
+                found = replace(found, title=f"{path}: not in {lacking}") if lacking else found
+            return found
 
         def drawn(diagram: Diagram) -> dict[str, Any]:
             boxes = [(box, look(diagram.component, box.path, box.label)) for box in diagram.boxes]
@@ -92,6 +102,16 @@ def _worst_within(path: str, own: Found, inherited: Found) -> Worst | None:
         for found in (own, inherited)
     ]
     return worst_of(inside[0] or inside[1])
+
+
+def _lacking(component: str, path: str, variants: Iterable[str]) -> str:
+    """Name the sizes that were run, where none of them has a layer of a block."""
+    known = variant_names(component)
+    sizes = list(dict.fromkeys(parse_variant(name).size for name in variants if name in known))
+    probes = (probe for size in sizes for probe in spec.probe_names(component, size))
+    if any(probe == path or probe.startswith(f"{path}.") for probe in probes):
+        return ""
+    return ", ".join(sizes)
 
 
 def _look(component: str, path: str, label: str, worst: Worst | None, limit: float) -> Look:

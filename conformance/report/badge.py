@@ -29,8 +29,8 @@ def badge_svg(summary: Summary) -> str:
 
     Returns:
         An SVG document in ASCII, 20 px high: the label, then `level 3`, `part` where cases were
-        left out, and what the port does not offer up to there; or `not conformant`. It refers to nothing outside itself; any font will
-        do, because each text is fitted to its box.
+        left out, and what the port does not offer up to there; or `not conformant`. It refers to
+        nothing outside itself; any font will do, because each text is fitted to its box.
     """
     message = badge_text(summary)
     left, right = (_width(text) + 2 * _PAD for text in (LABEL, message))

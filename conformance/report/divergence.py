@@ -76,7 +76,7 @@ class FirstDivergence(Section):
             "likely": [bug for bug in bugs if bug.id not in told][:_LIKELY],
             "changed": [g for g in gates(run.record) if g.bad] if environment else [],
             "source": read_sources(run.out).get(first.probe),
-            "report": bug_report(run, first, _probe_of(probes, first), case),
+            "report": "" if environment else bug_report(run, first, _probe_of(probes, first), case),
         }
 
 

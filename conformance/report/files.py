@@ -9,21 +9,23 @@ from conformance.report.html import write_html
 from conformance.report.junit import write_junit
 from conformance.report.markdown import markdown
 from conformance.report.run import read_run
+from conformance.run_folder import write_whole
 
 REPORTS = ("index.html", "junit.xml", "summary.md", "badge.svg")
 
 
 def write_reports(out: Path) -> None:
-    """Write the page, the JUnit file, the Markdown summary and the badge of a run.
+    """Write the page, the JUnit file, the Markdown summary and the badge of a run, each whole.
 
     Args:
         out: The folder with `results.jsonl` and, once the run has ended, `summary.json`.
 
     Raises:
         UsageError: `out` holds no results.jsonl.
+        OSError: One of them cannot be written; what was there of it stays.
     """
     write_html(out)
     run = read_run(out)
     write_junit(run)
-    (out / "summary.md").write_text(markdown(run), encoding="utf-8")
-    (out / "badge.svg").write_text(badge_svg(run.summary), encoding="ascii")
+    write_whole(out / "summary.md", [markdown(run)])
+    write_whole(out / "badge.svg", [badge_svg(run.summary)])

@@ -23,12 +23,14 @@ class Gate:
         bad: Whether it speaks against the run.
         text: One sentence.
         lines: The particulars, one a line: cases, and what changed in the environment.
+        unknown: Whether it is bad because nothing was compared.
     """
 
     name: str
     bad: bool
     text: str
     lines: tuple[str, ...]
+    unknown: bool = False
 
 
 def gates(record: dict[str, Any]) -> list[Gate]:
@@ -51,7 +53,7 @@ def gates(record: dict[str, Any]) -> list[Gate]:
 def regression(told: Iterable[Gate]) -> str:
     """Say how a run is worse than its baseline; empty where it is not."""
     texts = (gate.text for gate in told if gate.bad and gate.name == "baseline")
-    return next((f"Worse than the baseline, {text}" for text in texts), "")
+    return next((f"Worse than the baseline {text.removeprefix('against ')}" for text in texts), "")
 
 
 def _control(record: dict[str, Any]) -> Gate:
@@ -78,13 +80,17 @@ def _baseline(record: dict[str, Any]) -> Gate:
         for name in ("worse", "better", "new", "vanished", "skipped", "lost")
         if (number := _size(record.get(name)))
     ]
+    unknown = record.get("cases") == 0 and not regressions
     text = f"against {one_line(record.get('dir'), 80) or 'an earlier run'}: "
+    if unknown:
+        counts.insert(0, "NOTHING COMPARED: no case in common that both judged")
     text += ", ".join(counts) or "nothing moved beyond noise"
     if ratchet:
         text += f"; {_cases(len(ratchet))} over twice the best ratio reached"
     if changed:
         text += f"; changed: {_few(changed)}"
-    return Gate("baseline", bool(regressions), text, (*regressions, *ratchet, *changed))
+    lines = (*regressions, *ratchet, *changed)
+    return Gate("baseline", bool(regressions) or unknown, text, lines, unknown)
 
 
 def _changes(value: object) -> list[str]:

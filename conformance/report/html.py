@@ -29,8 +29,8 @@ from conformance.report.tensor import WrongTensor
 from conformance.report.text import number_text, shorten
 from conformance.report.trajectories import Trajectories
 from conformance.report.verdict import Verdict
-from conformance.report.words import headline, measured, rerun_command
-from conformance.run_folder import plain
+from conformance.report.words import headline, measured
+from conformance.run_folder import plain, write_whole
 
 SECTIONS: tuple[type[Section], ...] = (
     Opening,
@@ -75,7 +75,7 @@ def write_html(out: Path) -> Path:
         UsageError: `out` holds no results.jsonl.
     """
     path = out / "index.html"
-    path.write_text(render(out), encoding="utf-8")
+    write_whole(path, [render(out)])
     return path
 
 
@@ -148,7 +148,6 @@ def _page(run: Run, sections: Iterable[Section], home: str) -> str:
     environment.globals |= {
         "run": run,
         "summary": run.summary,
-        "rerun": lambda case: rerun_command(run.summary.port_spec, case, run.summary.options),
     }
     viewed = ((section, section.view(run)) for section in sections)
     parts = [_part(environment, section, view) for section, view in viewed if view is not None]

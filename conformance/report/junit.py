@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 from collections import Counter
 from pathlib import Path
-from xml.etree.ElementTree import Element, ElementTree, SubElement, indent
+from xml.etree.ElementTree import Element, SubElement, indent, tostring
 
 from conformance.report.gates import Gate, gates
 from conformance.report.records import Case, Divergence, Summary
 from conformance.report.run import Run
 from conformance.report.text import case_name, number_text, one_line
 from conformance.report.words import headline, measured, rerun_command, sentence
+from conformance.run_folder import write_whole
 
 _OUTCOMES = {
     "fail": "failure",
@@ -32,8 +33,9 @@ def write_junit(run: Run) -> Path:
     Returns:
         The path of the file written. A list of expected failures that does not match, a reference
         that is wrong in the same job, and a regression against an earlier run are a failing test
-        case each: `xfails`, `control`, `baseline`. Where the verdict is bad and no case says why
-        (a run cut short), one named `verdict` says so: a bad run never looks green.
+        case each: `xfails`, `control`, `baseline`; the last is an error where nothing could be
+        compared. Where the verdict is bad and no case says why (a run cut short), one named
+        `verdict` says so: a bad run never looks green.
     """
     suite = Element("testsuite", name="sd1-conformance")
     _add_properties(suite, run)
@@ -55,7 +57,7 @@ def write_junit(run: Run) -> Path:
     suites.append(suite)
     indent(suites)
     path = run.out / "junit.xml"
-    ElementTree(suites).write(path, encoding="utf-8", xml_declaration=True)
+    write_whole(path, [tostring(suites, encoding="utf-8", xml_declaration=True).decode()])
     return path
 
 
@@ -111,9 +113,10 @@ def _add_gate(suite: Element, gate: Gate) -> str:
         return ""
     test = SubElement(suite, "testcase", classname="run", name=gate.name, time="0.000")
     message = one_line(gate.text, 600)
-    element = SubElement(test, "failure", type=gate.name, message=message)
+    outcome = "error" if gate.unknown else "failure"
+    element = SubElement(test, outcome, type=gate.name, message=message)
     element.text = "\n".join([message, *gate.lines])
-    return "failure"
+    return outcome
 
 
 def _add_verdict(suite: Element, run: Run, outcomes: Counter[str]) -> str:

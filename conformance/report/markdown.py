@@ -70,7 +70,9 @@ def _facts(summary: Summary, told: Sequence[Gate]) -> list[str]:
     }
     if summary.expected:
         facts["Expected failures"] = expected_text(summary.expected)
-    facts |= {gate.name.capitalize(): gate.text for gate in told}
+    said = regression(told)  # at the top, with all that the baseline says
+    gates_left = (gate for gate in told if not (said and gate.name == "baseline"))
+    facts |= {gate.name.capitalize(): gate.text for gate in gates_left}
     return [f"- {name}: {_prose(text)}" for name, text in facts.items()]
 
 

@@ -35,6 +35,7 @@ class Run:
         started: When the run began.
         cases: Its cases in the order of the file; control lines are none.
         unreadable_lines: How many lines of results.jsonl are no record.
+        doubt: Why the verdict of a run that has ended is not known; empty where it is.
     """
 
     out: Path
@@ -43,6 +44,7 @@ class Run:
     started: str = ""
     cases: list[Case] = field(default_factory=list)
     unreadable_lines: int = 0
+    doubt: str = ""
 
     def line(self, case: Case) -> dict[str, Any]:
         """Read the line of one of the cases once more, for its probes."""
@@ -90,7 +92,11 @@ def read_run(out: Path, sections: Iterable[Section] = ()) -> Run:
     run.started = printable(header.get("started"))
     run.record = {**header, **_derive(run.cases)}
     if footer is not None:
-        run.record |= {"seconds": footer.get("seconds"), **read_object(out / SUMMARY)}
+        said = read_object(out / SUMMARY)
+        run.record |= {"seconds": footer.get("seconds"), **said}
+        if not said:
+            what = "cannot be read" if (out / SUMMARY).exists() else "is missing"
+            run.doubt = f"The verdict is not known: {SUMMARY} {what}: run again with --resume"
     run.summary = replace(parse_summary(run.record), finished=footer is not None)
     return run
 

@@ -21,6 +21,7 @@ from conformance.report.records import Summary
 from conformance.report.run import Run, read_object, read_run
 from conformance.report.text import one_line, severity
 from conformance.report.words import headline
+from conformance.run_folder import write_whole
 
 MARKER = "site.json"
 """Lists the pages of a site: a folder that holds it may be written again."""
@@ -88,7 +89,7 @@ class Entry:
         cases, known = len(self.run.cases), self.summary.counts["xfail"]
         parts = [f"{cases} case{'' if cases == 1 else 's'}"]
         parts += [f"{known} known to fail"] if known else []
-        return ", ".join([*parts, *([self.run.started[:10]] if self.run.started else [])])
+        return ", ".join([*parts, *([_time(self.run.started)] if self.run.started else [])])
 
     @property
     def rank(self) -> str:
@@ -123,10 +124,10 @@ def write_site(folders: Sequence[Path], out: Path) -> Path:
         folder = out / entry.slug
         folder.mkdir()
         page = render(entry.run.out, home="../index.html")
-        (folder / "index.html").write_text(page, encoding="utf-8")
-        (folder / "badge.svg").write_text(badge_svg(entry.summary), encoding="ascii")
+        write_whole(folder / "index.html", [page])
+        write_whole(folder / "badge.svg", [badge_svg(entry.summary)])
     path = out / "index.html"
-    path.write_text(_index(entries), encoding="utf-8")
+    write_whole(path, [_index(entries)])
     return path
 
 
@@ -141,7 +142,9 @@ def _make_room(out: Path) -> None:
         for slug in _pages(out / MARKER):
             shutil.rmtree(out / slug, ignore_errors=True)
     except OSError as error:
-        message = f"cannot write the site to {out}: {error.strerror}; give another --out"
+        no_folder = out.exists() and not out.is_dir()
+        reason = "it is a file, not a folder" if no_folder else error.strerror
+        message = f"cannot write the site to {out}: {reason}; give another --out"
         raise UsageError(message) from error
 
 
@@ -189,7 +192,9 @@ def _steps(summary: Summary) -> Iterable[Step]:
     for number, name in enumerate(NAMES):
         own = next((rung for rung in LADDER if rung.level == number), None)
         why = beyond.because if beyond and beyond.level == number else ""
-        if number <= reached:
+        if summary.environment_at_fault:
+            yield Step(f"{number} {name}", "open", "not known")
+        elif number <= reached:
             yield Step(f"{number} {name}", "reached", _share(summary, own))
         elif why and failing:
             yield Step(f"{number} {name}", "failed", "fails", why)
@@ -198,11 +203,19 @@ def _steps(summary: Summary) -> Iterable[Step]:
 
 
 def _share(summary: Summary, rung: Rung | None) -> str:
-    """Say how much of a level a port offers, where that is not all."""
-    if rung is None or not summary.offers:
+    """Say how much of a level a port offers and how much of that was run, where not all."""
+    if rung is None:
         return "yes"
+    part = ["part"] if summary.partial else []
     offered = sum(component in summary.offers for component in rung.whole)
-    return "yes" if offered == len(rung.whole) else f"{offered} of {len(rung.whole)}"
+    if not summary.offers or offered == len(rung.whole):
+        return "part" if part else "yes"
+    return ", ".join([f"{offered} of {len(rung.whole)}", *part])
+
+
+def _time(text: str) -> str:
+    """Write a time of a header without its zone; to the second, since a port is run often."""
+    return one_line(text[:19].replace("T", " "), 19)
 
 
 def _by_merit(entry: Entry) -> tuple[int, int, int, tuple[int, float], str]:

@@ -109,3 +109,8 @@ def number_text(value: float | None) -> str:
     if size < _PLAIN_FROM or size >= _SCIENTIFIC_FROM:
         return f"{value:.1e}"
     return f"{value:.3g}" if size < _PLAIN_TO else f"{value:.0f}"
+
+
+def with_article(name: str) -> str:
+    """Put `a` or `an` before a name: `an int`, but `a UNet`."""
+    return f"{'an' if name[:1].lower() in tuple('aeio') else 'a'} {name}"

@@ -83,7 +83,11 @@ def sentence(summary: Summary) -> str:
 
 def _what_is_open(summary: Summary, measured: int) -> list[str]:
     """Say why a run is incomplete, and what would complete it."""
-    shards, broken, skipped = summary.missing_shards, summary.counts["error"], summary.counts["skip"]
+    shards, broken, skipped = (
+        summary.missing_shards,
+        summary.counts["error"],
+        summary.counts["skip"],
+    )
     texts = []
     if len(shards) == 1:
         texts.append(f"shard {shards[0]} is missing; merge again with it")

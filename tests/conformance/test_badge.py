@@ -26,6 +26,9 @@ TEXTS = {
     "parts": (GOOD | {"level": 1, "offers": ["block/time_embedding"]}, "level 1, parts only"),
     "contract": (GOOD | {"level": 0, "offers": ["unet"]}, "level 0"),
     "no-level": (GOOD | {"level": None}, "conformant, no level"),
+    "part": (GOOD | {"selection": {"cases": 4, "of": 96}}, "level 3, part"),
+    "all": (GOOD | {"selection": {"cases": 96, "of": 96}}, "level 3"),
+    "worse": (GOOD | {"baseline": {"dir": "old", "regressions": ["x"]}}, "level 3"),
     "known": (GOOD | {"level": 0, "counts": {"xfail": 2}}, "level 0, 2 known failures"),
     "wrong": (GOOD | {"verdict": "nonconformant"}, "not conformant"),
     "incomplete": (GOOD | {"verdict": "incomplete"}, "incomplete"),
@@ -54,6 +57,12 @@ def test_picture(record) -> None:
     assert {child.tag.removeprefix(space) for child in root} == {"title", "rect", "text"}
     assert not re.search(r"href|url\(|style=|@import|<script", text)
     assert text.isascii()
+
+
+def test_title_of_a_part() -> None:
+    """Where cases were left out the title says how many were not."""
+    text = badge_svg(parse_summary(GOOD | {"selection": {"cases": 4, "of": 96}}))
+    assert "<title>SD v1 conformance: level 3, part (4 of 96 cases)</title>" in text
 
 
 def test_hostile_offers() -> None:

@@ -89,6 +89,7 @@ class Cuda(WithArray):
 REFUSED = {
     "list": ([1.0], "a list cannot be made a NumPy array: it has neither __array__ nor __dlpack__"),
     "float": (1.0, "a float cannot be made a NumPy array"),
+    "int": (1, "an int cannot be made a NumPy array"),
     "none": (None, "a NoneType cannot be made a NumPy array"),
     "elsewhere": (
         Cuda(),

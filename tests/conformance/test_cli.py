@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 import tomllib
 from dataclasses import replace
 from pathlib import Path
@@ -14,8 +16,10 @@ import pytest
 
 import conformance
 from conformance.case import all_cases, select_cases
-from conformance.cli_run import default_modes
+from conformance.cli_run import default_modes, executions
+from conformance.errors import UsageError
 from conformance.port import Hello
+from conformance.runner import Runner
 
 ROOT = Path(__file__).parents[2]
 BASE = ["--component", "unet", "--variant", "tiny", "--scenario", "base"]
@@ -79,6 +83,32 @@ def test_failure_is_printed(run_stored) -> None:
     assert "[1/1] fail" in out
     assert "first wrong at sample, ratio " in out
     assert "NOT CONFORMANT" in out.upper()
+
+
+@pytest.mark.parametrize("by", ["ctrl-c", "sigterm"])
+def test_interrupted(run_stored, monkeypatch, tmp_path: Path, by: str) -> None:
+    """A run that is broken off says what it left, and how to go on."""
+
+    def stop(*_: object) -> None:
+        if by == "ctrl-c":
+            raise KeyboardInterrupt
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(60)
+
+    monkeypatch.setattr(Runner, "run", stop)
+    before, out = signal.getsignal(signal.SIGTERM), tmp_path / "out"
+    code, _, err = run_stored()
+    assert code == 3
+    assert f"interrupted: 0 of 1 item is in {out}: go on with --resume" in err
+    assert f"`sd1-conformance report {out}` makes their page" in err
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_device_that_the_port_lacks() -> None:
+    """The error names the port and the devices that it says it has."""
+    hello = Hello("mine", "1", ("unet",), devices=("cpu",))
+    with pytest.raises(UsageError, match=r"mine offers no device 'cuda' here \(it says: cpu\)"):
+        executions("float32", "cuda", "sdpa", "trace", hello)
 
 
 def test_token_lists_are_printed(run_stored) -> None:

@@ -128,7 +128,8 @@ FALLS = {
 def test_verdicts(compare, before: str, after: str, worse: bool) -> None:  # noqa: FBT001
     """What breaks is worse than anything, a failure worse than a known one."""
     assert falls(before, after) is worse
-    code, found = compare([broken("base", before, "")], [broken("base", after, "no memory")])
+    both = case("quiet")
+    code, found = compare([both, broken("base", before, "")], [both, broken("base", after, "")])
     assert code == int(worse)
     assert [f["what"] for f in found["regressions"]] == ["fell"] * worse
     assert [f["what"] for f in found["improvements"]] == ["rose"] * (before == "error" != after)
@@ -166,8 +167,19 @@ def test_where_it_begins(compare) -> None:
     later = {"case": "unet/tiny/quiet[x]", "mode": "splice"}
     before = [case(), case("quiet", **later)]
     worse = [case(ratios=(9.0,) * 4), case("quiet", (0.5, 0.6, 9.0, 9.0), **later)]
-    begins = compare(before, worse)[1]["begins"]
+    (begins,) = compare(before, worse)[1]["begins"]
     assert (begins["case"], begins["probe"]) == (later["case"], NAMES[2])
+
+
+def test_two_bugs_begin_twice(compare) -> None:
+    """Each component has its beginning; what splice mode found stands before what is inherited."""
+    vae = {"case": "vae_decoder/tiny/base[x]", "component": "vae_decoder", "mode": "splice"}
+    before = [case(), case(**vae)]
+    worse = [case(ratios=(0.5, 900.0, 900.0, 900.0)), case(ratios=(0.5, 0.6, 9.0, 0.8), **vae)]
+    found = compare(before, worse)[1]
+    begins = [one["text"].split()[:2] for one in found["begins"]]
+    assert begins == [["unet", NAMES[1]], ["vae_decoder", NAMES[2]]]
+    assert [one["component"] for one in found["regressions"]] == ["vae_decoder", "unet", "unet"]
 
 
 def test_newly_skipped(compare) -> None:
@@ -323,6 +335,37 @@ def test_a_damaged_line(run, main, changes: dict) -> None:
     code, _, told = main("diff", run("a", case()), run("b", case("t0"), case(**changes)))
     assert code == 2
     assert "damaged at line 3: its " in told
+
+
+def test_a_line_that_is_missing(run, main) -> None:
+    """A case line that was removed is noticed by the footer, or else by the header."""
+    lines = [case(), case("quiet")]
+    whole = run("a", *lines)
+    counted = run("b", lines[0])
+    path = counted / "results.jsonl"
+    footer = '{"type":"footer","counts":{"pass":2,"fail":0}}'
+    path.write_text(path.read_text("utf-8").replace('{"type":"footer"}', footer), "utf-8")
+    for folder in (counted, run("c", lines[0], items={"own": 2})):
+        code, _, told = main("diff", whole, folder)
+        assert (code, len(told.splitlines())) == (2, 1)
+        assert f"{folder / 'results.jsonl'} is damaged: 1 of 2 cases; run it again" in told
+
+
+@pytest.mark.parametrize("limit", ["four", None, math.nan])
+def test_a_limit_that_is_no_number(run, main, limit: object) -> None:
+    """A header without a limit that can be read is damaged."""
+    code, _, told = main("diff", run("a", case()), run("b", case(), limit=limit))
+    assert (code, "is damaged at line 1: its limit is no number" in told) == (2, True)
+
+
+OTHER = case("quiet", variant="odd", case="unet/odd/quiet[x]")
+
+
+@pytest.mark.parametrize("lines", [[OTHER], [broken("base", "skip", "")], []])
+def test_nothing_to_compare(run, main, lines: list) -> None:
+    """Where there is no case that both judged, that is no success."""
+    code, text, _ = main("diff", run("a", *lines), run("b", case()))
+    assert (code, "\nNOTHING COMPARED: the two runs have no case in common" in text) == (2, True)
 
 
 def test_a_run_that_goes_on(run, main) -> None:

@@ -179,7 +179,6 @@ def test_resume_keeps_the_files_of_its_lines(tmp_path):
     """A resumed run has the files of the lines it keeps; orphans are removed."""
     results = run(tmp_path)
     first = results.add(line("base", tensor=TENSOR))
-    results.add(line("quiet", tensor=TENSOR))
     orphan = tmp_path / DATA / f"{stem_of('killed before its line')}.json"
     orphan.write_text("{}", "utf-8")
     results.close()

@@ -99,6 +99,21 @@ def test_control_and_baseline_that_are_bad(suite, made_up, facts, name, expected
     assert found.get("failures") == "1"
 
 
+def test_a_baseline_with_which_nothing_was_compared(suite, made_up) -> None:
+    """A check that was not made is an error, whatever the verdict."""
+    found = suite([made_up.line()], baseline=BASELINE | {"cases": 0, "new": 1})
+    (error,) = found.iter("error")
+    assert "NOTHING COMPARED" in error.get("message", "")
+    assert (found.get("errors"), found.get("failures")) == ("1", "0")
+
+
+def test_a_missing_shard_is_named(suite, made_up) -> None:
+    """Where no case explains an incomplete run, one of its own says why."""
+    found = suite([made_up.line()], verdict="incomplete", missing_shards=["2/2"])
+    (error,) = found.iter("error")
+    assert "shard 2/2 is missing; merge again with it" in error.get("message", "")
+
+
 def test_hostile_control(suite, made_up) -> None:
     """Whatever the summary holds there is text, or nothing."""
     bad = "<script>\x00\ud800]]>"

@@ -45,6 +45,13 @@ def test_failing(written, made_up) -> None:
     assert places == sorted(places)
 
 
+def test_regression_is_said_first(written, made_up) -> None:
+    """A conformant run that is worse than its baseline says so in heading and second sentence."""
+    text = written([made_up.line()], baseline={"dir": "old", "worse": 2, "regressions": ["unet"]})
+    assert text.startswith("## ✓ Conformant, ▲ worse than the baseline: mine\n")
+    assert text.splitlines()[4] == "**▲ Worse than the baseline old: 2 worse**"
+
+
 def test_it_is_short(written, made_up) -> None:
     """However much is wrong, the summary has at most 60 lines."""
     lines = [made_up.line("fail", component=f"c{i}", dtype=f"d{i}") for i in range(200)]

@@ -190,7 +190,6 @@ REFUSED: dict[str, tuple[Edit, str]] = {
     ),
     "count": (header(shard="2/3"), "shard is not that of"),
     "twice": (header(shard="1/2"), "shard 1/2 is that of .*shard1 too: leave one out"),
-    "whole-run": (header(shard=None), "shard names no part: only what `run --shard` wrote"),
     "foreign-shard": (header(shard="3/2"), "shard names no part"),
     "broken-off": (
         lambda records: records.pop(),
@@ -215,6 +214,25 @@ REFUSED: dict[str, tuple[Edit, str]] = {
     ),
     "no-time": (header(started="yesterday"), "started is no time"),
 }
+
+
+def test_a_whole_run(shards, port_path: str, tmp_path: Path, capsys) -> None:
+    """A whole run is called one, and nothing else of it is found wrong."""
+    assert run(tmp_path / "good", port_path) == 0
+    capsys.readouterr()
+    assert merge(tmp_path / "out", shards[0], tmp_path / "good") == 2
+    told = f"cannot merge {tmp_path / 'good'}: it is a whole run, no shard: name folders that"
+    assert capsys.readouterr().err == f"sd1-conformance: {told} `run --shard` wrote\n"
+
+
+def test_a_baseline_of_other_cases(shards, port_path: str, tmp_path: Path, capsys) -> None:
+    """A baseline that has no case in common is a check that was not made: exit 3."""
+    run(tmp_path / "a", port_path, cases="tokenizer/-/arabic")
+    command = ["merge", *map(str, shards), "--out", str(tmp_path / "out")]
+    assert cli.main([*command, "--baseline", str(tmp_path / "a")]) == 3
+    text = capsys.readouterr().out
+    assert "NOTHING COMPARED: the two runs have no case in common" in text
+    assert 'name="baseline"' in (tmp_path / "out" / "junit.xml").read_text("utf-8")
 
 
 @pytest.mark.parametrize(("edit", "message"), REFUSED.values(), ids=REFUSED)

@@ -111,13 +111,18 @@ def test_wrong_ids_fail_with_both_token_lists():
 
 
 @pytest.mark.parametrize(
-    ("option", "value"),
-    [("--sd1-port", "nothing"), ("--sd1-variant", "huge"), ("--sd1-device", "tpu")],
+    ("option", "value", "told"),
+    [
+        ("--sd1-port", "nothing", r"unknown port 'nothing': choose from"),
+        ("--sd1-variant", "huge", r"unknown variant 'huge': choose from"),
+        ("--sd1-device", "tpu", r"offers no device 'tpu' here \(it says: cpu"),
+    ],
     ids=["port", "variant", "device"],
 )
-def test_an_unknown_choice_is_a_usage_error(tmp_path, option, value):
+def test_an_unknown_choice_is_a_usage_error(tmp_path, option, value, told):
     """A misspelt option stops the session with one line that lists the choices."""
     done, _ = run_matrix(tmp_path, option, value)
 
     assert done.returncode != 0
-    assert re.search(rf"unknown \w+ '{value}': choose from", done.stdout + done.stderr)
+    told = rf"unknown \w+ '{value}': choose from|offers no device '{value}' here \(it says: cpu"
+    assert re.search(told, done.stdout + done.stderr)

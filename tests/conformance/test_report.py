@@ -221,7 +221,7 @@ def test_healthy_run(tmp_path: Path) -> None:
     summary = write_run(tmp_path, [case("base"), case("quiet")])
     page = read_page(write_html(tmp_path))
     assert (
-        "sd1_impl 0.1.0 computes what Stable Diffusion v1 computes, as far as tried (2 cases"
+        "sd1_impl 0.1.0 computes what Stable Diffusion v1 computes, as far as tried (2 items"
         in page.text
     )
     assert "Scope: unet: tiny" in page.text
@@ -239,7 +239,7 @@ def test_failing_run(tmp_path: Path) -> None:
     """A failing run names the first divergence, lists failures first and says how to rerun."""
     write_run(tmp_path, [case("base"), case("quiet", "fail"), case("t999", "fail")])
     page = read_page(write_html(tmp_path))
-    assert "2 of 3 cases measured differ by more than rounding explains" in page.text
+    assert "2 of 3 items measured differ by more than rounding explains" in page.text
     assert 'sd1-conformance run sd1_impl -k "unet/tiny/quiet" --mode trace' in page.text
     assert "fits unet-gn-eps, confirmed" in page.text
     suite = read_suite(write_junit(read_run(tmp_path)))
@@ -367,7 +367,7 @@ def test_ten_thousand_cases(tmp_path: Path) -> None:
     write_run(tmp_path, cases)
     page = write_html(tmp_path)
     assert page.stat().st_size < 5_000_000
-    assert "10000 of 10000 cases measured differ" in read_page(page).text
+    assert "10000 of 10000 items measured differ" in read_page(page).text
     assert read_suite(write_junit(read_run(tmp_path))).get("tests") == "10000"
 
 

@@ -81,6 +81,18 @@ def test_the_unet_is_a_u() -> None:
     assert len(drawn.skips) == 5
 
 
+def test_layers_that_no_variant_has(made_up) -> None:
+    """What is not there cannot be measured: its title names the sizes that lack it."""
+    lines = [
+        made_up.line(component="text_encoder", variant=name, probes=[{"name": "x", "ratio": 1.0}])
+        for name in ("tiny", "tiny-lowvar", "<unknown>")
+    ]
+    found = looks(view(made_up.write(lines)), "text_encoder")
+    layers = "text_model.encoder.layers"
+    assert found[f"{layers}.2"].title == f"{layers}.2: not measured"
+    assert found[f"{layers}.3"].title == f"{layers}.3: not in tiny"
+
+
 def test_own_errors_come_first(made_up) -> None:
     """A block shows what splice mode measured, and only without it what trace mode did."""
     lines = [

@@ -61,11 +61,11 @@ FAULTS = [
 
 
 def test_causes(made_up) -> None:
-    """They are counted against failures; confirmed ones come first, with their catalogue entry."""
+    """They are counted against failures; what explains most comes first, with its entry."""
     out = made_up.write([failing(made_up)], faults=FAULTS)
     found = view(Faults(), out)
     assert found["heading"] == "3 causes explain 1 failure"
-    assert [c.fault.mutant for c in found["shown"]] == ["vae-gn-eps", "own-guess", ""]
+    assert [c.fault.mutant for c in found["shown"]] == ["vae-gn-eps", "", "own-guess"]
     assert "eps, 1e-5" in found["shown"][0].bug.wrong
     page = write_html(out).read_text("utf-8")
     assert 'id="mutant-vae-gn-eps"' in page
@@ -146,9 +146,28 @@ def test_environment_is_blamed(made_up) -> None:
     line = failing(made_up, first_divergence=divergence(kind="environment"))
     control = {"port": "diffusers", "cases": 3, "failing": ["unet/tiny/base"], "moved": []}
     control |= {"changed": {"driver": ["550.1", "560.2"]}}
-    page = write_html(made_up.write([line], control=control)).read_text("utf-8")
+    out = made_up.write([line], control=control)
+    page = write_html(out).read_text("utf-8")
+    assert view(FirstDivergence(), out)["layers"] == []  # they are the port's, not the control's
+    assert "--mode splice --control diffusers</code>" in page
+    assert "not known: the environment is at fault" in page
     assert "driver 550.1 to 560.2" in page
     assert "a driver, a library or the device, not the port" in page
+
+
+def test_regression_is_said_at_the_top(made_up) -> None:
+    """A conformant run that got worse says so in title and opening, marked as what is bad."""
+    baseline = {"dir": "old", "worse": 2, "regressions": [{"text": "unet"}]}
+    page = write_html(made_up.write([made_up.line()], baseline=baseline)).read_text("utf-8")
+    assert "<title>Conformant, ▲ worse than the baseline: mine</title>" in page
+    assert '<header class="opening conformant regressed">' in page
+    assert "Worse than the baseline old: 2 worse</p>" in page
+
+
+def test_cases_that_were_not_selected(made_up) -> None:
+    """They are counted beside what was skipped."""
+    out = made_up.write([made_up.line()], selection={"cases": 4, "of": 96})
+    assert "92 cases of the components and variants that were run" in write_html(out).read_text()
 
 
 def test_lines_that_do_it_right(made_up) -> None:

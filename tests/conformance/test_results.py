@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from conformance.case import COMPONENTS, find_case
+from conformance.case import COMPONENTS, all_cases, find_case
 from conformance.environment import environment
 from conformance.errors import ExitCode
 from conformance.evidence.data_folder import DATA
 from conformance.execution import Execution
 from conformance.port import Hello
 from conformance.report.junit import write_junit
+from conformance.report.records import parse_summary
 from conformance.report.run import read_run
 from conformance.report.terminal import verdict_lines
 from conformance.results import FILES, Results, plain
@@ -104,6 +105,18 @@ def test_verdict(verdicts: list[str], expected: str) -> None:
     assert summary["verdict"] == expected
     assert summary["counts"] == {v: verdicts.count(v) for v in VERDICTS}
     assert list(summary["counts"]) == list(VERDICTS)
+
+
+def test_selection() -> None:
+    """It counts the cases run, each once, and those of their components and variants."""
+    names = ("unet/tiny/base[a-trace]", "unet/tiny/base[a-splice]", "unet/tiny/quiet[a-trace]")
+    lines = [line(case=name) for name in names]
+    every = [case.id for case in all_cases() if case.id.startswith("unet/tiny/")]
+    assert summarise(lines, PORT, HELLO, "")["selection"] == {"cases": 2, "of": len(every)}
+    lines = [line(case=name) for name in every]
+    share = parse_summary(summarise(lines, PORT, HELLO, "")).selection
+    assert share is not None
+    assert not share.partial
 
 
 @pytest.mark.parametrize(

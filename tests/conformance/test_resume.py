@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import gc
 import json
 import math
 import os
@@ -15,7 +17,7 @@ import pytest
 from conformance import cli, run_folder
 from conformance import results as results_module
 from conformance.case import find_case
-from conformance.errors import UsageError
+from conformance.errors import ExitCode, SuiteError, UsageError
 from conformance.execution import Execution
 from conformance.port import Hello
 from conformance.results import Results
@@ -123,7 +125,9 @@ def test_resume_another_run(tmp_path: Path, changes: dict[str, Any]) -> None:
     run = start(tmp_path)
     run.add(line())
     before = (tmp_path / "results.jsonl").read_bytes()
-    with pytest.raises(UsageError, match=r"cannot resume .* another (port|version|scope) .*drop --resume"):
+    with pytest.raises(
+        UsageError, match=r"cannot resume .* another (port|version|scope) .*drop --resume"
+    ):
         start(tmp_path, resume=ALL, **changes)
     assert (tmp_path / "results.jsonl").read_bytes() == before
 
@@ -242,9 +246,74 @@ def test_a_failing_start_leaves_the_old_run(tmp_path: Path, monkeypatch) -> None
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(run_folder, "row", broken)
-    with pytest.raises(UsageError, match="No space left on device; give another --out"):
+    with pytest.raises(SuiteError, match="No space left on device: free some space") as told:
         start(tmp_path, resume=ALL)
+    assert told.value.exit_code == ExitCode.BROKEN
     assert (tmp_path / "results.jsonl").read_bytes() == before
+
+
+class FullDisk:
+    """A file on a disk that takes half a line more."""
+
+    def __init__(self, file: Any) -> None:
+        self.file = file
+
+    def write(self, text: str) -> None:
+        """Write half of it."""
+        self.file.write(text[: len(text) // 2])
+        self.file.flush()
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def close(self) -> None:
+        """Fail once more, as a file does that still holds what it could not write."""
+        self.file.close()
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_disk_that_fills(tmp_path: Path) -> None:
+    """It ends the run with one line and exit 3, keeps whole lines, and --resume goes on."""
+    run = start(tmp_path)
+    run.add(line())
+    folder = run._folder
+    folder._file = FullDisk(folder._file)
+    told = f"^cannot write to {tmp_path}: No space left on device: free some space, then run --res"
+    with pytest.raises(SuiteError, match=told) as error:
+        run.add(line("quiet"))
+    assert error.value.exit_code == ExitCode.BROKEN
+    del run, folder
+    gc.collect()
+    assert [found["scenario"] for found in start(tmp_path, resume=ALL).lines] == ["base"]
+
+
+REPORTS = ("ratchet.json", "summary.json", "index.html", "junit.xml", "summary.md", "badge.svg")
+
+
+@pytest.mark.parametrize("name", REPORTS)
+def test_a_disk_that_fills_at_the_end(tmp_path: Path, monkeypatch, name: str) -> None:
+    """The verdict was told, no report is cut, and the run can be resumed."""
+    run = start(tmp_path)
+    run.add(line())
+    monkeypatch.setattr(os, "fsync", full_at(tmp_path / f".{name}.part"))
+    told: list[dict[str, Any]] = []
+    with pytest.raises(SuiteError, match="No space left on device: free some space, then run"):
+        run.close(tell=told.append)
+    assert told[0]["verdict"] == "conformant"
+    assert not {path.name for path in tmp_path.iterdir()} & {name, f".{name}.part"}
+    monkeypatch.undo()
+    run = start(tmp_path, resume=ALL)
+    assert len(run.lines) == 1
+    run.close()
+    assert (tmp_path / name).exists()
+
+
+def full_at(path: Path) -> Any:
+    """Return an os.fsync that finds the disk full while this file is written."""
+
+    def fsync(_: int) -> None:
+        if path.exists():
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    return fsync
 
 
 HOLDER = """

@@ -10,6 +10,7 @@ import pytest
 from conformance.errors import UsageError
 from conformance.report.files import REPORTS
 from conformance.report.site import MARKER, slug_of, write_site
+from conformance.run_folder import RunFolder
 
 HOSTILE = "<script>alert(1)</script>/../.."
 
@@ -48,10 +49,26 @@ def test_ports_by_levels(rows, made_up) -> None:
     )
     assert [row.split()[0] for row in found] == ["best", "middle", "empty", "bad"]
     best, middle, _, bad = found
-    assert best == "best 1 Conformant 1 case, 2026-11-22 yes yes yes yes memory 1.5 – float32 cpu"
+    assert (
+        best
+        == "best 1 Conformant 1 case, 2026-11-22 20:00:00 yes yes yes yes memory 1.5 – float32 cpu"
+    )
     assert "yes 1 of 5 not reached not reached –" in middle
     assert "fails timesteps are wrong not reached" in bad
     assert "48 unet-gn-eps (confirmed) float32 cpu" in bad
+
+
+def test_what_was_run_in_part(rows) -> None:
+    """A level of which cases were left out is reached in part; none is where nothing is known."""
+    share = {"cases": 4, "of": 96}
+    part, little, blamed = rows(
+        named("a", level=1, selection=share),
+        named("b", level=1, selection=share, offers=["unet"]),
+        named("c", level=1, verdict="nonconformant", first_divergence={"kind": "environment"}),
+    )
+    assert "yes part not reached" in part or "yes part not reached" in little
+    assert "yes 1 of 5, part not reached" in part + little
+    assert blamed.count("not known") == 4
 
 
 def test_runs_of_one_port_are_told_apart(rows, made_up, tmp_path) -> None:
@@ -189,3 +206,92 @@ def test_report_of_several_runs(made_up, main, tmp_path) -> None:
     code, _, error = main("report", one, tmp_path / "none", "--out", tmp_path / "other")
     assert (code, "no results.jsonl" in error) == (2, True)
     assert not (tmp_path / "other").exists()
+
+
+def edited(out, old: str, new: str, name: str = "results.jsonl") -> None:
+    """Change a run's file."""
+    text = (out / name).read_text("utf-8")
+    assert old in text
+    (out / name).write_text(text.replace(old, new, 1), "utf-8")
+
+
+DAMAGES = {
+    "broken-line": (("results.jsonl", '{"type": "case"', '{"type" "case"'), "line 2"),
+    "other-counts": (("results.jsonl", '"verdict": "pass"', '"verdict": "warn"'), "footer counts"),
+    "no-header": (("results.jsonl", '{"type": "header"', '{"type": "case"'), "line 1"),
+    "counts": (("summary.json", '"pass": 2', '"pass": 3'), "its counts differs"),
+    "port": (("summary.json", '"name": "mine"', '"name": "yours"'), "its port differs"),
+    "suite": (("summary.json", '"suite": "0.1.0"', '"suite": "9"'), "its suite differs"),
+    "scope": (("summary.json", '"scope": "unet', '"scope": "vae'), "its scope differs"),
+    "verdict": (("summary.json", '"conformant"', '"nonconformant"'), "its verdict differs"),
+}
+
+
+@pytest.mark.parametrize(("edit", "message"), DAMAGES.values(), ids=DAMAGES)
+def test_damage_is_refused(main, made_up, edit: tuple[str, str, str], message: str) -> None:
+    """Lines, footer and summary.json that do not agree make no page: one line, exit 2."""
+    out = made_up.write([made_up.line(), made_up.line(scenario="quiet")])
+    assert main("report", out)[0] == 0
+    (out / "index.html").unlink()
+    edited(out, *edit[1:], name=edit[0])
+    for command in (("report", out), ("report", out, "--out", out / "site")):
+        code, _, err = main(*command)
+        assert (code, err.count("\n")) == (2, 1)
+        assert str(out / edit[0]) in err
+        assert message in err
+    assert not (out / "index.html").exists()
+    assert not (out / "site").exists()
+
+
+def test_a_line_that_was_deleted(main, made_up) -> None:
+    """The footer tells that a line is missing."""
+    out = made_up.write([made_up.line(), made_up.line(scenario="quiet")])
+    rows = (out / "results.jsonl").read_text("utf-8").splitlines(keepends=True)
+    (out / "results.jsonl").write_text("".join(rows[:1] + rows[2:]), "utf-8")
+    code, _, err = main("report", out)
+    assert (code, "results.jsonl is damaged: 1 of 2 cases; run it again" in err) == (2, True)
+
+
+@pytest.mark.parametrize("content", [b"\x00\xff\x1b" * 999, b"", b"[1]\n", b"[" * 99_999])
+def test_random_bytes(main, tmp_path, content: bytes) -> None:
+    """What is no run makes no page."""
+    (tmp_path / "results.jsonl").write_bytes(content)
+    code, _, err = main("report", tmp_path)
+    assert (code, err.count("\n"), "is damaged" in err) == (2, 1, True)
+
+
+@pytest.mark.parametrize("cut", [b'{"type": "ca', b""])
+def test_a_run_that_was_cut(main, made_up, cut: bytes) -> None:
+    """A cut last line of a run that did not end is no damage."""
+    out = made_up.write([made_up.line()])
+    rows = (out / "results.jsonl").read_bytes().splitlines(keepends=True)
+    (out / "results.jsonl").write_bytes(b"".join(rows[:-1]) + cut)
+    code, text, _ = main("report", out)
+    assert (code, text) == (0, f"{out / 'index.html'}\n")
+    assert "the run was stopped" in (out / "index.html").read_text("utf-8")
+
+
+def test_a_run_that_still_goes_on(main, made_up) -> None:
+    """The page is made, and the terminal says who still writes."""
+    out = made_up.write([made_up.line()])
+    rows = (out / "results.jsonl").read_text("utf-8").splitlines(keepends=True)
+    (out / "results.jsonl").write_text("".join(rows[:-1]), "utf-8")
+    edited(out, '"type": "header"', '"type": "header", "process": 4711')
+    folder = RunFolder(out)
+    code, text, _ = main("report", out)
+    assert (code, "process 4711 still writes to it" in text) == (0, True)
+    folder.close()
+    assert "still writes" not in main("report", out)[1]
+
+
+@pytest.mark.parametrize(("content", "what"), [(None, "is missing"), ("{", "cannot be read")])
+def test_without_a_summary(main, made_up, content: str | None, what: str) -> None:
+    """A run that has ended without a readable summary.json has no verdict, and that is said."""
+    out = made_up.write([made_up.line()])
+    (out / "summary.json").unlink()
+    if content is not None:
+        (out / "summary.json").write_text(content, "utf-8")
+    code, text, _ = main("report", out)
+    told = f"The verdict is not known: summary.json {what}: run again with --resume"
+    assert (code, told in text) == (0, True)
+    assert told in (out / "index.html").read_text("utf-8")

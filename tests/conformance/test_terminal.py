@@ -42,7 +42,7 @@ def test_table(told, made_up) -> None:
     written = told(lines)
     assert written[written.index("") :] == [
         "",
-        "  component                  dtype    cases  pass  fail  skip  worst  where",
+        "  component                  dtype    items  pass  fail  skip  worst  where",
         "  text_encoder               float32      1                 1      –",
         "  unet                       float32      2     1     1           48  ….0.norm1",
         "  scheduler/euler_ancestral  float64      1     1               0.25  s#7",
@@ -97,12 +97,12 @@ def test_many_components_are_folded(told, made_up) -> None:
 
 
 def test_causes_in_one_line(told, made_up) -> None:
-    """The causes are counted against the failures, the first three named with how sure they are."""
+    """Those that explain most are named, with how sure they are; all are counted."""
     lines = told([made_up.line("fail"), made_up.line("fail", scenario="quiet")], faults=FAULTS)
     (causes,) = [text for text in lines if text.startswith("  causes")]
     assert causes == (
-        "  causes 4 causes explain 2 failures: unet-gn-eps (confirmed), perhaps unet-bias, "
-        f"unknown, at {'x' * 59}… and 1 more"
+        "  causes 4 causes explain 2 failures: unet-gn-eps (confirmed), "
+        f"unknown, at {'x' * 59}…, unknown, at y and 1 more"
     )
     lines = told([made_up.line("fail")], faults=FAULTS[:1])
     (causes,) = [text for text in lines if text.startswith("  causes")]
@@ -132,7 +132,7 @@ def test_control_and_baseline(told, made_up) -> None:
         "changed: driver 550.1 to 560.2, new nothing to 1"
     ) in lines
     assert (
-        "  baseline against old: 2 worse, 1 better; 1 case at twice the best ratio reached"
+        "  baseline against old: 2 worse, 1 better; 1 case over twice the best ratio reached"
     ) in lines
     good = {"port": "diffusers", "cases": 9, "failing": [], "moved": [], "changed": {}}
     lines = told([made_up.line()], control=good, baseline={"dir": "old", "regressions": []})

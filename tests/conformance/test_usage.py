@@ -21,7 +21,7 @@ BAD_CHOICES = {
     "dtype": (["--dtype", "float23"], "unknown dtype 'float23': choose from float64, float32"),
     "second-dtype": (["--dtype", "float32,int8"], "unknown dtype 'int8'"),
     "no-dtype": (["--dtype", ","], "unknown dtype ''"),
-    "device": (["--device", "cuda:7"], "unknown device 'cuda:7': choose from cpu"),
+    "device": (["--device", "cuda:7"], "fake offers no device 'cuda:7' here (it says: cpu)"),
     "backend": (["--backend", "flush"], "unknown backend 'flush': choose from sdpa"),
     "mode": (["--mode", "slice"], "unknown mode 'slice': choose from splice, trace"),
 }
@@ -209,6 +209,54 @@ def test_limits(main, option: str, value: str, message: str) -> None:
     """A limit that limits nothing is bad usage."""
     code, _, err = main("run", "exec:true", option, value)
     assert (code, message in err) == (2, True), err
+
+
+EMPTY = {
+    "baseline": (("run", "p", "--baseline"), "--baseline is empty: name a folder"),
+    "shard": (("run", "p", "--shard"), "--shard is empty: name a part, such as 1/4"),
+    "control": (("run", "p", "--control"), "--control is empty: name a port"),
+    "xfails": (("run", "p", "--xfails"), "--xfails is empty: name a file"),
+    "out": (("run", "p", "--out"), "--out is empty: name a folder"),
+    "merge": (("merge", "a", "--out"), "--out is empty: name a folder"),
+    "site": (("report", "a", "--out"), "--out is empty: name a folder"),
+    "report": (("report",), "DIR is empty: name the folder of a run"),
+    "diff": (("diff", "a"), "B is empty: name the folder of a run"),
+    "mutants": (("mutants", "--out"), "--out is empty: name a folder"),
+    "weights": (("weights", "export", "--out"), "--out is empty: name a file or folder"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "message"), EMPTY.values(), ids=EMPTY)
+@pytest.mark.parametrize("value", ["", " "])
+def test_empty_value(main, arguments: tuple[str, ...], message: str, value: str) -> None:
+    """A value that a script left empty is not the working folder: one line, exit 2."""
+    assert main(*arguments, value) == (2, "", f"sd1-conformance: {message}\n")
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "two", "1.5", ""])
+def test_number_of_processes(main, text: str) -> None:
+    """-n takes a number from 1."""
+    code, _, err = main("run", "p", f"-n={text}")
+    assert (code, err.count("\n")) == (2, 1)
+    assert err.startswith(f"sd1-conformance: -n {text!r} is no number of processes")
+
+
+def test_out_is_a_file(main, port_file, tmp_path: Path) -> None:
+    """A file in the place of the folder is called one."""
+    (tmp_path / "file").write_text("mine", "utf-8")
+    code, _, err = main("run", port_file, *BASE, "--out", tmp_path / "file")
+    assert (code, "it is a file, not a folder" in err) == (2, True)
+
+
+@pytest.mark.parametrize("name", ["index.html", "summary.json", "badge.svg"])
+def test_files_of_others(main, port_file, tmp_path: Path, name: str) -> None:
+    """A file of one of a run's names that no run has written is not overwritten."""
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / name).write_text("mine", "utf-8")
+    code, out, err = main("run", port_file, *BASE, "--out", tmp_path / "out")
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert f"{tmp_path / 'out'} holds {name}, but no results.jsonl" in err
+    assert [path.read_text("utf-8") for path in (tmp_path / "out").iterdir()] == ["mine"]
 
 
 def test_children_share_the_memory() -> None:

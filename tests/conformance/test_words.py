@@ -11,7 +11,14 @@ from conformance.levels import LADDER
 from conformance.report.records import Divergence, parse_summary
 from conformance.report.terminal import verdict_lines
 from conformance.report.text import pattern_of
-from conformance.report.words import level_text, measured, rerun_command
+from conformance.report.words import (
+    headline,
+    level_text,
+    measured,
+    rerun_command,
+    rerun_of,
+    sentence,
+)
 
 WHOLE = [component for rung in LADDER for component in rung.whole]
 NO_SAMPLER = {"level": 2, "because": "it offers no scheduler"}
@@ -51,7 +58,7 @@ LEVELS = {
     "whole": ({"level": 1, "offers": WHOLE}, "1 components"),
     "next": (
         {"level": 1, "offers": WHOLE, "next_level": NO_SAMPLER},
-        "1 components; for 2 samplers: it offers no scheduler",
+        "1 components; what keeps it from level 2 (samplers): it offers no scheduler",
     ),
     "part": (
         {"level": 1, "offers": ["tokenizer", "unet", "vae_decoder"]},
@@ -67,17 +74,30 @@ LEVELS = {
     ),
     "contract": (
         {"level": 0, "offers": ["unet"], "next_level": {"level": 1, "because": "unet fails"}},
-        "0 contract; for 1 components: unet fails",
+        "0 contract; what keeps it from level 1 (components): unet fails",
     ),
     "below": (
         {"level": None, "counts": {"fail": 1}, "next_level": {"level": 0, "because": "ids"}},
-        "below 0 (contract); for 0 contract: ids",
+        "below 0 (contract); what keeps it from level 0 (contract): ids",
     ),
     "known-below": ({"level": None, "counts": {"xfail": 1}}, "below 0 (contract)"),
     "nothing": ({"level": None}, "\N{EN DASH}"),
     "old-file": ({"level": 2}, "2 samplers"),
     "garbled": ({"level": "2", "offers": 3, "next_level": ["x"]}, "2 samplers"),
-    "future": ({"level": 7, "next_level": {"level": 8, "because": "it"}}, "7; for 8: it"),
+    "future": (
+        {"level": 7, "next_level": {"level": 8, "because": "it"}},
+        "7; what keeps it from level 8: it",
+    ),
+    "share": (
+        {"level": 1, "selection": {"cases": 4, "of": 96}},
+        "1 components, of 4 of 96 cases",
+    ),
+    "all": ({"level": 1, "selection": {"cases": 96, "of": 96}}, "1 components"),
+    "missing-shard": ({"level": 1, "missing_shards": ["2/2"]}, "1 components so far"),
+    "environment": (
+        {"level": 1, "first_divergence": {"kind": "environment"}},
+        "not known: the environment is at fault",
+    ),
 }
 
 
@@ -93,7 +113,7 @@ def test_level_text(record: dict[str, Any], expected: str) -> None:
         ({"depth": "splice"}, "  depth  splice: layers by themselves"),
         ({"depth": "outputs"}, "  depth  outputs alone, it hands out no probe"),
         ({"level": 1, "next_level": NO_SAMPLER},
-         "  level  1 components; for 2 samplers: it offers no scheduler"),
+         "  level  1 components; what keeps it from level 2 (samplers): it offers no scheduler"),
         ({"xfails": {"file": "k", "entries": 4, "used": 3, "problems": ["line 3: old"]}},
          "  xfails 3 of 4 entries used; problem: line 3: old"),
         ({"xfails": {"file": "k", "entries": 1, "used": 1, "problems": ["a", "b", "c"]}},
@@ -113,7 +133,66 @@ def test_an_old_summary_has_no_new_lines() -> None:
     """A summary without the newer fields is shown as before."""
     lines = verdict_lines({"verdict": "conformant", "level": 1, "counts": {"pass": 1}})
     names = [line.split()[0] for line in lines[1:]]
-    assert names == ["cases", "worst", "scope", "level"]
+    assert names == ["items", "worst", "scope", "level"]
+
+
+OPEN = {
+    "shard": (
+        {"missing_shards": ["2/2"], "counts": {"pass": 1}},
+        "(1 item measured): shard 2/2 is missing; merge again with it.",
+    ),
+    "shards": (
+        {"missing_shards": ["2/4", "3/4"], "counts": {"pass": 2}},
+        "(2 items measured): shards 2/4, 3/4 are missing; merge again with them.",
+    ),
+    "errors": ({"counts": {"pass": 2, "error": 1}}, "(2 items measured): 1 item broke."),
+    "control": (
+        {"counts": {"pass": 2}, "control": {"port": "diffusers", "broke": [{}, {}]}},
+        "(2 items measured): the control diffusers could not be run in 2 items.",
+    ),
+    "skipped": ({"counts": {"skip": 3}}, "(0 items measured): every item was skipped."),
+    "nothing": ({}, "(0 items measured): nothing was judged."),
+}
+
+
+@pytest.mark.parametrize(("record", "expected"), OPEN.values(), ids=OPEN)
+def test_incomplete_says_why(record: dict[str, Any], expected: str) -> None:
+    """The sentence of an incomplete run gives its reason, and what would complete it."""
+    found = sentence(parse_summary({"verdict": "incomplete", "port": {"name": "p"}} | record))
+    assert found == f"Whether p computes Stable Diffusion v1 stays open {expected}"
+
+
+def test_regression_in_the_headline() -> None:
+    """A conformant run that got worse says so; one that did not, or is wrong, says its verdict."""
+    worse = {"baseline": {"dir": "old", "regressions": [{"text": "unet"}]}}
+    summary = parse_summary({"verdict": "conformant"} | worse)
+    assert headline(summary) == "Conformant, ▲ worse than the baseline"
+    assert headline(parse_summary({"verdict": "conformant"})) == "Conformant"
+    assert headline(parse_summary({"verdict": "nonconformant"} | worse)) == "Not conformant"
+
+
+CONTROLS = {
+    "given": ("numpy", "cpu", " --control numpy"),
+    "default-on-cpu": ("diffusers", "cpu", " --control diffusers"),
+    "default": ("diffusers", "cuda", ""),
+    "other-on-cuda": ("numpy", "cuda", " --control numpy"),
+}
+
+
+@pytest.mark.parametrize(("control", "device", "expected"), CONTROLS.values(), ids=CONTROLS)
+def test_rerun_of_an_environment(control: str, device: str, expected: str) -> None:
+    """It shows again only with its control, and the baseline that it fell behind."""
+    first = {"case": f"unet/tiny/base[float32-{device}-sdpa-trace]", "kind": "environment"}
+    record = {"port": {"name": "p"}, "first_divergence": first, "control": {"port": control}}
+    summary = parse_summary(record)
+    assert summary.divergence is not None
+    plain = rerun_command("p", first["case"])
+    assert rerun_of(summary, summary.divergence) == plain + expected
+    behind = parse_summary(record | {"baseline": {"dir": "old"}})
+    assert rerun_of(behind, summary.divergence) == f"{plain}{expected} --baseline old"
+    own = parse_summary(record | {"first_divergence": first | {"kind": "fault"}})
+    assert own.divergence is not None
+    assert rerun_of(own, own.divergence) == plain
 
 
 SHAPES = "shape (1, 2), expected (2, 2)"

@@ -34,7 +34,7 @@ def test_the_pages_commands(page_port: str, tmp_path: Path, capsys, *, served: b
     out = capsys.readouterr().out
     assert "CONFORMANT: my port 0.1" in out
     modes = 2 if importlib.util.find_spec("diffusers") else 1
-    assert f"({modes} case{'s' * (modes > 1)} measured)" in out
+    assert f"({modes} item{'s' * (modes > 1)} measured)" in out
     assert "not handed out" not in out
 
 

@@ -214,7 +214,7 @@ BROKEN = {
     "tuple-key": (b"\x80\x02})Ns.", "has a tuple as a key"),
     "bool-key": (b"\x80\x02}\x88Ns.", "has a bool as a key"),
     "float-key": (b"\x80\x02}G\0\0\0\0\0\0\0\0Ns.", "has a float as a key"),
-    "long-key": (b"\x80\x02}\x8a\xff" + b"\x7f" * 255 + b"Ns.", "has a int as a key"),
+    "long-key": (b"\x80\x02}\x8a\xff" + b"\x7f" * 255 + b"Ns.", "has an int as a key"),
     "odd-name": (b"\x80\x02c\x07a\n" + b"b" * 500 + b"\n.", r"\x07a.bbb"),
 }
 
