@@ -336,12 +336,12 @@ def test_update(main, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """With `--update` the fingerprints, the catalogue and its page are written."""
     written: list[Any] = []
     page = SimpleNamespace(page=lambda found: f"# {found['total']}\n")
-    monkeypatch.setitem(sys.modules, "conformance.mutants.page", page)
     record = SimpleNamespace(record=lambda found: (found["total"],))
-    monkeypatch.setitem(sys.modules, "conformance.mutants.record", record)
-    monkeypatch.setattr(cli_mutants, "write_catalogue", written.append)
+    for name, module in (("page", page), ("record", record)):
+        monkeypatch.setitem(sys.modules, f"conformance.mutants.{name}", module)
+    for name in ("write_library", "write_catalogue"):
+        monkeypatch.setattr(cli_mutants, name, written.append)
     monkeypatch.setattr(cli_mutants, "PAGE", tmp_path / "mutants.md")
-    monkeypatch.setattr(cli_mutants, "write_library", written.append)
     monkeypatch.setattr(gate, "run_gate", lambda *_: (summary(ROWS[0]), ["marks"]))
     for update in (["--update"], []):
         assert main("mutants", *update, "--out", tmp_path)[0] == 0
