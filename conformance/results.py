@@ -258,7 +258,11 @@ class Results:
         if self.baseline is not None and compared is not None:
             summary["baseline"] = self.baseline.facts(compared, self.lines)
         summary["left_out"] = left_out(self.lines)
-        tell(summary)
+        unheard = None
+        try:
+            tell(summary)
+        except BrokenPipeError as error:  # nobody reads on: the files are written all the same
+            unheard = error
         if summary["counts"]["xpass"]:  # what the list told of whole runs alone
             self._folder.begin([self._header, *self.lines, *self.control])
         first = summary["first_divergence"]
@@ -271,6 +275,8 @@ class Results:
             self._folder.append(footer | {"faults": found.faults, "hints": found.hints})
             write_reports(self.out)
         self._folder.close()
+        if unheard is not None:
+            raise unheard
         return summary
 
 

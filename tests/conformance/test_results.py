@@ -307,3 +307,16 @@ def test_options_are_repeated_by_the_rerun_command(tmp_path: Path) -> None:
     again = "-k \"unet/tiny/base\" --mode trace --traces 'my packs'"
     assert again in (write_junit(read_run(tmp_path))).read_text("utf-8")
     assert any(text.endswith(again) for text in verdict_lines(results.close()))
+
+
+def test_nobody_listens(tmp_path: Path) -> None:
+    """Whoever closes the pipe (`run | head`) finds all the files nevertheless."""
+    run = Results(tmp_path, HELLO, "fake.py:make", "unet; tiny")
+    run.add(line())
+
+    def hang_up(_: dict[str, Any]) -> None:
+        raise BrokenPipeError
+
+    with pytest.raises(BrokenPipeError):
+        run.close(tell=hang_up)
+    assert {path.name for path in tmp_path.iterdir()} >= set(FILES)
