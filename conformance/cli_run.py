@@ -61,11 +61,19 @@ def add_command(commands: Any) -> None:
     run.add_argument("--device", default="cpu", help="device of the port, default cpu")
     run.add_argument("--backend", default="sdpa", help="attention backends, default sdpa")
     run.add_argument("--mode", help="trace, splice; default both, where splice is possible")
-    run.add_argument("--weights", type=Path, metavar="PATH", help="your own, in any layout")
+    weights, inputs, packs = (
+        given(option, what, Path)
+        for option, what in (
+            ("--weights", "a file or folder"),
+            ("--witness-inputs", "a folder"),
+            ("--traces", "a folder"),
+        )
+    )
+    run.add_argument("--weights", type=weights, metavar="PATH", help="your own, in any layout")
     cli_weights.add_choice(run)
     run.add_argument("--witness", choices=WITNESSES, help="judge published slices of it too")
-    run.add_argument("--witness-inputs", type=Path, metavar="DIR", help="their noise files")
-    run.add_argument("--traces", type=Path, metavar="DIR", help="trace packs for splice mode")
+    run.add_argument("--witness-inputs", type=inputs, metavar="DIR", help="their noise files")
+    run.add_argument("--traces", type=packs, metavar="DIR", help="trace packs for splice mode")
     part = given("--shard", "a part, such as 1/4", str)
     run.add_argument("--shard", type=part, metavar="I/N", help="one part of N, by cost")
     run.add_argument(
