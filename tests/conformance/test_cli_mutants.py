@@ -28,7 +28,7 @@ from conformance.mutants.catalogue import NOT_RUN, find_mutants
 from conformance.mutants.gate import Trial, localised, passed, summarise, try_mutant
 from conformance.mutants.mutant import Mutant
 from conformance.recipe import TensorRecipe
-from conformance.results import plain
+from conformance.run_folder import plain
 from conformance.tolerance import LIMIT
 from conformance.traces import Values
 
@@ -60,8 +60,7 @@ class Here(Executor):
 
     def submit(self, function: Any, /, *arguments: Any) -> Future:
         """Run."""
-        future: Future = Future()
-        future.set_result(function(*arguments))
+        (future := Future()).set_result(function(*arguments))
         return future
 
 
@@ -335,17 +334,16 @@ def test_what_breaks_loses_no_other(catalogue) -> None:
 def test_update(main, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """With `--update` the fingerprints, the catalogue and its page are written."""
     written: list[Any] = []
-    page = SimpleNamespace(page=lambda found: f"# {found['total']}\n")
-    record = SimpleNamespace(record=lambda found: (found["total"],))
-    for name, module in (("page", page), ("record", record)):
-        monkeypatch.setitem(sys.modules, f"conformance.mutants.{name}", module)
-    for name in ("write_library", "write_catalogue"):
-        monkeypatch.setattr(cli_mutants, name, written.append)
+    made = {"page": lambda found: f"# {found['total']}\n", "record": lambda f: (f["total"],)}
+    for name, make in made.items():
+        module = f"conformance.mutants.{name}"
+        monkeypatch.setitem(sys.modules, module, SimpleNamespace(**{name: make}))
+    monkeypatch.setattr(cli_mutants, "write_library", written.append)
+    monkeypatch.setattr(cli_mutants, "write_catalogue", written.append)
     monkeypatch.setattr(cli_mutants, "PAGE", tmp_path / "mutants.md")
     monkeypatch.setattr(gate, "run_gate", lambda *_: (summary(ROWS[0]), ["marks"]))
-    for update in (["--update"], []):
-        assert main("mutants", *update, "--out", tmp_path)[0] == 0
-        assert written == [["marks"], 1]
+    codes = [main("mutants", *update, "--out", tmp_path)[0] for update in (["--update"], [])]
+    assert (codes, written) == ([0, 0], [["marks"], 1])
     assert (tmp_path / "mutants.md").read_text("utf-8") == "# 1\n"
 
 
