@@ -15,7 +15,7 @@ from conformance.errors import ExitCode
 from conformance.regression.baseline import Baseline
 from conformance.regression.diff import Diff, diff
 from conformance.report.terminal import verdict_lines, wants_colour
-from conformance.report.text import number_text, one_line
+from conformance.report.text import counted, number_text, one_line
 from conformance.run_folder import plain
 
 _WORSE, _BETTER, _CONTROL, _RATCHET, _CHANGED = 6, 3, 3, 3, 6
@@ -150,8 +150,8 @@ def _counts_text(facts: Mapping[str, Any]) -> str:
         return ", ".join(texts) or "neither holds one"
     moved = ", ".join(texts) or "nothing moved beyond noise"
     probes, cases = facts["probes"], facts["cases"]
-    compared = f"{probes} probe{'' if probes == 1 else 's'} in {cases} case"
-    return f"{moved}; {compared}{'' if cases == 1 else 's'} compared"
+    compared = f"{counted(probes, 'probe')} in {counted(cases, 'case')}"
+    return f"{moved}; {compared} compared"
 
 
 def _findings(label: str, findings: list[Mapping[str, Any]], most: int) -> list[str]:

@@ -9,7 +9,7 @@ from typing import Any
 from conformance.cli_common import command, given
 from conformance.errors import UsageError
 from conformance.report.files import write_reports
-from conformance.report.run import read_run
+from conformance.report.run import doubt_of
 from conformance.report.site import write_site
 from conformance.report.whole import require_whole
 from conformance.run_folder import writer_of
@@ -45,7 +45,7 @@ def _report(arguments: argparse.Namespace) -> int:
 def _note(folder: Path) -> str:
     """Check a run's folder, and say what keeps its verdict from being known; empty if nothing."""
     if require_whole(folder):
-        doubt = read_run(folder).doubt
+        doubt = doubt_of(folder)
         return f"  note   {doubt}" if doubt else ""
     writer = writer_of(folder)
     return (

@@ -35,6 +35,7 @@ from conformance.parallel import Job, Report, run_parallel
 from conformance.port import Hello, close
 from conformance.ray_executor import greet_on_ray, run_on_ray, session
 from conformance.regression.control import control_of
+from conformance.report.text import counted
 from conformance.results import DEFAULT_OUT, Results
 from conformance.runner import Runner
 from conformance.shards import Selection, Shard
@@ -242,7 +243,7 @@ def _judge(
 
 def _so_many_are(done: int, total: int) -> str:
     """Begin a sentence about some of the items of a run."""
-    items = f"{total} item{'' if total == 1 else 's'}"
+    items = counted(total, "item")
     return f"{done} of {items} {'is' if 1 in (done, total) else 'are'}"
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from conformance.case import NETWORKS
 from conformance.golden import SPLICE, TRACE
-from conformance.report.text import case_name, one_line
+from conformance.report.text import case_name, counted, one_line
 from conformance.sampling import PIPELINES, SCHEDULERS, TABLES
 from conformance.spec import TOKENIZER
 
@@ -183,4 +183,4 @@ def _of(component: str, lines: Iterable[Line]) -> list[Line]:
 def _share(some: Iterable[Line], lines: Iterable[Line]) -> str:
     """Count cases, whatever their executions and blocks."""
     own, total = (len({case_name(line["case"]) for line in group}) for group in (some, lines))
-    return f"{own} of {total} case{'' if total == 1 else 's'}"
+    return f"{own} of {counted(total, 'case')}"

@@ -21,6 +21,9 @@ SUMMARY = "summary.json"
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
+KINDS = ("header", "case", "control", "footer")
+"""What the lines of results.jsonl are."""
+
 LOCK = ".lock"
 """Stands for the lock where the kernel has none for folders."""
 

@@ -16,7 +16,7 @@ from conformance.case import Case, all_cases
 from conformance.errors import ExitCode, PortError, RaisedError, SuiteError, UnsupportedError
 from conformance.execution import Execution
 from conformance.port import Port
-from conformance.report.text import number_text, one_line
+from conformance.report.text import counted, number_text, one_line
 from conformance.runner import Runner
 from conformance.scenarios import BASE
 from conformance.tensors import read_tensors, write_tensors
@@ -232,7 +232,7 @@ def _echo(port: ExecPort, arrays: dict[str, np.ndarray], name: str) -> str:
             raise PortError(message)
     count = len(arrays)
     size = sum(array.nbytes for array in arrays.values())
-    return f"{count} tensor{'' if count == 1 else 's'}, {size} bytes, the same bits"
+    return f"{counted(count, 'tensor')}, {size} bytes, the same bits"
 
 
 def _difference(sent: np.ndarray, got: np.ndarray) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from conformance.regression.finished import Judged
-from conformance.report.text import number_text, one_line, pattern_of
+from conformance.report.text import counted, number_text, one_line, pattern_of
 from conformance.tolerance import badness
 
 BEYOND_NOISE = 2.0
@@ -107,7 +107,7 @@ class Finding:
     def text(self) -> str:
         """Say it in one line."""
         where = one_line(self.case, _TEXT)
-        cases = f"{self.cases} case{'' if self.cases == 1 else 's'}"
+        cases = counted(self.cases, "case")
         told = f": {one_line(self.message, _TEXT)}" if self.message else ""
         if self.what in {"fell", "rose", "skipped", "vanished"}:
             moved = {"vanished": "not there any more"}.get(self.what, _arrow(*self.verdicts))

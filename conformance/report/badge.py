@@ -7,7 +7,7 @@ from html import escape
 
 from conformance.levels import LADDER, Rung
 from conformance.report.records import Summary
-from conformance.report.text import one_line
+from conformance.report.text import counted, one_line
 from conformance.report.words import headline, selection_text
 
 LABEL = "SD v1 conformance"
@@ -57,7 +57,7 @@ def badge_text(summary: Summary) -> str:
             f"level {summary.level}",
             *(["part"] if summary.partial else []),
             *([lacks] if lacks else []),
-            *([f"{known} known failure{'' if known == 1 else 's'}"] if known else []),
+            *([counted(known, "known failure")] if known else []),
         ]
     )
 

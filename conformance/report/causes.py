@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from conformance.report.records import Fault, Summary
-from conformance.report.text import shorten
+from conformance.report.text import counted, shorten
 
 _MOST, _PROBES = 3, 60
 
@@ -12,7 +12,7 @@ def causes_sentence(summary: Summary) -> str:
     """Say how many causes explain how many failures."""
     causes, failures = len(summary.faults), summary.counts["fail"]
     verb = "cause explains" if causes == 1 else "causes explain"
-    return f"{causes} {verb} {failures} failure{'' if failures == 1 else 's'}"
+    return f"{causes} {verb} {counted(failures, 'failure')}"
 
 
 def causes_text(summary: Summary) -> str:

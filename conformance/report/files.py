@@ -5,10 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from conformance.report.badge import badge_svg
-from conformance.report.html import write_html
+from conformance.report.html import Page, write_html
 from conformance.report.junit import write_junit
 from conformance.report.markdown import markdown
-from conformance.report.run import read_run
 from conformance.run_folder import write_whole
 
 REPORTS = ("index.html", "junit.xml", "summary.md", "badge.svg")
@@ -24,8 +23,9 @@ def write_reports(out: Path) -> None:
         UsageError: `out` holds no results.jsonl.
         OSError: One of them cannot be written; what was there of it stays.
     """
-    write_html(out)
-    run = read_run(out)
+    page = Page(out)
+    write_html(page)
+    run = page.run
     write_junit(run)
     write_whole(out / "summary.md", [markdown(run)])
     write_whole(out / "badge.svg", [badge_svg(run.summary)])

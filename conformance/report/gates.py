@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from conformance.report.text import count, mapping, number_text, one_line
+from conformance.report.text import count, counted, mapping, number_text, one_line
 from conformance.report.text import number as read_number
 
 _SHOWN = 5
@@ -60,12 +60,12 @@ def _control(record: dict[str, Any]) -> Gate:
     failing, moved, broke = (_items(record.get(key)) for key in ("failing", "moved", "broke"))
     name = one_line(record.get("port"), 60) or "the reference"
     changed = _changes(record.get("changed"))
-    what = [f"exceeds the limit in {_cases(len(failing))}"] if failing else []
-    what += [f"fell behind the baseline in {_places(len(moved))}"] if moved else []
+    what = [f"exceeds the limit in {counted(len(failing), 'case')}"] if failing else []
+    what += [f"fell behind the baseline in {counted(len(moved), 'place')}"] if moved else []
     blame = ": the environment is at fault" if what else ""
-    what += [f"could not be run in {_cases(len(broke))}"] if broke else []
+    what += [f"could not be run in {counted(len(broke), 'case')}"] if broke else []
     if not what:
-        text = f"{name} agrees with the truth in {_cases(count(record.get('cases')))} here"
+        text = f"{name} agrees with the truth in {counted(count(record.get('cases')), 'case')} here"
         return Gate("control", bad=False, text=text, lines=())
     blame += f"; changed: {_few(changed)}" if changed else ""
     text = f"{name} itself {' and '.join(what)}{blame}"
@@ -86,7 +86,7 @@ def _baseline(record: dict[str, Any]) -> Gate:
         counts.insert(0, "NOTHING COMPARED: no case in common that both judged")
     text += ", ".join(counts) or "nothing moved beyond noise"
     if ratchet:
-        text += f"; {_cases(len(ratchet))} over twice the best ratio reached"
+        text += f"; {counted(len(ratchet), 'case')} over twice the best ratio reached"
     if changed:
         text += f"; changed: {_few(changed)}"
     lines = (*regressions, *ratchet, *changed)
@@ -122,14 +122,6 @@ def _item(item: object) -> str:
 
 def _size(value: object) -> int:
     return len(value) if isinstance(value, list) else count(value)
-
-
-def _cases(number: int) -> str:
-    return f"{number} case{'' if number == 1 else 's'}"
-
-
-def _places(number: int) -> str:
-    return f"{number} place{'' if number == 1 else 's'}"
 
 
 def _few(texts: Iterable[str]) -> str:

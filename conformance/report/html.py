@@ -62,35 +62,42 @@ class Part:
     data: Markup | None
 
 
-def write_html(out: Path) -> Path:
-    """Write `index.html` from a run's folder.
+class Page:
+    """The page of a run, whose folder is read once."""
+
+    def __init__(self, out: Path) -> None:
+        """Read the folder.
+
+        Args:
+            out: The folder with `results.jsonl` and, once the run has ended, `summary.json`.
+
+        Raises:
+            UsageError: `out` holds no results.jsonl.
+        """
+        self._sections = [section() for section in SECTIONS]
+        self.run = read_run(out, self._sections)
+
+    def render(self, home: str = "") -> str:
+        """Return the page.
+
+        Args:
+            home: Address of the table of ports, where the page is part of a site.
+        """
+        return _page(self.run, self._sections, home)
+
+
+def write_html(page: Page) -> Path:
+    """Write `index.html` into the run's folder.
 
     Args:
-        out: The folder with `results.jsonl` and, once the run has ended, `summary.json`.
+        page: The page.
 
     Returns:
         The path of the file written: UTF-8, its size bounded however large the run is.
-
-    Raises:
-        UsageError: `out` holds no results.jsonl.
     """
-    path = out / "index.html"
-    write_whole(path, [render(out)])
+    path = page.run.out / "index.html"
+    write_whole(path, [page.render()])
     return path
-
-
-def render(out: Path, home: str = "") -> str:
-    """Return the page of a run's folder.
-
-    Args:
-        out: The folder.
-        home: Address of the table of ports, where the page is part of a site.
-
-    Raises:
-        UsageError: `out` holds no results.jsonl.
-    """
-    sections = [section() for section in SECTIONS]
-    return _page(read_run(out, sections), sections, home)
 
 
 def template_environment() -> Environment:

@@ -10,7 +10,7 @@ from conformance.report.gates import Gate, gates, regression
 from conformance.report.records import Divergence, Summary
 from conformance.report.run import Run
 from conformance.report.tally import Row, columns, tally
-from conformance.report.text import number_text, one_line
+from conformance.report.text import counted, number_text, one_line
 from conformance.report.words import (
     counts_text,
     expected_text,
@@ -108,7 +108,7 @@ def _divergence(summary: Summary, first: Divergence) -> list[str]:
 def _causes(summary: Summary) -> list[str]:
     lines = [f"### {causes_sentence(summary)}"]
     for fault in summary.faults[:_CAUSES]:
-        seen = f"{fault.count} probe{'' if fault.count == 1 else 's'}"
+        seen = counted(fault.count, "probe")
         lines.append(f"- {_prose(cause_name(fault))}: {seen}, {_code(fault.probes)}")
     if len(summary.faults) > _CAUSES:
         lines.append(f"- and {len(summary.faults) - _CAUSES} more")

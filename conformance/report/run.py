@@ -15,12 +15,10 @@ from typing import TYPE_CHECKING, Any
 from conformance.errors import UsageError
 from conformance.report.records import VERDICTS, Case, Summary, parse_case, parse_summary
 from conformance.report.text import mapping, printable, severity
-from conformance.run_folder import RESULTS, SUMMARY
+from conformance.run_folder import KINDS, RESULTS, SUMMARY
 
 if TYPE_CHECKING:
     from conformance.report.sections import Section
-
-_KNOWN = ("header", "case", "control", "footer")
 
 
 @dataclass
@@ -77,7 +75,7 @@ def read_run(out: Path, sections: Iterable[Section] = ()) -> Run:
     run = Run(out, parse_summary({}))
     for place, record in _records(results):
         kind = record.get("type")
-        if kind not in _KNOWN:
+        if kind not in KINDS:
             run.unreadable_lines += 1
             continue
         match kind:
@@ -92,13 +90,19 @@ def read_run(out: Path, sections: Iterable[Section] = ()) -> Run:
     run.started = printable(header.get("started"))
     run.record = {**header, **_derive(run.cases)}
     if footer is not None:
-        said = read_object(out / SUMMARY)
-        run.record |= {"seconds": footer.get("seconds"), **said}
-        if not said:
-            what = "cannot be read" if (out / SUMMARY).exists() else "is missing"
-            run.doubt = f"The verdict is not known: {SUMMARY} {what}: run again with --resume"
+        run.record |= {"seconds": footer.get("seconds"), **read_object(out / SUMMARY)}
+        run.doubt = doubt_of(out)
     run.summary = replace(parse_summary(run.record), finished=footer is not None)
     return run
+
+
+def doubt_of(out: Path) -> str:
+    """Say why the verdict of a run that has ended is not known; empty where it is."""
+    path = out / SUMMARY
+    if read_object(path):
+        return ""
+    what = "cannot be read" if path.exists() else "is missing"
+    return f"The verdict is not known: {SUMMARY} {what}: run again with --resume"
 
 
 def read_object(path: Path) -> dict[str, Any]:

@@ -16,10 +16,10 @@ from conformance.errors import UsageError
 from conformance.levels import LADDER, NAMES, Rung
 from conformance.report.badge import badge_svg
 from conformance.report.causes import cause_name
-from conformance.report.html import assemble, digest, render, template_environment
+from conformance.report.html import Page, assemble, digest, template_environment
 from conformance.report.records import Summary
 from conformance.report.run import Run, read_object, read_run
-from conformance.report.text import one_line, severity
+from conformance.report.text import counted, one_line, severity
 from conformance.report.words import headline
 from conformance.run_folder import write_whole
 
@@ -87,7 +87,7 @@ class Entry:
     def size(self) -> str:
         """Say how many cases there were, how many of them are known to fail, and when."""
         cases, known = len(self.run.cases), self.summary.counts["xfail"]
-        parts = [f"{cases} case{'' if cases == 1 else 's'}"]
+        parts = [counted(cases, "case")]
         parts += [f"{known} known to fail"] if known else []
         return ", ".join([*parts, *([_time(self.run.started)] if self.run.started else [])])
 
@@ -123,7 +123,7 @@ def write_site(folders: Sequence[Path], out: Path) -> Path:
     for entry in entries:
         folder = out / entry.slug
         folder.mkdir()
-        page = render(entry.run.out, home="../index.html")
+        page = Page(entry.run.out).render(home="../index.html")
         write_whole(folder / "index.html", [page])
         write_whole(folder / "badge.svg", [badge_svg(entry.summary)])
     path = out / "index.html"

@@ -114,3 +114,8 @@ def number_text(value: float | None) -> str:
 def with_article(name: str) -> str:
     """Put `a` or `an` before a name: `an int`, but `a UNet`."""
     return f"{'an' if name[:1].lower() in tuple('aeio') else 'a'} {name}"
+
+
+def counted(number: int, noun: str) -> str:
+    """Write how many there are of something: `1 case`, `2 cases`."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"

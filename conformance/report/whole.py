@@ -11,10 +11,9 @@ from typing import Any
 from conformance.errors import UsageError
 from conformance.report.run import read_object
 from conformance.report.text import mapping, number, one_line
-from conformance.run_folder import RESULTS, SUMMARY, miscounted
+from conformance.run_folder import KINDS, RESULTS, SUMMARY, miscounted
 from conformance.summary import VERDICTS, verdict_of
 
-_KINDS = ("header", "case", "control", "footer")
 _ROUNDED = 0.001
 """Seconds to which summary.json rounds the time that the footer tells."""
 
@@ -74,7 +73,7 @@ def _records(path: Path) -> Iterator[dict[str, Any]]:
             if cut and not ended:
                 return
             kind = None if record is None else record.get("type")
-            if record is None or kind not in _KINDS:
+            if record is None or kind not in KINDS:
                 raise _damaged(path, f" at line {place}: it is no line of a run")
             if (kind == "header") != (place == 1) or ended:
                 raise _damaged(path, f" at line {place}: its lines are not in the order of a run")

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from conformance.golden import SPLICE, TRACE
 from conformance.levels import LADDER, NAMES
 from conformance.report.records import Divergence, Expected, Share, Summary
-from conformance.report.text import MISSING, case_name, number_text
+from conformance.report.text import MISSING, case_name, counted, number_text
 
 MEASURED = ("pass", "warn", "fail", "xfail", "xpass")
 DEPTHS = {
@@ -63,7 +63,7 @@ def sentence(summary: Summary) -> str:
     counts = summary.counts
     port = f"{summary.port} {summary.port_version}".strip()
     measured = sum(counts[verdict] for verdict in MEASURED)
-    cases = f"{_items(measured)} measured"
+    cases = f"{counted(measured, 'item')} measured"
     if not summary.finished:
         found = f", {counts['fail']} of them wrong" if counts["fail"] else ", none of them wrong"
         return f"The run of {port} stopped before its end, with {cases}{found if measured else ''}."
@@ -94,10 +94,10 @@ def _what_is_open(summary: Summary, measured: int) -> list[str]:
     elif shards:
         texts.append(f"shards {', '.join(shards)} are missing; merge again with them")
     if broken:
-        texts.append(f"{_items(broken)} broke")
+        texts.append(f"{counted(broken, 'item')} broke")
     if summary.control_broke:
         name = f"the control {summary.control}".strip()
-        texts.append(f"{name} could not be run in {_items(summary.control_broke)}")
+        texts.append(f"{name} could not be run in {counted(summary.control_broke, 'item')}")
     if not measured and not broken:
         texts.append("every item was skipped" if skipped else "nothing was judged")
     return texts
@@ -145,16 +145,12 @@ def level_name(level: int) -> str:
 
 def selection_text(share: Share) -> str:
     """Say how much of what could be run was run: `4 of 96 cases`."""
-    return f"{share.cases} of {share.of} case{'' if share.of == 1 else 's'}"
+    return f"{share.cases} of {counted(share.of, 'case')}"
 
 
 def _selected(summary: Summary) -> str:
     share = summary.selection
     return f", of {selection_text(share)}" if share and share.partial else ""
-
-
-def _items(number: int) -> str:
-    return f"{number} item{'' if number == 1 else 's'}"
 
 
 def _offered(summary: Summary) -> str:
@@ -188,7 +184,7 @@ def expected_text(expected: Expected) -> str:
     if not expected.problems:
         return text
     more = len(expected.problems) - 1
-    rest = f"; and {more} problem{'' if more == 1 else 's'} more in summary.json" if more else ""
+    rest = f"; and {counted(more, 'problem')} more in summary.json" if more else ""
     return f"{text}; problem: {expected.problems[0]}{rest}"
 
 

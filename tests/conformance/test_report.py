@@ -13,7 +13,7 @@ from xml.etree import ElementTree as ET
 import pytest
 
 from conformance.errors import UsageError
-from conformance.report.html import write_html
+from conformance.report.html import Page, write_html
 from conformance.report.junit import write_junit
 from conformance.report.run import read_run
 from conformance.report.terminal import verdict_lines
@@ -219,7 +219,7 @@ def read_suite(path: Path) -> ET.Element:
 def test_healthy_run(tmp_path: Path) -> None:
     """A conformant run says so everywhere."""
     summary = write_run(tmp_path, [case("base"), case("quiet")])
-    page = read_page(write_html(tmp_path))
+    page = read_page(write_html(Page(tmp_path)))
     assert (
         "sd1_impl 0.1.0 computes what Stable Diffusion v1 computes, as far as tried (2 items"
         in page.text
@@ -238,7 +238,7 @@ def test_healthy_run(tmp_path: Path) -> None:
 def test_failing_run(tmp_path: Path) -> None:
     """A failing run names the first divergence, lists failures first and says how to rerun."""
     write_run(tmp_path, [case("base"), case("quiet", "fail"), case("t999", "fail")])
-    page = read_page(write_html(tmp_path))
+    page = read_page(write_html(Page(tmp_path)))
     assert "2 of 3 items measured differ by more than rounding explains" in page.text
     assert 'sd1-conformance run sd1_impl -k "unet/tiny/quiet" --mode trace' in page.text
     assert "fits unet-gn-eps, confirmed" in page.text
@@ -252,7 +252,7 @@ def test_failing_run(tmp_path: Path) -> None:
 def test_token_lists_side_by_side(tmp_path: Path) -> None:
     """A wrong tokenizer's lists stand whole in the page and in the JUnit file, and rerun it."""
     write_run(tmp_path, [exact("plain", "fail"), exact("empty"), case("base")])
-    page = read_page(write_html(tmp_path))
+    page = read_page(write_html(Page(tmp_path)))
     assert LISTS in page.text
     suite = read_suite(write_junit(read_run(tmp_path)))
     (failure,) = suite.findall("testcase/failure")
@@ -270,12 +270,12 @@ def test_token_lists_side_by_side(tmp_path: Path) -> None:
 def test_depth_is_that_of_a_network(tmp_path: Path) -> None:
     """Token ids have no depth: the picture shows the worst network, though ids are more wrong."""
     write_run(tmp_path, [exact("plain", "fail"), case("quiet", "fail"), case("base")])
-    (plot,) = read_page(write_html(tmp_path)).data["depth"]["plots"]
+    (plot,) = read_page(write_html(Page(tmp_path))).data["depth"]["plots"]
     assert plot["case"] == "unet/tiny/quiet"
     assert len(plot["names"]) == 6
     assert [one["local"] for one in plot["series"]] == [False]
     write_run(tmp_path, [exact("plain", "fail"), exact("empty")])
-    page = read_page(write_html(tmp_path))
+    page = read_page(write_html(Page(tmp_path)))
     assert "depth" not in page.data
     assert LISTS in page.text
 
@@ -284,7 +284,7 @@ def test_every_verdict(tmp_path: Path) -> None:
     """Each verdict becomes the right JUnit element."""
     verdicts = ("pass", "warn", "fail", "error", "skip", "xfail", "xpass")
     write_run(tmp_path, [case(f"s{i}", verdict) for i, verdict in enumerate(verdicts)])
-    read_page(write_html(tmp_path))
+    read_page(write_html(Page(tmp_path)))
     suite = read_suite(write_junit(read_run(tmp_path)))
     found = [[child.tag for child in test] for test in suite.findall("testcase")]
     skipped, failure = ["skipped"], ["failure"]
@@ -298,7 +298,7 @@ def test_unfinished_run(tmp_path: Path, cut: int) -> None:
     write_run(tmp_path, [case("base"), case("quiet"), case("t999", "fail")], finished=False)
     results = tmp_path / "results.jsonl"
     results.write_bytes(results.read_bytes()[: -cut or None])
-    page = read_page(write_html(tmp_path))
+    page = read_page(write_html(Page(tmp_path)))
     assert "stopped before its end" in page.text
     assert ("could not be read" in page.text) == bool(cut)
     suite = read_suite(write_junit(read_run(tmp_path)))
@@ -309,7 +309,7 @@ def test_unfinished_run(tmp_path: Path, cut: int) -> None:
 def test_bad_verdict_without_a_bad_case(tmp_path: Path) -> None:
     """A list of expected failures that does not match turns the JUnit file red by itself."""
     write_run(tmp_path, [case("base")], verdict="nonconformant")
-    assert "does not match the run" in read_page(write_html(tmp_path)).text
+    assert "does not match the run" in read_page(write_html(Page(tmp_path))).text
     assert read_suite(write_junit(read_run(tmp_path))).get("failures") == "1"
 
 
@@ -321,7 +321,7 @@ def test_hostile_names(tmp_path: Path) -> None:
     line["first_divergence"] |= {"probe": HOSTILE, "after": HOSTILE, "hint": HOSTILE}
     port = {"name": HOSTILE, "version": HOSTILE}
     summary = write_run(tmp_path, [line], port=port, scope=HOSTILE, environment={HOSTILE: HOSTILE})
-    page = read_page(write_html(tmp_path))
+    page = read_page(write_html(Page(tmp_path)))
     assert "<script>alert" in page.text
     suite = read_suite(write_junit(read_run(tmp_path)))
     assert "<script>alert" in suite.findall("testcase/failure")[0].get("message", "")
@@ -340,7 +340,7 @@ def test_numbers_that_are_none(tmp_path: Path) -> None:
     line["probes"][4] |= {"ratio": "inf", "err": float("nan"), "shape": None}
     skip = case("quiet", "skip", ratio=None, probes=[], worst_probe=None)
     summary = write_run(tmp_path, [skip, line], worst_ratio="inf", limit="nan")
-    page = read_page(write_html(tmp_path))
+    page = read_page(write_html(Page(tmp_path)))
     assert "not a number" in page.text
     assert "∞" in page.text
     wanted = [1.1, 1.1, "nan", None, "inf", 1.2]
@@ -351,9 +351,9 @@ def test_numbers_that_are_none(tmp_path: Path) -> None:
 def test_no_results(tmp_path: Path) -> None:
     """A folder without results is a usage error; one without a case is a report that says so."""
     with pytest.raises(UsageError, match=r"no results\.jsonl"):
-        write_html(tmp_path)
+        write_html(Page(tmp_path))
     write_run(tmp_path, [])
-    assert "Nothing of sd1_impl 0.1.0 was measured" in read_page(write_html(tmp_path)).text
+    assert "Nothing of sd1_impl 0.1.0 was measured" in read_page(write_html(Page(tmp_path))).text
     assert verdict_lines({})[0].startswith("INCOMPLETE")
 
 
@@ -365,7 +365,7 @@ def test_ten_thousand_cases(tmp_path: Path) -> None:
         for i in range(10_000)
     ]
     write_run(tmp_path, cases)
-    page = write_html(tmp_path)
+    page = write_html(Page(tmp_path))
     assert page.stat().st_size < 5_000_000
     assert "10000 of 10000 items measured differ" in read_page(page).text
     assert read_suite(write_junit(read_run(tmp_path))).get("tests") == "10000"
@@ -378,7 +378,7 @@ def test_a_wrong_shape_is_shown_as_such(tmp_path: Path) -> None:
     line["probes"][2] |= {"ratio": "nan", "note": shapes}
     line["first_divergence"] |= {"ratio": "nan", "hint": shapes}
     summary = write_run(tmp_path, [line], worst_ratio="nan")
-    page = read_page(write_html(tmp_path))
+    page = read_page(write_html(Page(tmp_path)))
     assert f"How far off{shapes}" in page.text
     assert "wrong shape" in page.text
     assert "Hint" not in page.text

@@ -11,7 +11,7 @@ from conformance import spec
 from conformance.case import NETWORKS
 from conformance.report.architecture import Architecture
 from conformance.report.diagram import Box, stacked, u_shaped
-from conformance.report.html import write_html
+from conformance.report.html import Page, write_html
 from conformance.report.run import read_run
 
 if TYPE_CHECKING:
@@ -150,7 +150,7 @@ def test_links_and_text(made_up) -> None:
         made_up.line("fail", probes=probes(norm1=48.0)),
         made_up.line(component=name, probes=[{"name": name, "ratio": 1.0}]),
     ]
-    page = write_html(made_up.write(lines)).read_text("utf-8")
+    page = write_html(Page(made_up.write(lines))).read_text("utf-8")
     link = re.search(rf'<a class="block[^>]*data-path="{RESNET}"[^>]*>', page)
     assert link is not None
     assert f"#component=unet&amp;probe={RESNET}" in link.group()

@@ -6,7 +6,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from conformance.report.cases import DETAILED, Cases
-from conformance.report.html import write_html
+from conformance.report.html import Page, write_html
 from conformance.report.known import STAMPS, Known
 from conformance.report.run import read_run
 
@@ -104,12 +104,12 @@ def test_without_script(made_up) -> None:
     """Without script up to 200 cases that did not pass are listed, the worst first."""
     lines = [made_up.line("fail", scenario=f"s{i}", ratio=float(i + 5)) for i in range(230)]
     lines += [made_up.line(scenario="fine"), made_up.line("skip", scenario="left")]
-    shown = plain(write_html(made_up.write(lines)))
+    shown = plain(write_html(Page(made_up.write(lines))))
     assert shown.count("<tr><th") == 1 + 200
     assert "31 more cases are in results.jsonl" in shown
     assert shown.index("s229") < shown.index("s228")
     assert "fine" not in shown
-    healthy = plain(write_html(made_up.write([made_up.line()], "healthy")))
+    healthy = plain(write_html(Page(made_up.write([made_up.line()], "healthy"))))
     assert "Every case passed" in healthy
 
 
@@ -120,14 +120,14 @@ def test_ten_thousand_cases_stay_small(made_up) -> None:
     ]
     out = made_up.write(lines)
     assert len(view(Cases(), out)["data"]["id"]) == 10_000
-    assert write_html(out).stat().st_size < 4_000_000
+    assert write_html(Page(out)).stat().st_size < 4_000_000
 
 
 def test_hostile_names(made_up) -> None:
     """What a port writes is data and text: it ends no script, tag or comment."""
     changes = dict.fromkeys(("component", "scenario", "message", "detail", "dtype"), HOSTILE)
     line = made_up.line("fail", **changes, probes=[{"name": HOSTILE, "ratio": HOSTILE}])
-    source = write_html(made_up.write([line])).read_text("utf-8")
+    source = write_html(Page(made_up.write([line]))).read_text("utf-8")
     assert "<script>alert" not in source
     assert "<!--" not in source
     assert not re.search("[\x1b\u202e]", source)
@@ -147,7 +147,7 @@ def test_known_failures_and_skips(made_up) -> None:
     assert [(g.verdict, g.count) for g in found["known"]] == [("xfail", 3), ("xpass", 1)]
     (skipped,) = found["skipped"]
     assert (skipped.reason, skipped.count, len(skipped.cases)) == ("no replace", 7, 5)
-    page = write_html(out).read_text("utf-8")
+    page = write_html(Page(out)).read_text("utf-8")
     assert "and 2 more" in page
     assert "line 4: matches nothing" in page
     assert "3 of 5 entries used" in page

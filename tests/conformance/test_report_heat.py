@@ -20,7 +20,7 @@ from conformance.report.codes import (
     scale,
 )
 from conformance.report.heat import Heat
-from conformance.report.html import write_html
+from conformance.report.html import Page, write_html
 from conformance.report.layers import ABSENT, block_of, in_order, part_of, read_layers
 from conformance.report.run import read_run
 
@@ -135,7 +135,7 @@ def test_too_many_layers_are_folded(made_up, monkeypatch: pytest.MonkeyPatch) ->
     worst = ratio_codes(np.array([3.0, 2.0, 8.0]), 4.0).tolist()
     assert cells(found).tolist() == [worst[:2], [worst[2], MISSING]]
     assert found["data"]["pictures"][0]["noises"] is None
-    assert "each cell is the worst layer of its block" in write_html(out).read_text("utf-8")
+    assert "each cell is the worst layer of its block" in write_html(Page(out)).read_text("utf-8")
 
 
 def test_too_many_cases_lose_the_good_ones(made_up, monkeypatch: pytest.MonkeyPatch) -> None:

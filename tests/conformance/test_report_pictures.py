@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from conformance.report import pictures
-from conformance.report.html import write_html
+from conformance.report.html import Page, write_html
 from conformance.report.pictures import Pictures
 from conformance.report.run import read_run
 
@@ -44,7 +44,7 @@ def test_triptych(made_up) -> None:
     line = made_up.line("fail", **TXT2IMG, data={"pictures": [picture("a")]})
     out = made_up.write([line])
     save(out, "a")
-    page = write_html(out).read_text("utf-8")
+    page = write_html(Page(out)).read_text("utf-8")
     for part in ("oracle", "port", "difference"):
         content = base64.b64encode((out / "data" / f"a-{part}.png").read_bytes()).decode()
         assert f'src="data:image/png;base64,{content}" width="6" height="4"' in page
@@ -59,7 +59,7 @@ def test_without_measures(made_up) -> None:
     shown = picture("a", psnr=None, ssim=None)
     out = made_up.write([made_up.line(**TXT2IMG, data={"pictures": [shown]})])
     save(out, "a")
-    page = write_html(out).read_text("utf-8")
+    page = write_html(Page(out)).read_text("utf-8")
     assert "scikit-image was not installed" in page
     assert "<figcaption>port</figcaption>" in page
 

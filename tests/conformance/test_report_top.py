@@ -11,7 +11,7 @@ from conformance.known_bugs import margin
 from conformance.report.depth import Depth
 from conformance.report.divergence import FirstDivergence
 from conformance.report.faults import Faults, linked
-from conformance.report.html import write_html
+from conformance.report.html import Page, write_html
 from conformance.report.run import read_run
 from conformance.report.tensor import WrongTensor
 from conformance.report.tensors import bars_of, pcc_text, read_tensor
@@ -67,7 +67,7 @@ def test_causes(made_up) -> None:
     assert found["heading"] == "3 causes explain 1 failure"
     assert [c.fault.mutant for c in found["shown"]] == ["vae-gn-eps", "", "own-guess"]
     assert "eps, 1e-5" in found["shown"][0].bug.wrong
-    page = write_html(out).read_text("utf-8")
+    page = write_html(Page(out)).read_text("utf-8")
     assert 'id="mutant-vae-gn-eps"' in page
     assert "Real ports that had it: kjsman, hkproj" in page
     assert "No known bug fits" in page
@@ -147,7 +147,7 @@ def test_environment_is_blamed(made_up) -> None:
     control = {"port": "diffusers", "cases": 3, "failing": ["unet/tiny/base"], "moved": []}
     control |= {"changed": {"driver": ["550.1", "560.2"]}}
     out = made_up.write([line], control=control)
-    page = write_html(out).read_text("utf-8")
+    page = write_html(Page(out)).read_text("utf-8")
     assert view(FirstDivergence(), out)["layers"] == []  # they are the port's, not the control's
     assert "--mode splice --control diffusers</code>" in page
     assert "not known: the environment is at fault" in page
@@ -158,7 +158,7 @@ def test_environment_is_blamed(made_up) -> None:
 def test_regression_is_said_at_the_top(made_up) -> None:
     """A conformant run that got worse says so in title and opening, marked as what is bad."""
     baseline = {"dir": "old", "worse": 2, "regressions": [{"text": "unet"}]}
-    page = write_html(made_up.write([made_up.line()], baseline=baseline)).read_text("utf-8")
+    page = write_html(Page(made_up.write([made_up.line()], baseline=baseline))).read_text("utf-8")
     assert "<title>Conformant, ▲ worse than the baseline: mine</title>" in page
     assert '<header class="opening conformant regressed">' in page
     assert "Worse than the baseline old: 2 worse</p>" in page
@@ -167,7 +167,9 @@ def test_regression_is_said_at_the_top(made_up) -> None:
 def test_cases_that_were_not_selected(made_up) -> None:
     """They are counted beside what was skipped."""
     out = made_up.write([made_up.line()], selection={"cases": 4, "of": 96})
-    assert "92 cases of the components and variants that were run" in write_html(out).read_text()
+    assert (
+        "92 cases of the components and variants that were run" in write_html(Page(out)).read_text()
+    )
 
 
 def test_lines_that_do_it_right(made_up) -> None:
@@ -182,7 +184,7 @@ def test_lines_that_do_it_right(made_up) -> None:
         (42, "<b>", True),
         (43, "7", False),
     ]
-    assert "&lt;b&gt;" in write_html(out).read_text("utf-8")
+    assert "&lt;b&gt;" in write_html(Page(out)).read_text("utf-8")
 
 
 def test_bug_report(made_up) -> None:
@@ -213,7 +215,7 @@ def test_hostile_bug_report(made_up) -> None:
     outside = [*lines[: fences[0]], *lines[fences[1] : fences[2]]]
     assert [text for text in outside if "### x" in text and not text.count("```` ") >= 1] == []
     assert "\x1b" not in "".join(lines)
-    assert "<script>alert" not in write_html(out).read_text("utf-8")
+    assert "<script>alert" not in write_html(Page(out)).read_text("utf-8")
 
 
 def test_depth_of_each_component(made_up) -> None:
@@ -296,7 +298,7 @@ HOSTILE_TENSORS = {
 def test_hostile_tensors(made_up, record) -> None:
     """A file of `data/` can hold anything: the page is written all the same."""
     wrong_tensor(made_up, record)
-    assert "<script>alert" not in write_html(made_up.folder).read_text("utf-8")
+    assert "<script>alert" not in write_html(Page(made_up.folder)).read_text("utf-8")
 
 
 @pytest.mark.parametrize("name", ["../secret.json", "/etc/x.json", "data/t.json", "", ".json"])

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from conformance.report import trajectories
-from conformance.report.html import write_html
+from conformance.report.html import Page, write_html
 from conformance.report.run import read_run
 from conformance.report.trajectories import Trajectories
 
@@ -74,7 +74,7 @@ def test_open_loop(made_up) -> None:
     found = view(made_up.write([line]))
     ((_, words),) = found["worded"]
     assert words == [("", "scheduler departs first, at step 0: ratio not a number; input never")]
-    page = write_html(made_up.write([line])).read_text("utf-8")
+    page = write_html(Page(made_up.write([line]))).read_text("utf-8")
     assert "Scheduler departs first" in page
 
 
