@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
+from conformance.report import html
 from conformance.report.files import write_reports
-from conformance.report.html import Page, write_html
 from conformance.report.records import Summary, parse_summary
 from conformance.report.run import read_object
 from conformance.report.site import write_site
@@ -146,7 +146,7 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of 10,000 cases, 2,500 of which fail."""
     out = tmp_path_factory.mktemp("large")
     fabricated.write_large(out)
-    write_html(Page(out))
+    html.write_html(html.Page(out))
     (out / "results.jsonl").unlink()  # 670 MB, of which pytest would keep three
     return out
 
