@@ -8,6 +8,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from conformance import golden_writer
 from conformance.case import Case, all_cases, find_case
 from conformance.cli_common import (
     add_selection,
@@ -66,10 +67,10 @@ def _say(text: str) -> None:
 def _golden_record(arguments: argparse.Namespace) -> int:
     record = oracle_module("conformance.record")
     if arguments.spec:
-        record.write_spec(oracle_module("conformance.discover").derive_spec())
+        golden_writer.write_spec(oracle_module("conformance.discover").derive_spec())
         return 0
     for group in _by_variant(selected(arguments)):
-        record.write(record.record_variant(group, _say))
+        golden_writer.write(record.record_variant(group, _say))
     return 0
 
 

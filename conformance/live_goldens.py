@@ -12,8 +12,9 @@ from conformance.checkpoints import FileVariant
 from conformance.errors import GoldenError, UsageError
 from conformance.golden import Golden
 from conformance.golden_files import check_inputs, golden_of_weights
+from conformance.golden_writer import replace_file
 from conformance.recipe import digest
-from conformance.record import Say, arithmetics, record_variant, replace_file
+from conformance.record import Say, arithmetics, record_variant
 
 
 def record_missing(cases: list[Case], wanted: Collection[str], say: Say) -> None:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib
-import json
-import os
 import platform
 import subprocess
 from collections.abc import Callable, Collection, Mapping
@@ -19,15 +16,14 @@ import torch
 
 from conformance import oracle, spec, terms
 from conformance.adapters.torch_module import DTYPES, to_numpy
-from conformance.case import Case, all_cases
+from conformance.case import Case
 from conformance.checkpoints import FileVariant
 from conformance.errors import GoldenError
-from conformance.golden import FORMAT, SOURCE, SPLICE, TRACE, Golden
+from conformance.golden import SPLICE, TRACE, Golden
 from conformance.honest import FLOATS, HELD_OUT
 from conformance.judge import IMAGE, TIME_PROJ
 from conformance.large import EDGE, PICTURE_EDGE, WHOLE_LIMIT, Large
 from conformance.layout import PIXELS
-from conformance.manifest import golden_path, manifest_path
 from conformance.noise import (
     Errors,
     calibrations,
@@ -48,7 +44,6 @@ from conformance.sketch import BUCKETS, STEP_BUCKETS, sketch
 from conformance.tolerance import ARITHMETICS, LIMIT
 from conformance.traces import Values
 from conformance.variants import Variant
-from sd1_weights.names import golden_root
 
 Say = Callable[[str], None]
 Noise = dict[str, dict[str, Errors]]
@@ -342,57 +337,3 @@ def provenance() -> dict[str, str]:
         "cpu": f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}",
         "blas": "mkl" if torch.backends.mkl.is_available() else "other",
     }
-
-
-def write(goldens: dict[str, Golden]) -> None:
-    """Write goldens and bring the manifest and the lock up to date, atomically file by file.
-
-    Args:
-        goldens: By case id.
-    """
-    path = manifest_path()
-    manifest: dict[str, Any] = {"format": FORMAT, "source": SOURCE, "seed": SEED, "goldens": {}}
-    if path.exists():
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-    for case_id, golden in goldens.items():
-        data = golden.to_bytes()
-        target = golden_path(case_id)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(target, data)
-        manifest["goldens"][case_id] = {
-            "file": f"{case_id}.safetensors",
-            "sha256": hashlib.sha256(data).hexdigest(),
-            "bytes": len(data),
-            "hunts": golden.hunts,
-            "inputs": {name: facts["sha256"] for name, facts in golden.inputs.items()},
-            "provenance": golden.provenance,
-        }
-    manifest["goldens"] = dict(sorted(manifest["goldens"].items()))
-    replace_file(path, _manifest_text(manifest).encode())
-    ids = sorted([*manifest["goldens"], *(c.id for c in all_cases() if c.refused)])
-    lock = "".join(f"{case_id}\n" for case_id in ids)
-    replace_file(path.with_name("cases.lock"), lock.encode())
-
-
-def _manifest_text(manifest: dict[str, Any]) -> str:
-    """Write one golden a line, so that a difference between two manifests can be read."""
-    head = {key: value for key, value in manifest.items() if key != "goldens"}
-    lines = [f"{json.dumps(name)}: {json.dumps(e)}" for name, e in manifest["goldens"].items()]
-    return json.dumps(head)[:-1] + ',\n"goldens": {\n' + ",\n".join(lines) + "\n}}\n"
-
-
-def write_spec(texts: dict[str, str]) -> None:
-    """Replace files of `golden/spec/`.
-
-    Args:
-        texts: By file name.
-    """
-    for name, text in texts.items():
-        replace_file(golden_root() / "spec" / name, text.encode())
-
-
-def replace_file(path: Path, data: bytes) -> None:
-    """Write a file, whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_bytes(data)
-    temporary.replace(path)

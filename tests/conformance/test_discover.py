@@ -9,7 +9,7 @@ pytest.importorskip("diffusers")
 from conformance import discover, spec
 from conformance.case import NETWORKS
 from conformance.errors import GoldenError
-from conformance.record import write_spec
+from conformance.golden_writer import write_spec
 
 TEXT_LAYER = [
     "layer_norm1",
