@@ -18,6 +18,7 @@ from conformance.sampling import TABLES, TIMESTEPS
 from conformance.sketch import distance, sketch
 from conformance.tables import judge_table
 from conformance.tolerance import LIMIT, floor, ratio
+from conformance.traces import Values
 
 
 def disagreement(old: Golden, new: Golden) -> str | None:
@@ -162,6 +163,13 @@ def age_of(golden: Golden, truth: oracle.Truth) -> str | None:
     return age(golden, outputs, sketches, probes)
 
 
+def age_of_values(golden: Golden, values: Values) -> str | None:
+    """Say where a golden disagrees with whole values of the installed oracle, or None."""
+    buckets = golden.sketches.shape[1]
+    sketches = {n: values.sketch(n, buckets) for n in values.probes if n not in TABLES}
+    return age(golden, values.outputs, sketches, values.probes)
+
+
 class LiveAge:
     """Tells an aged golden from a wrong port, by what the installed oracle computes."""
 
@@ -174,7 +182,4 @@ class LiveAge:
         if case.exact:
             texts = case.inputs()["text"].tolist()
             return age(golden, {"input_ids": oracle.token_ids(texts)}, {}, {})
-        values = self._traces(case, golden)
-        buckets = golden.sketches.shape[1]
-        sketches = {n: values.sketch(n, buckets) for n in values.probes if n not in TABLES}
-        return age(golden, values.outputs, sketches, values.probes)
+        return age_of_values(golden, self._traces(case, golden))

@@ -149,10 +149,12 @@ class TestOracle:
         pytest.importorskip("diffusers")
 
     @each_block
-    def test_a_block_is_what_the_unet_has_there(self, component: str, live_oracle) -> None:
+    def test_a_block_is_what_the_unet_has_there(self, component: str) -> None:
         """Given what enters it in the UNet, a block computes what it does in the UNet."""
-        path, oracle = BLOCKS[component].path, live_oracle.oracle
-        unet, case = live_oracle.record.Reference("unet", TINY), find_case("unet/tiny/base")
+        from conformance import oracle, record
+
+        path = BLOCKS[component].path
+        unet, case = record.Reference("unet", TINY), find_case("unet/tiny/base")
         entering: list = []
         module = unet.build("float64").module.get_submodule(path)
         hook = module.register_forward_pre_hook(lambda _, args: entering.extend(args))
@@ -175,9 +177,9 @@ class TestOracle:
         assert result.verdict == "pass", result.message
         assert [record.name for record in result.records] == [*PROBES[component], "out"]
 
-    def test_one_row_more_is_one_block_more(self, monkeypatch, live_oracle) -> None:
+    def test_one_row_more_is_one_block_more(self, monkeypatch) -> None:
         """Another block, with text and attention: oracle, ways to evaluate it, and port agree."""
-        from conformance import noise
+        from conformance import noise, record
         from conformance.adapters import diffusers_networks, sd1_impl_networks
 
         block = Block("mid_block.attentions.0", ("map", "text"), "nothing in particular")
@@ -194,7 +196,7 @@ class TestOracle:
         case = Case(component, TINY, scenario)
         assert [a.shape for a in case.inputs().values()] == [(2, 128, 16, 16), (2, 77, 64)]
 
-        reference = live_oracle.record.Reference(component, TINY)
+        reference = record.Reference(component, TINY)
         truth = reference.truth(case)
         assert len(truth.probes) == len(spec.probe_names(component, "tiny")) > 20
         in_float32 = reference.build("float32")

@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 
+from conformance import sketch as sketches
 from conformance.recipe import words
 from conformance.sketch import BUCKETS, distance, sketch
 
@@ -147,3 +148,20 @@ def test_lengths_have_their_own_tables() -> None:
     """Tensors of different length do not share buckets and signs."""
     assert not np.array_equal(sketch(np.ones(LENGTH)), sketch(np.ones(LENGTH + 1)))
     assert sketch(np.ones(LENGTH)).shape == (BUCKETS,)
+
+
+@pytest.mark.parametrize("buckets", [64, 32, 16])
+def test_slow_sums_are_the_same(
+    tensor: np.ndarray, buckets: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Machines without a wider float add exactly; both lose no more than the last bit."""
+    fast = sketch(tensor, buckets)
+    monkeypatch.setattr(sketches, "_WIDE", False)
+    slow = sketch(tensor, buckets)
+    assert np.abs(fast - slow).max() <= np.spacing(np.abs(slow).max())
+
+
+def test_fewer_buckets_are_folded(tensor: np.ndarray) -> None:
+    """A bucket of 32 holds what two of 64 hold."""
+    folded = sketch(tensor)[:32] + sketch(tensor)[32:]
+    assert np.allclose(sketch(tensor, 32), folded, rtol=0, atol=1e-12)
