@@ -12,7 +12,7 @@ from conformance.compare import Record
 from conformance.divergence import describe, first_divergence
 
 if TYPE_CHECKING:
-    from conformance.runner import Result
+    from conformance.result import Result
 
 REST = "outputs"
 """The item of what belongs to no named block: outputs, and layers outside of every block."""
@@ -68,5 +68,8 @@ def of_block(result: Result, block: str) -> Result:
         part.message = f"the port does not hand out {block}"
     if verdict == "fail":
         part.first_divergence = first_divergence(part)
+        if result.rounding and result.first_divergence:  # read off all layers together
+            whole = result.first_divergence
+            part.first_divergence |= {"kind": whole["kind"], "hint": whole["hint"]}
         part.message = describe(part.first_divergence)
     return part

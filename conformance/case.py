@@ -13,10 +13,11 @@ from conformance.recipe import SEED
 from conformance.sampling import PIPELINES, SCHEDULERS
 from conformance.scenarios import BASE, Scenario, scenarios
 from conformance.spec import BLOCKS, TOKENIZER
+from conformance.training import TRAININGS
 from conformance.variants import NO_VARIANT, Variant, Weights, parse_variant, variant_names
 
 NETWORKS = ("text_encoder", "unet", "vae_encoder", "vae_decoder")
-COMPONENTS = (TOKENIZER, *BLOCKS, *NETWORKS, *SCHEDULERS, *PIPELINES)
+COMPONENTS = (TOKENIZER, *BLOCKS, *NETWORKS, *SCHEDULERS, *PIPELINES, *TRAININGS)
 """Parts before what is made of them."""
 
 FULLY_PROBED = {
@@ -63,6 +64,11 @@ class Case:
     def is_pipeline(self) -> bool:
         """Whether the component is a pipeline: terms of steps instead of modules' outputs."""
         return self.component in PIPELINES
+
+    @property
+    def is_training(self) -> bool:
+        """Whether the component is a loss and its gradients."""
+        return self.component in TRAININGS
 
     @property
     def is_network(self) -> bool:

@@ -18,6 +18,7 @@ from conformance.errors import UsageError
 from conformance.recipe import SEED
 from conformance.regimes import UNIT
 from conformance.sampling import INPAINT, PIPELINES
+from conformance.training import TRAININGS
 from conformance.variants import NO_VARIANT, Variant, Weights
 from sd1_weights.errors import CheckpointError
 from sd1_weights.layouts import Checkpoint, Network, read_checkpoint
@@ -83,7 +84,12 @@ class FileVariant(Variant):
         return Weights(component, self, {n: FileTensor(own[start + n]) for n in shapes}, seed)
 
     def offers(self, component: str) -> bool:
-        """Say whether the file has what a component needs; one without weights needs nothing."""
+        """Say whether the file has what a component needs; one without weights needs nothing.
+
+        Training is judged on the recipe's weights alone: its gradients say nothing of a file.
+        """
+        if component in TRAININGS:
+            return False
         if component in PIPELINES:
             inpaints = self.size.endswith(spec.INPAINT_SUFFIX)
             whole = len(self.networks) == len(spec.FOLDER_COMPONENTS)

@@ -11,6 +11,7 @@ import numpy as np
 
 from conformance import (
     __version__,
+    cli_audit,
     cli_bench,
     cli_diff,
     cli_golden,
@@ -88,6 +89,7 @@ def _parser() -> argparse.ArgumentParser:
 
     command(commands, "ports", _ports, "print the ports that can be named")
 
+    cli_audit.add_command(commands)
     cli_smoke.add_command(commands)
     cli_weights.add_commands(commands)
     cli_golden.add_commands(commands)

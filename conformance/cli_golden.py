@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+from fnmatch import fnmatchcase
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,13 @@ from conformance.cli_common import (
     given,
     oracle_module,
     selected,
+    split,
 )
-from conformance.errors import ExitCode
+from conformance.errors import ExitCode, unknown_name
 from conformance.golden import SPLICE
 from conformance.golden_files import load_golden
 from conformance.lint import lint
+from conformance.tolerance import EVERY_ARITHMETIC
 from conformance.traces import pack_path, write_pack
 
 
@@ -32,6 +35,11 @@ def add_commands(commands: Any) -> None:
     record = command(golden_commands, "record", _golden_record, "record goldens from the oracle")
     add_selection(record)
     record.add_argument("--spec", action="store_true", help="golden/spec/ instead of goldens")
+    record.add_argument(
+        "--dtype",
+        metavar="D,..",
+        help="enter the noise of these arithmetics into goldens that exist; all else stays",
+    )
     add_selection(
         command(golden_commands, "verify", _golden_verify, "derive goldens again and compare")
     )
@@ -69,9 +77,23 @@ def _golden_record(arguments: argparse.Namespace) -> int:
     if arguments.spec:
         golden_writer.write_spec(oracle_module("conformance.discover").derive_spec())
         return 0
+    wanted = _arithmetics(arguments.dtype)
+    added = oracle_module("conformance.added_noise")
     for group in _by_variant(selected(arguments)):
-        golden_writer.write(record.record_variant(group, _say))
+        if wanted:
+            golden_writer.write(added.with_noise(group, wanted, _say))
+        else:
+            golden_writer.write(record.record_variant(group, _say))
     return 0
+
+
+def _arithmetics(text: str | None) -> list[str]:
+    """Return the arithmetics that `--dtype` names, by globs; none where it is not given."""
+    names = split(text) or []
+    for name in names:
+        if not any(fnmatchcase(known, name) for known in EVERY_ARITHMETIC):
+            raise unknown_name("dtype", name, list(EVERY_ARITHMETIC))
+    return [a for a in EVERY_ARITHMETIC if any(fnmatchcase(a, name) for name in names)]
 
 
 def _golden_verify(arguments: argparse.Namespace) -> int:

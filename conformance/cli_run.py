@@ -18,6 +18,7 @@ from tqdm import tqdm
 from conformance import cli_diff, cli_weights
 from conformance.case import Case
 from conformance.checkpoints import FileVariant
+from conformance.choice import default_modes, executions, scope_of
 from conformance.cli_common import (
     add_limits,
     add_selection,
@@ -28,9 +29,8 @@ from conformance.cli_common import (
     oracle_module,
     split,
 )
-from conformance.errors import SuiteError, UsageError, unknown_name
+from conformance.errors import SuiteError, UsageError
 from conformance.execution import Execution, items
-from conformance.golden import SPLICE, TRACE
 from conformance.parallel import Job, Report, run_parallel
 from conformance.port import Hello, close
 from conformance.ray_executor import greet_on_ray, run_on_ray, session
@@ -40,17 +40,12 @@ from conformance.results import DEFAULT_OUT, Results
 from conformance.runner import Runner
 from conformance.shards import Selection, Shard
 from conformance.summary import exit_code
-from conformance.tolerance import ARITHMETICS
-from conformance.traces import have_oracle
 from conformance.witness_rows import WITNESSES
 from conformance.xfails import Xfails
 
-BACKENDS = ("sdpa",)
 CONTROL_HELP = "the reference, in the same job; default diffusers but on the CPU; none: without"
 EXECUTORS = ("local", "ray")
 EXECUTOR_HELP = "where: this machine, or the Ray cluster that RAY_ADDRESS names (extra `ray`)"
-MODES = (SPLICE, TRACE)
-"""In the order in which they are run: a trace is explained by what splicing found."""
 
 
 def add_command(commands: Any) -> None:
@@ -58,10 +53,10 @@ def add_command(commands: Any) -> None:
     run = command(commands, "run", _run, "judge a port")
     run.add_argument("port", nargs="?", default="sd1_impl", metavar="PORT", help="default sd1_impl")
     add_selection(run)
-    run.add_argument("--dtype", default="float32", help="arithmetics, default float32")
-    run.add_argument("--device", default="cpu", help="device of the port, default cpu")
-    run.add_argument("--backend", default="sdpa", help="attention backends, default sdpa")
-    run.add_argument("--mode", help="trace, splice; default both, where splice is possible")
+    run.add_argument("--dtype", default="float32", help="arithmetics, default float32; globs too")
+    run.add_argument("--device", default="cpu", help="devices of the port, default cpu; globs")
+    run.add_argument("--backend", default="sdpa", help="backends, default sdpa; globs too")
+    run.add_argument("--mode", help="default trace, splice, where possible; globs")
     weights, inputs, packs = (
         given(option, what, Path)
         for option, what in (
@@ -92,72 +87,6 @@ def add_command(commands: Any) -> None:
     run.add_argument("--resume", action="store_true", help="go on with the run in --out")
 
 
-def executions(dtype: str, device: str, backend: str, mode: str, hello: Hello) -> list[Execution]:
-    """Return every combination of the options, checked.
-
-    Raises:
-        UsageError: An unknown arithmetic, device, backend or mode.
-    """
-    for kind, text, known in (
-        ("dtype", dtype, ARITHMETICS),
-        ("device", device, hello.devices),
-        ("backend", backend, BACKENDS),
-        ("mode", mode, MODES),
-    ):
-        for name in split(text) or [""]:
-            if name not in known:
-                if kind == "device":
-                    raise _no_device(name, hello)
-                raise unknown_name(kind, name, list(known))
-    return [
-        Execution(d, where, b, m)
-        for where in split(device) or []
-        for b in split(backend) or []
-        for m in sorted(split(mode) or [], key=MODES.index)
-        for d in split(dtype) or []
-    ]
-
-
-def _no_device(name: str, hello: Hello) -> UsageError:
-    """Build the error for a device that the port does not offer, and say if no driver has it."""
-    torch = sys.modules.get("torch")  # where neither suite nor port has it, it sees nothing
-    blind = name.startswith("cuda") and torch is not None and not torch.cuda.is_available()
-    message = (
-        f"{hello.name} offers no device {name!r} here (it says: {', '.join(hello.devices)})"
-        f"{'; torch sees no CUDA' if blind else ''}: choose another"
-    )
-    return UsageError(message)
-
-
-def default_modes(hello: Hello, packs: Path | None = None) -> str:
-    """Return both modes, or trace alone where nothing could be spliced.
-
-    Args:
-        hello: What the port offers.
-        packs: Folder of trace packs, or None.
-    """
-    possible = hello.probes and hello.replace and (packs is not None or have_oracle())
-    return ",".join(MODES) if possible else TRACE
-
-
-def scope_of(judged: list[tuple[Case, Execution]]) -> str:
-    """Describe in words what is run, and that the full size is not where it is not.
-
-    Args:
-        judged: Cases and how they are run.
-
-    Returns:
-        Components; variants; arithmetics; devices; modes.
-    """
-    facts = [(c.component, c.variant.name, r.dtype, r.device, r.mode) for c, r in judged]
-    columns = [
-        dict.fromkeys(x for x in column if x not in {"", "-"})
-        for column in zip(*facts, strict=True)
-    ]
-    scope = "; ".join(", ".join(column) for column in columns if column)
-    return scope if any(c.full_size for c, _ in judged) else f"{scope}; sd1 was not run"
-
-
 def _run(arguments: argparse.Namespace) -> int:
     cases, variant = cli_weights.cases_of(arguments)
     arguments.xfails = Xfails.read(arguments.xfails) if arguments.xfails else None
@@ -185,7 +114,8 @@ def _judge(
 ) -> int:
     cases = offered(cases, runner.hello, named=split(arguments.component) or [])
     mode = arguments.mode or default_modes(runner.hello, arguments.traces)
-    runs = executions(arguments.dtype, arguments.device, arguments.backend, mode, runner.hello)
+    axes = (arguments.dtype, arguments.device, arguments.backend, mode)
+    runs = executions(*axes, runner.hello, arguments.traces)
     judged = list(items(cases, runs))
     witness, slices = cli_weights.slices_of(arguments, runner, variant)
     selection = Selection([*judged, *slices], arguments.shard)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from conformance import tolerance
+from conformance.headroom import NOT_FINITE
 from conformance.large import Large
 from conformance.layout import channels_first
 from conformance.sketch import distance, sketch
@@ -271,7 +272,7 @@ def misshapen(name: str, kind: str, value: np.ndarray, shape: tuple[int, ...]) -
 def _not_finite(value: np.ndarray) -> str:
     """Say how many values are NaN or infinite, if any."""
     count = int(np.count_nonzero(~np.isfinite(value)))
-    return f"{count} of {value.size} values are not finite" if count else ""
+    return f"{count} of {value.size} {NOT_FINITE}" if count else ""
 
 
 def rms_of(value: np.ndarray) -> float:

@@ -12,9 +12,10 @@ from conformance import tolerance
 from conformance.compare import Record
 from conformance.golden import SPLICE, Golden
 from conformance.hints import hint_for
+from conformance.precision import PRECISION, Finding, explained
 
 if TYPE_CHECKING:
-    from conformance.runner import Result
+    from conformance.result import Result
 
 FAULT, ACCUMULATION, UNEXPLAINED = "fault", "accumulation", "unexplained"
 
@@ -26,16 +27,18 @@ class Local:
     Attributes:
         errors: Relative error by probe.
         fault: The first probe over the limit; None where every one is within.
+        rounding: What was found behind the faults, if they are roundings.
     """
 
     errors: dict[str, float]
     fault: str | None
+    rounding: Finding | None = None
 
     @classmethod
-    def of(cls, records: list[Record]) -> Local:
+    def of(cls, records: list[Record], rounding: Finding | None = None) -> Local:
         """Take what trace mode wants to know from the records of splice mode."""
         faults = [record.name for record in records if record.verdict == "fail"]
-        return cls({r.name: r.err for r in records}, faults[0] if faults else None)
+        return cls({r.name: r.err for r in records}, faults[0] if faults else None, rounding)
 
 
 def first_divergence(
@@ -94,6 +97,20 @@ def first_divergence(
             "; "
         )
     return found
+
+
+def as_precision(
+    divergence: dict[str, Any], rounding: Finding, dtype: str, settings: list[str]
+) -> dict[str, Any]:
+    """Return a first divergence whose cause is a precision lower than was asked for.
+
+    Args:
+        divergence: From `first_divergence`.
+        rounding: What was found.
+        dtype: What was asked for.
+        settings: Those of the environment that lower it.
+    """
+    return divergence | {"kind": PRECISION, "hint": explained(rounding, dtype, settings)}
 
 
 def _hint(result: Result, record: Record) -> str:

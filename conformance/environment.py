@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from conformance.determinism import CHANGED, HASH_SEED, SWITCHES, WORKSPACE, has_cuda
 from conformance.port import EXEC
 from conformance.report.text import one_line
 
@@ -25,12 +26,17 @@ SETTINGS = (
     "OPENBLAS_NUM_THREADS",
     "MKL_CBWR",
     "MKL_ENABLE_INSTRUCTIONS",
-    "CUBLAS_WORKSPACE_CONFIG",
+    "ATEN_CPU_CAPABILITY",
+    "ONEDNN_MAX_CPU_ISA",
+    "ONEDNN_DEFAULT_FPMATH_MODE",
+    HASH_SEED,
+    "LC_ALL",
+    WORKSPACE,
     "NVIDIA_TF32_OVERRIDE",
     "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE",
     "CUDA_VISIBLE_DEVICES",
 )
-"""Variables of the process that change which kernels run, and so how numbers are rounded."""
+"""Variables of the process that change which kernels run, or in which order things come."""
 
 ACCELERATOR = ("nvidia driver", "cuda", "cudnn", "rocm", "tf32", "fp16 ", "bf16 ")
 """What the names of facts about an accelerator begin with: goldens are recorded without one."""
@@ -47,8 +53,9 @@ _TORCH: dict[str, Callable[[Any], Any]] = {
     "mkl": lambda torch: _version(r"Math Kernel Library Version (\S+)", torch.__config__.show()),
     "onednn": lambda torch: torch.backends.mkldnn.enabled,
     "onednn version": lambda torch: _version(r"MKL-DNN v(\S+)", torch.__config__.show()),
-    "float32 matmul precision": lambda torch: torch.get_float32_matmul_precision(),
-    "deterministic": lambda torch: torch.are_deterministic_algorithms_enabled(),
+    "gradients": lambda torch: torch.is_grad_enabled(),
+    "sdpa kernels": lambda torch: _sdpa_kernels(torch.backends.cuda),
+    **{switch.name: switch.read for switch in SWITCHES if not switch.cuda},
 }
 _CUDA: dict[str, Callable[[Any], Any]] = {
     "cuda": lambda torch: torch.version.cuda,
@@ -56,16 +63,7 @@ _CUDA: dict[str, Callable[[Any], Any]] = {
     "cuda driver": lambda torch: _dotted(torch._C._cuda_getDriverVersion()),  # noqa: SLF001
     "cuda devices": lambda torch: _devices(torch.cuda),
     "cudnn": lambda torch: torch.backends.cudnn.enabled and torch.backends.cudnn.version(),
-    "cudnn benchmark": lambda torch: torch.backends.cudnn.benchmark,
-    "cudnn deterministic": lambda torch: torch.backends.cudnn.deterministic,
-    "tf32 cudnn": lambda torch: torch.backends.cudnn.allow_tf32,
-    "tf32 matmul": lambda torch: torch.backends.cuda.matmul.allow_tf32,
-    "fp16 reduced-precision sums": lambda torch: (
-        torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction
-    ),
-    "bf16 reduced-precision sums": lambda torch: (
-        torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction
-    ),
+    **{switch.name: switch.read for switch in SWITCHES if switch.cuda},
 }
 
 
@@ -90,9 +88,11 @@ def environment() -> Facts:
     facts["numpy"] = numpy.__version__ if numpy else ""
     _add(facts, "numpy blas", lambda: _numpy_blas(numpy))
     torch = sys.modules.get("torch")
-    asked = {**(_TORCH if torch else {}), **(_CUDA if _has_cuda(torch) else {})}
+    asked = {**(_TORCH if torch else {}), **(_CUDA if has_cuda(torch) else {})}
     for name, ask in asked.items():
         _add(facts, name, partial(ask, torch))
+    if CHANGED:
+        facts["set by the suite"] = ", ".join(f"{name} {how}" for name, how in CHANGED.items())
     for name in ("diffusers", "transformers"):
         if name in sys.modules:
             facts[name] = getattr(sys.modules[name], "__version__", "?")
@@ -119,11 +119,17 @@ def _numpy_blas(numpy: Any) -> str:
     return f"{blas['name']} {blas['version']}"
 
 
-def _has_cuda(torch: Any) -> bool:
-    try:
-        return bool(torch.cuda.is_available())
-    except Exception:  # noqa: BLE001 - no torch, or one whose driver is broken
-        return False
+_SDPA = {
+    "flash": "flash_sdp_enabled",
+    "efficient": "mem_efficient_sdp_enabled",
+    "math": "math_sdp_enabled",
+    "cudnn": "cudnn_sdp_enabled",
+}
+
+
+def _sdpa_kernels(cuda: Any) -> str:
+    """Name the kernels that torch's attention may choose from, on any device."""
+    return ", ".join(name for name, ask in _SDPA.items() if getattr(cuda, ask)())
 
 
 def _dotted(version: int) -> str:

@@ -6,7 +6,20 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from conformance.case import Case
-from conformance.golden import TRACE
+from conformance.golden import SPLICE, TRACE
+
+SDPA, COMPILE = "sdpa", "compile"
+BACKENDS = (SDPA, "flash", "efficient", "math", "plain", "sliced", "channels_last", COMPILE)
+"""Ways to evaluate a network. `sdpa` is the port's own; of `compile` only outputs are seen."""
+
+FRESH = "fresh"
+STABILITY = ("repeat", FRESH, "state", "threads", "batch")
+"""Modes that compare a port with another run of itself: `conformance.stability`."""
+
+MODES = (SPLICE, TRACE, *STABILITY)
+"""In the order in which they are run: a trace is explained by what splicing found."""
+
+_TRAINING = "training"
 
 
 @dataclass(frozen=True)
@@ -16,13 +29,13 @@ class Execution:
     Attributes:
         dtype: Arithmetic asked of the port.
         device: Device asked of the port.
-        backend: Attention backend.
-        mode: `trace` or `splice`. A scheduler has no attention and one mode: both are empty.
+        backend: One of `BACKENDS`; empty for what is no network.
+        mode: One of `MODES`. A scheduler is neither traced nor spliced: then it is empty.
     """
 
     dtype: str = "float32"
     device: str = "cpu"
-    backend: str = "sdpa"
+    backend: str = SDPA
     mode: str = TRACE
 
     def item_id(self, case: Case) -> str:
@@ -32,9 +45,32 @@ class Execution:
 
     def for_case(self, case: Case) -> Execution:
         """Return how a case is run when this is asked for: what is exact knows one way only."""
+        own = self.mode if self.mode in STABILITY else ""
         if case.is_scheduler:
-            return replace(self, backend="", mode="")
-        return EXACT if case.exact else self
+            return replace(self, backend="", mode=own)
+        if case.exact:
+            return replace(EXACT, mode=own)
+        if case.component.partition("/")[0] == _TRAINING:
+            return replace(self, backend=SDPA, mode=own or TRACE)
+        return self
+
+    @classmethod
+    def of_item(cls, item_id: str) -> Execution:
+        """Read how a case is run off the id of an item.
+
+        Args:
+            item_id: `unet/tiny/base[float32-cpu-sdpa-trace]`; what it does not say is empty.
+        """
+        parts = item_id.partition("[")[2].partition("]")[0].split("-")
+        mode = parts.pop() if parts[-1] in MODES else ""
+        backend = parts.pop() if parts and parts[-1] in BACKENDS else ""
+        *arithmetic, device = parts or [""]  # the name of an arithmetic may have a hyphen
+        return cls("-".join(arithmetic), device if arithmetic else "", backend, mode)
+
+    @property
+    def shows_probes(self) -> bool:
+        """Whether hooks can look into the network: a compiled one is a single piece."""
+        return self.backend != COMPILE
 
 
 EXACT = Execution("int64", "cpu", "", "")

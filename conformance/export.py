@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from conformance import spec
 from conformance.errors import UsageError
-from conformance.sampling import PIPELINES, TEXT_TO_IMAGE
+from conformance.sampling import TEXT_TO_IMAGE
 from conformance.vocabulary import Vocabulary
 from sd1_weights import save
 from sd1_weights.configs import tokenizer_files
@@ -69,7 +69,7 @@ def write_compvis(weights: Weights, path: Path) -> Path:
     """Write the weights of a component, or of a whole checkpoint, as a CompVis file.
 
     Args:
-        weights: As for `write_component`, or those of a pipeline.
+        weights: As for `write_component`, or those of a pipeline or a component of training.
         path: File to write.
 
     Returns:
@@ -78,8 +78,9 @@ def write_compvis(weights: Weights, path: Path) -> Path:
     Raises:
         UsageError: The component has no weights, or the file cannot be written.
     """
-    if weights.component in PIPELINES:
-        networks = {name: _whole(weights.part(name)) for name in spec.FOLDER_COMPONENTS}
+    if weights.component in spec.ASSEMBLED:
+        folders = spec.ASSEMBLED[weights.component]
+        networks = {name: _whole(weights.part(name)) for name in folders}
     else:
         start = spec.name_start(weights.component)
         own = {start + name: tensor for name, tensor in _whole(weights).items()}

@@ -18,9 +18,10 @@ from conformance.golden import SPLICE, Golden
 from conformance.golden_files import load_golden
 from conformance.honest import HELD_OUT
 from conformance.noise import Errors, calibrations, measure, worst_of, worst_ratio
-from conformance.record import Reference, arithmetics, modes
+from conformance.record import Reference
+from conformance.recorded import arithmetics, modes, spliced_arithmetics
 from conformance.tables import table_arithmetic
-from conformance.tolerance import LIMIT
+from conformance.tolerance import EVERY_ARITHMETIC, LIMIT
 
 Say = Callable[[str], None]
 
@@ -75,7 +76,7 @@ def measure_all(cases: list[Case], say: Say) -> list[str]:
     for _, group in groupby(cases, key=lambda c: (c.component, c.variant.name)):
         _measure_variant(list(group), table, say)
     for port in PORTS:
-        for arithmetic in ("float32", "float64", "bfloat16", "float16"):
+        for arithmetic in EVERY_ARITHMETIC:
             _measure_process(
                 f"port {port}", [port, "--dtype", arithmetic], arithmetic, {}, cases, table
             )
@@ -96,12 +97,14 @@ def measure_all(cases: list[Case], say: Say) -> list[str]:
 def _measure_variant(cases: list[Case], table: Table, say: Say) -> None:
     reference = Reference(cases[0].component, cases[0].variant)
     truths = {case.id: reference.truth(case) for case in cases}
-    for arithmetic in ("float64", "float32", "bfloat16", "float16"):
+    for arithmetic in EVERY_ARITHMETIC:
         for case in cases:
             if arithmetic not in arithmetics(case):
                 continue
             component, truth = reference.build(arithmetic), truths[case.id]
             for mode in modes(case):
+                if mode == SPLICE and arithmetic not in spliced_arithmetics(case):
+                    continue
                 _measure_case(component, case, truth, (arithmetic, mode), table)
             say(f"{case.id}: {arithmetic}")
 
@@ -124,7 +127,7 @@ def _measure_case(
         table.add(f"held out: {evaluation.name}{told}", arithmetic, ratio, f"{case.id} {where}")
     if arithmetic == "float64":
         return  # its noise is bounded from below by float32's: see noise_of
-    chosen = calibrations(component, case, arithmetic)
+    chosen = calibrations(component, case, arithmetic, splice=splice)
     runs = [measure(component, case, truth, e, splice=splice) for e in chosen]
     for i, evaluation in enumerate(chosen):
         rest = worst_of(run for j, run in enumerate(runs) if j != i)

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load, save
 
+from conformance import spec
 from conformance.errors import GoldenError, UnsupportedError
 from conformance.large import Large
 from conformance.sampling import TABLES
-from conformance.tolerance import ARITHMETICS, LIMIT
+from conformance.tolerance import EVERY_ARITHMETIC, LIMIT
 
 FORMAT = 1
 SOURCE = "diffusers/transformers in float64"
@@ -33,7 +34,8 @@ class Golden:
         probes: Canonical names in execution order; steps of sketched outputs are among them.
         shapes: Shape of each probe.
         sketches: float64 (probes, 64), of a scheduler (probes, 16).
-        norms: L2 norm of each probe, float64.
+        norms: L2 norm of each probe, float64; of a gradient that is zero by structure that of the
+            query's, beside which it is judged.
         max_abs: Largest magnitude of each probe, float64.
         noise: By arithmetic, float64 (probes,): noise in trace mode; infinite where the reference
             overflows.
@@ -136,7 +138,7 @@ class Golden:
         """Say why the case cannot judge an arithmetic, or None where it can.
 
         Args:
-            arithmetic: One of `tolerance.ARITHMETICS`.
+            arithmetic: One of `tolerance.EVERY_ARITHMETIC`.
 
         Returns:
             The reason: no noise was recorded (a half type would round its inputs, or its samples
@@ -201,6 +203,8 @@ class Golden:
                 for name, noise in outputs.items()
             },
         }
+        known = _gradients(self.case)  # their names alone would fill half of the file
+        sketched = {n: shape for n, shape in self.sketched.items() if n not in known}
         facts = {
             "format": FORMAT,
             "source": SOURCE,
@@ -208,21 +212,23 @@ class Golden:
             "hunts": self.hunts,
             "inputs": self.inputs,
             "probes": [
-                [name, *shape] for name, shape in zip(self.probes, self.shapes, strict=True)
+                [name, *shape]
+                for name, shape in zip(self.probes, self.shapes, strict=True)
+                if name not in known
             ],
-            "outputs": self.output_names,
+            "outputs": [name for name in self.output_names if name not in known],
             "provenance": self.provenance,
         }
         if self.kills:
             facts["kills"] = self.kills
-        if self.sketched:
-            facts["sketched"] = self.sketched
+        if sketched:
+            facts["sketched"] = sketched
         if self.pictures:
             facts["pictures"] = self.pictures
         if self.large:
             facts["large"] = {name: [k.norm, *k.shape] for name, k in self.large.items()}
         text = json.dumps(facts, separators=(",", ":"), sort_keys=True)
-        return save({k: np.ascontiguousarray(v) for k, v in arrays.items()}, {"golden": text})
+        return save({k: np.asarray(v, order="C") for k, v in arrays.items()}, {"golden": text})
 
     def _coefficient_arrays(self) -> dict[str, np.ndarray]:
         """Return the coefficients of all kept steps in one array, in the order of the probes."""
@@ -258,6 +264,7 @@ class Golden:
         if version != FORMAT:
             message = f"{where} has format {version}, this suite reads {FORMAT}"
             raise GoldenError(message)
+        known = _gradients(facts["case"])
         noise: dict[str, np.ndarray] = {}
         output_noise: dict[str, dict[str, np.ndarray]] = {}
         table_noise: dict[str, dict[str, np.ndarray]] = {}
@@ -285,8 +292,8 @@ class Golden:
             hunts=facts["hunts"],
             inputs=facts["inputs"],
             outputs={n: _widened(a) for n, a in _with_prefix(arrays, "output.").items()},
-            probes=[row[0] for row in facts["probes"]],
-            shapes=[tuple(row[1:]) for row in facts["probes"]],
+            probes=[*(row[0] for row in facts["probes"]), *known],
+            shapes=[*(tuple(row[1:]) for row in facts["probes"]), *known.values()],
             sketches=arrays["sketches"],
             norms=arrays["norms"],
             max_abs=arrays["max_abs"],
@@ -299,8 +306,8 @@ class Golden:
                 )
                 for name, (norm, *shape) in facts.get("large", {}).items()
             },
-            output_names=facts["outputs"],
-            sketched={n: tuple(shape) for n, shape in facts.get("sketched", {}).items()},
+            output_names=[*facts["outputs"], *known],
+            sketched={n: tuple(shape) for n, shape in facts.get("sketched", {}).items()} | known,
             pictures={n: tuple(shape) for n, shape in facts.get("pictures", {}).items()},
             tables={n: arrays[f"table.{n}"] for n in TABLES if f"table.{n}" in arrays},
             table_noise=table_noise,
@@ -314,6 +321,12 @@ class Golden:
             own = zip(golden._steps(), arrays["coefficients"], strict=True)
             golden.coefficients = dict(own)
         return golden
+
+
+def _gradients(case_id: str) -> dict[str, tuple[int, ...]]:
+    """Return the gradients of a case, which come last: its id says which they are."""
+    component, variant, _ = case_id.rsplit("/", 2)
+    return spec.gradient_shapes(component, variant.partition("-")[0])
 
 
 _LARGE_PARTS = ("buckets", "rows", "columns")
@@ -336,5 +349,5 @@ def _with_prefix(arrays: dict[str, np.ndarray], prefix: str) -> dict[str, np.nda
 
 def _arithmetic_first(key: str) -> tuple[int, str]:
     """Order noise by arithmetic, widest first."""
-    arithmetic = next((i for i, a in enumerate(ARITHMETICS) if f".{a}." in key), -1)
+    arithmetic = next((i for i, a in enumerate(EVERY_ARITHMETIC) if f".{a}." in key), -1)
     return arithmetic, key

@@ -16,13 +16,13 @@ import torch
 from torch.utils._python_dispatch import _disable_current_modes
 
 from conformance.adapters.diffusers_schedulers import MakeScheduler
-from conformance.honest import FLOATS, HALF_ULP_RUNS, PICTURES, SCHEDULER, Evaluation
+from conformance.honest import HALF_ULP_RUNS, NARROW, PICTURES, SCHEDULER, Evaluation
 from conformance.modes import CoefficientUlp, Mode, RoundedCoefficients, TableUlp
 from conformance.oracle import float64_scheduler
 from conformance.scenarios.schedulers import LONG
-from conformance.tolerance import HALVES
+from conformance.tolerance import FLOATS, HALVES
 
-_SINGLE = ("float32", *HALVES)
+_SINGLE = ("float32", *NARROW)
 
 Change = Callable[[MakeScheduler], MakeScheduler]
 
@@ -124,7 +124,7 @@ def _evaluation(
         arithmetics,
         components=components,
         at_full_size=_SINGLE,
-        in_pipelines=(*FLOATS, *HALVES),  # no noise of a network stands for that of a step
+        in_pipelines=(*FLOATS, *NARROW),  # no noise of a network stands for that of a step
         most_calls=most_calls,
     )
 

@@ -7,10 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from conformance.case import NETWORKS
+from conformance.execution import EXACT, SDPA
 from conformance.golden import SPLICE, TRACE
 from conformance.report.text import case_name, counted, one_line
 from conformance.sampling import PIPELINES, SCHEDULERS, TABLES
 from conformance.spec import TOKENIZER
+from conformance.tolerance import FLOATS
+from conformance.training import TRAININGS
 
 Line = Mapping[str, Any]
 """A case line of results.jsonl."""
@@ -20,6 +23,7 @@ FAILING = ("fail", "xfail")
 
 CONTRACT = "contract"
 
+_DTYPES, _MODES = {*FLOATS, EXACT.dtype}, {SPLICE, TRACE, ""}
 _EXACT = {*TABLES, "input_ids", "timesteps"}
 _SHOWN = 3
 _REASON = 160
@@ -66,6 +70,20 @@ NAMES = (CONTRACT, *(rung.name for rung in LADDER))
 """Names of the levels from 0."""
 
 
+def on_ladder(line: Line) -> bool:
+    """Say whether a level is judged by a case line: the rest is for stamps.
+
+    It is what a port computes by its own backend in float32 and float64, or in integers, traced or
+    spliced; training is no level.
+    """
+    return (
+        line["dtype"] in _DTYPES
+        and line["backend"] in {"", SDPA}
+        and line["mode"] in _MODES
+        and line["component"] not in TRAININGS
+    )
+
+
 def level(lines: Iterable[Line]) -> int | None:
     """Return the level reached: the highest that was judged and, like all below it, has no failure.
 
@@ -95,10 +113,11 @@ def next_level(lines: Sequence[Line], offered: Collection[str]) -> dict[str, Any
         `level`, that of the lowest failure, else the next one; `because`, the reason in words. None
         where the highest level is reached.
     """
+    lines = [line for line in lines if on_ladder(line)]
     judged = _judged(lines)
     broken = [(line, reason) for line in judged if (reason := _broken(line))]
     if broken or not judged:
-        reason = "no case was judged"
+        reason = "nothing was judged in float32 or float64 by the port's own backend"
         if broken:
             share = _share([line for line, _ in broken], judged)
             (line, why), *_ = broken
@@ -116,7 +135,8 @@ def next_level(lines: Sequence[Line], offered: Collection[str]) -> dict[str, Any
 
 def depth(lines: Iterable[Line]) -> str | None:
     """Return how deep the port could be looked into: `outputs`, `trace`, `splice`, or None."""
-    kinds = {(probe["kind"], line["mode"]) for line in lines for probe in line["probes"]}
+    own = [line for line in lines if line["mode"] in _MODES]
+    kinds = {(probe["kind"], line["mode"]) for line in own for probe in line["probes"]}
     if not kinds:
         return None
     if ("probe", SPLICE) in kinds:
@@ -134,7 +154,7 @@ def missing_probes(lines: Iterable[Line]) -> dict[str, list[str]]:
 
 
 def _judged(lines: Iterable[Line]) -> list[Line]:
-    return [line for line in lines if line["verdict"] != "skip"]
+    return [line for line in lines if line["verdict"] != "skip" and on_ladder(line)]
 
 
 def _broken(line: Line) -> str:

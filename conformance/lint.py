@@ -179,6 +179,9 @@ def _degenerate_picture(pixels: np.ndarray, edge: int) -> Iterator[tuple[str, La
 
 def _degenerate(truth: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
     yield "zero", np.zeros_like(truth)
+    if truth.ndim == 0:  # a loss
+        yield "sign-flipped", -truth
+        return
     yield "constant", np.full_like(truth, truth.mean())
     shuffled = np.random.default_rng(0).permutation(truth.reshape(-1)).reshape(truth.shape)
     yield "shuffled", shuffled

@@ -14,7 +14,8 @@ from conformance.golden import Golden
 from conformance.golden_files import check_inputs, golden_of_weights
 from conformance.golden_writer import replace_file
 from conformance.recipe import digest
-from conformance.record import Say, arithmetics, record_variant
+from conformance.record import Say, record_variant
+from conformance.recorded import arithmetics
 
 
 def record_missing(cases: list[Case], wanted: Collection[str], say: Say) -> None:

@@ -260,6 +260,23 @@ class HalfUlp(Moves):
         return func in _ROUNDED and bool(result.is_floating_point())
 
 
+class MovedProducts(Moves):
+    """The result of every convolution and matrix product, moved: sums in other orders."""
+
+    def moves(self, func: Any, result: Any) -> bool:
+        """Move what products make."""
+        return func in _PRODUCTS and isinstance(result, Tensor)
+
+
+_PRODUCTS = {
+    aten.convolution.default,
+    aten.mm.default,
+    aten.addmm.default,
+    aten.bmm.default,
+    aten.baddbmm.default,
+}
+
+
 class TableUlp(Moves):
     """A scheduler's tables, moved: everything that is computed while it is built."""
 

@@ -19,11 +19,18 @@ from conformance.errors import GoldenError
 from conformance.honest import (
     CALIBRATION,
     HALF_ULP_RUNS,
+    MOVED_PRODUCTS,
     Evaluation,
     half_ulp_evaluation,
     time_proj_of,
 )
 from conformance.honest_sampling import SAMPLING_CALIBRATION
+from conformance.honest_training import (
+    TRAINING_CALIBRATION,
+    noised,
+    pooled,
+    schedule_evaluation,
+)
 from conformance.oracle import Component
 from conformance.sampling import (
     SCHEDULER_STEPS,
@@ -34,7 +41,8 @@ from conformance.sampling import (
     steps_left_out,
 )
 from conformance.tables import entry_errors, table_arithmetic
-from conformance.tolerance import FLOAT64_FROM_FLOAT32, badness, floor, ratio
+from conformance.tolerance import FLOAT64_FROM_FLOAT32, OTHER_ARITHMETICS, badness, floor, ratio
+from conformance.training import LOSS, is_gradient, scale_name
 
 
 @dataclass
@@ -80,7 +88,7 @@ def measure(
         if evaluation.split:
             pieces.setdefault(name, []).append(tensor.clone())
         else:
-            _enter_probe(errors, name, tensor, truth.probes[name])
+            _enter_probe(errors, name, tensor, truth)
 
     def replacing(rows: slice) -> Callback:
         def replace(name: str, tensor: Tensor) -> Tensor:
@@ -100,9 +108,9 @@ def measure(
             for name, tensor in outputs.items():
                 collected.setdefault(name, []).append(tensor)
     for name, parts in pieces.items():
-        _enter_probe(errors, name, _joined(parts), truth.probes[name])
+        _enter_probe(errors, name, _joined(case, name, parts), truth)
     for name, parts in collected.items():
-        value, wanted = to_numpy(_joined(parts)), to_numpy(truth.outputs[name])
+        value, wanted = to_numpy(_joined(case, name, parts)), to_numpy(truth.outputs[name])
         _enter_output(errors, name, value, wanted)
     return errors
 
@@ -114,17 +122,24 @@ def _batches(component: Component, case: Case, evaluation: Evaluation) -> list[d
     return [component.tensors(batch) for batch in batches]
 
 
-def _joined(parts: list[Tensor]) -> Tensor:
-    """Put the samples of a batch together again; what has no axis is the same in all."""
+def _joined(case: Case, name: str, parts: list[Tensor]) -> Tensor:
+    """Put the samples of a batch together again; what has no axis is the same in all.
+
+    A loss is a mean over the batch, and so are its gradients.
+    """
+    if case.is_training and (name == LOSS or is_gradient(name)):
+        return torch.stack(parts).mean(0)
     return torch.cat(parts) if parts[0].ndim else parts[0]
 
 
-def _enter_probe(errors: Errors, name: str, tensor: Tensor, wanted: Tensor) -> None:
+def _enter_probe(errors: Errors, name: str, tensor: Tensor, truth: oracle.Truth) -> None:
+    wanted = truth.probes[name]
     if name in TABLES:
         errors.tables[name] = entry_errors(name, to_numpy(tensor), to_numpy(wanted))
         return
     difference = float((tensor.to(torch.float64) - wanted).norm())
-    errors.probes[name] = relative_error(difference, float(wanted.to(torch.float64).norm()))
+    scale = truth.probes[scale_name(name)].to(torch.float64)
+    errors.probes[name] = relative_error(difference, float(scale.norm()))
 
 
 def _enter_output(errors: Errors, name: str, value: np.ndarray, wanted: np.ndarray) -> None:
@@ -149,7 +164,7 @@ _STEPS_FIRST = ("model_outputs", "noise")
 
 def _split(case: Case, inputs: dict[str, np.ndarray]) -> list[dict[str, np.ndarray]]:
     """Split a batch into batches of one; what has no axis goes to each."""
-    steps_first = () if case.is_network else _STEPS_FIRST
+    steps_first = _steps_first(case)
 
     def sample(name: str, array: np.ndarray, i: int) -> np.ndarray:
         if array.ndim == 0:
@@ -162,11 +177,16 @@ def _split(case: Case, inputs: dict[str, np.ndarray]) -> list[dict[str, np.ndarr
     ]
 
 
+def _steps_first(case: Case) -> tuple[str, ...]:
+    """Return the inputs of a case whose first axis is the step."""
+    return _STEPS_FIRST if case.is_scheduler or case.is_pipeline else ()
+
+
 def _can_be_split(case: Case) -> bool:
     """Say whether there are several samples, each with its own rows of every input."""
     inputs = case.inputs()
     rows = {
-        array.shape[1 if name in _STEPS_FIRST and not case.is_network else 0]
+        array.shape[1 if name in _steps_first(case) else 0]
         for name, array in inputs.items()
         if array.ndim
     }
@@ -178,18 +198,28 @@ def batch_size(inputs: dict[str, np.ndarray]) -> int:
     return next(len(array) for array in inputs.values() if array.ndim)
 
 
-def calibrations(component: Component, case: Case, arithmetic: str) -> list[Evaluation]:
+def calibrations(
+    component: Component, case: Case, arithmetic: str, *, splice: bool = False
+) -> list[Evaluation]:
     """Return the calibration evaluations of a case in an arithmetic.
+
+    In splice mode operands are the oracle's: no order of sums turns their rounding over.
 
     The timestep embedding is drawn 16 times with half-ulp moves; the two draws that are furthest
     from the truth are carried through the network. Of a pipeline's many timesteps the first, the
     largest, decides: its embedding is the noisiest.
     """
-    chosen = [e for e in (*CALIBRATION, *SAMPLING_CALIBRATION) if e.applies(case, arithmetic)]
+    known = (*CALIBRATION, *SAMPLING_CALIBRATION, *TRAINING_CALIBRATION)
+    chosen = [e for e in known if e.applies(case, arithmetic)]
     if not _can_be_split(case):
         chosen = [e for e in chosen if not e.split]
-    if arithmetic == "float32" and time_proj_of(component.module) is not None:
+    if splice:
+        chosen = [e for e in chosen if e not in MOVED_PRODUCTS]
+    moved = arithmetic in {"float32", *OTHER_ARITHMETICS}
+    if moved and time_proj_of(component.module) is not None:
         chosen += _worst_half_ulps(component, case)
+        if case.is_training:
+            chosen += _worst_schedules(component, case)
     return chosen
 
 
@@ -199,11 +229,23 @@ def _worst_half_ulps(component: Component, case: Case) -> list[Evaluation]:
     return [half_ulp_evaluation(seed) for seed in order[:2]]
 
 
+def _worst_schedules(component: Component, case: Case) -> list[Evaluation]:
+    """Return the two draws of the noise schedule that move noisy latents the furthest."""
+    plain = noised(component, case)
+    errors = []
+    for seed in range(HALF_ULP_RUNS):
+        with schedule_evaluation(seed).around(component.module):
+            errors.append(float((noised(component, case) - plain).norm()))
+    order = sorted(range(HALF_ULP_RUNS), key=lambda i: -errors[i])
+    return [schedule_evaluation(seed) for seed in order[:2]]
+
+
 def _embedding_errors(component: Component, case: Case) -> list[Tensor]:
     """Return the error of each draw of the timestep embedding, float64 (timesteps, width)."""
     inputs = case.inputs()
     first = _first_timestep(inputs) if case.is_pipeline else None
-    timestep = torch.tensor(inputs["timestep"] if first is None else first).reshape(-1)
+    own = inputs["timesteps" if case.is_training else "timestep"] if first is None else first
+    timestep = torch.tensor(own).reshape(-1)
     time_proj = time_proj_of(component.module)
     exact = oracle.float64_time_proj(time_proj)(timestep.double())
     errors = []
@@ -262,7 +304,7 @@ def worst_of(runs: Iterable[Errors]) -> Errors:
         name: with_neighbours(np.max([r.tables[name] for r in runs], axis=0))
         for name in runs[0].tables
     }
-    return Errors(at_least_median(probes), with_parts(outputs), tables)
+    return Errors(pooled(at_least_median(probes)), with_parts(outputs), tables)
 
 
 NEIGHBOURS = 8

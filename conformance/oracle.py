@@ -35,10 +35,13 @@ from conformance import modes
 from conformance.adapters.diffusers_networks import NETWORKS, Tokenizer
 from conformance.adapters.diffusers_pipelines import pipeline_component
 from conformance.adapters.diffusers_schedulers import make_scheduler, scheduler_component
+from conformance.adapters.diffusers_training import training_component
 from conformance.adapters.torch_module import TorchComponent, assign_weights
 from conformance.adapters.torch_sampling import PipelineComponent, SchedulerComponent
+from conformance.adapters.torch_training import TrainingComponent
 from conformance.errors import GoldenError
 from conformance.sampling import PIPELINES, SCHEDULERS
+from conformance.training import TRAININGS
 
 if TYPE_CHECKING:
     from conformance.case import Case
@@ -121,7 +124,7 @@ def float64_module(name: str) -> ModuleType:
     return module
 
 
-Component = TorchComponent | SchedulerComponent | PipelineComponent
+Component = TorchComponent | SchedulerComponent | PipelineComponent | TrainingComponent
 
 
 def reference(component: str, variant: Variant, weights: Weights, dtype: torch.dtype) -> Component:
@@ -147,7 +150,22 @@ def reference(component: str, variant: Variant, weights: Weights, dtype: torch.d
             pipeline.module.load_module = float64_module
             pipeline.module.unet.time_proj = float64_time_proj(pipeline.module.unet.time_proj)
         return pipeline
+    if component in TRAININGS:
+        return _training(component, variant, weights, dtype)
     return network(component, variant, weights, dtype)
+
+
+def _training(
+    component: str, variant: Variant, weights: Weights, dtype: torch.dtype
+) -> TrainingComponent:
+    """Build the reference of a component of training; see `reference`."""
+    exact = dtype is torch.float64
+    make = float64_scheduler if exact else make_scheduler
+    built = training_component(component, variant, weights, dtype, make=make)
+    if exact and "unet" in built.module:
+        unet: Any = built.module["unet"]
+        unet.time_proj = float64_time_proj(unet.time_proj)
+    return built
 
 
 def network(
@@ -189,8 +207,8 @@ _PLAIN = "sd1_plain"
 def plain_attention(module: Any) -> Iterator[None]:
     """Run the reference's attention as two matrix products and a softmax instead of one kernel."""
     with ExitStack() as stack:
-        if hasattr(module, "make"):  # a pipeline's networks
-            for part in (module.text_encoder, module.unet, module.vae):
+        if hasattr(module, "make"):  # the networks of a pipeline, or of a component of training
+            for part in module.children():
                 stack.enter_context(plain_attention(part))
         elif hasattr(module, "text_model"):
             stack.enter_context(_plain_text_attention(module))

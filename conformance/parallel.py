@@ -18,7 +18,8 @@ from conformance.errors import ExitCode, PortError, SuiteError, UsageError
 from conformance.execution import Execution
 from conformance.port import close, resolve
 from conformance.report.text import one_line
-from conformance.runner import Result, Runner
+from conformance.result import Result
+from conformance.runner import Runner
 from conformance.traces import find_traces
 
 Item = tuple[Case, Execution]
@@ -45,7 +46,7 @@ class Job:
     def runner(self) -> Runner:
         """Make the port and a runner for it."""
         traces = find_traces(self.packs) if self.packs else None
-        return Runner(resolve(self.port, self.limits), traces)
+        return Runner(resolve(self.port, self.limits), traces, self.port)
 
 
 def groups(items: Iterable[Item]) -> list[list[Item]]:

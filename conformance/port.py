@@ -20,8 +20,9 @@ import numpy as np
 from conformance import protocol
 from conformance.case import COMPONENTS
 from conformance.errors import PortError, SuiteError, UsageError
+from conformance.execution import BACKENDS, SDPA
 from conformance.report.text import one_line, with_article
-from conformance.tolerance import ARITHMETICS
+from conformance.tolerance import EVERY_ARITHMETIC
 from conformance.variants import NO_VARIANT
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ class Hello:
         shapes: By component and input the shapes that it takes, None for any length; anything
             where nothing is said.
         echo: Whether it offers the component `echo`, which gives back its inputs.
+        backends: Ways to evaluate a network that it can be asked for; `sdpa` is its own.
     """
 
     name: str
@@ -71,6 +73,7 @@ class Hello:
     weights: tuple[str, ...] = ("diffusers",)
     shapes: dict[str, dict[str, list[list[int | None]]]] = field(default_factory=dict)
     echo: bool = False
+    backends: tuple[str, ...] = (SDPA,)
 
     def offers(self, component: str, variant: str) -> bool:
         """Say whether a component is offered in a variant."""
@@ -138,6 +141,9 @@ class Port(Protocol):
     ) -> Component:
         """Build a component with the given weights.
 
+        A port that offers more than one backend is given another than its own by the keyword
+        `backend`, and only then.
+
         Args:
             component: One of `hello().components`.
             variant: Gives the architecture.
@@ -155,10 +161,6 @@ class Port(Protocol):
 
 
 EXEC = "exec:"
-
-OTHER_ARITHMETICS = ("tf32", "bf16-matmul")
-POLICY = "policy:"
-"""Arithmetics that a port may offer before there are goldens for them."""
 
 
 def resolve(spec: str, limits: Any = None) -> Port:
@@ -232,14 +234,14 @@ def greet(port: Port) -> Hello:
             "conformance.port.Hello"
         )
         raise PortError(message)
-    for name in ("components", "arithmetics", "devices"):
+    for name in ("components", "arithmetics", "devices", "backends"):
         if isinstance(getattr(hello, name), str):
             message = f"hello().{name} of the port is a string: it must be a tuple of names"
             raise PortError(message)
-    policies = [name for name in hello.arithmetics if name.startswith(POLICY)]
     for kind, offered, known in (
         ("component", hello.components, COMPONENTS),
-        ("arithmetic", hello.arithmetics, (*ARITHMETICS, *OTHER_ARITHMETICS, *policies)),
+        ("arithmetic", hello.arithmetics, EVERY_ARITHMETIC),
+        ("backend", hello.backends, BACKENDS),
     ):
         unknown = [name for name in offered if name not in known]
         if unknown:

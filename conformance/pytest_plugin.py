@@ -2,12 +2,12 @@
 
 A test that asks for `sd1_item` is parametrised over the selected cases and executions; calling
 `sd1_judge(sd1_item)` runs one and passes, fails or skips as the verdict says. `sd1_block` is the
-same for splice mode, one item per named block: one run of the case serves them all.
+same for splice mode, one item per named block: one run of the case serves them all. `sd1_axis` is
+the same for the other arithmetics, backends and modes (`conformance.matrix`).
 """
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 from collections.abc import Callable, Iterable
@@ -17,29 +17,32 @@ from typing import Any
 
 import pytest
 
-from conformance.blocks import block_names, of_block
-from conformance.case import Case, select_cases
-from conformance.cli_common import split
-from conformance.cli_run import default_modes, executions, scope_of
+from conformance.blocks import of_block
+from conformance.case import Case
+from conformance.choice import scope_of
 from conformance.devices import device_of, visible_devices
 from conformance.environment import environment
-from conformance.errors import ExitCode, SuiteError
-from conformance.execution import Execution, items
-from conformance.golden import SPLICE
-from conformance.port import BUILTIN, Hello, Port, close, greet, resolve
-from conformance.report.terminal import verdict_lines
+from conformance.errors import SuiteError
+from conformance.execution import Execution
+from conformance.pytest_items import (
+    DEFAULT_DTYPES,
+    JUDGED,
+    PARAMETERS,
+    close_port,
+    packs_of,
+    parameters,
+    port_of,
+)
+from conformance.pytest_report import Reporter, rerun_options
 from conformance.report.words import rerun_command
-from conformance.results import DEFAULT_OUT, Results
-from conformance.runner import Result, Runner
+from conformance.result import Result
+from conformance.results import DEFAULT_OUT
+from conformance.runner import Runner
 from conformance.shards import Item, Selection, Shard
-from conformance.traces import NO_SPLICE, find_traces
+from conformance.traces import find_traces
 from conformance.xfails import Xfails
 
-DEFAULT_DTYPES = "float32,float64"
-CUDA_DTYPES = ("float32", "bfloat16", "float16")
-
 _SCOPE = pytest.StashKey[str]()
-_PORT = pytest.StashKey[Port]()
 _XFAILS = pytest.StashKey[Xfails | None]()
 _SHARD = pytest.StashKey[Shard | None]()
 _SELECTION = pytest.StashKey[Selection]()
@@ -57,10 +60,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     """Offer the choices of `sd1-conformance run`."""
     group = parser.getgroup("sd1-conformance")
     group.addoption("--sd1-port", default="sd1_impl", help="PORT of sd1-conformance run")
-    group.addoption("--sd1-dtype", default=DEFAULT_DTYPES, help="arithmetics, comma-separated")
-    group.addoption("--sd1-device", default="cpu", help="device of the port")
+    group.addoption("--sd1-dtype", default=None, help=f"globs; default {DEFAULT_DTYPES}")
+    group.addoption("--sd1-device", default=None, help="devices of the port; default cpu")
+    group.addoption("--sd1-backend", default=None, help="globs; default sdpa")
     group.addoption("--sd1-variant", default=None, help="globs; default tiny*,odd*")
-    group.addoption("--sd1-mode", default=None, help="trace, splice; default both, if possible")
+    group.addoption("--sd1-mode", default=None, help="globs; default trace,splice, if possible")
     group.addoption("--sd1-traces", default=None, help="folder of trace packs for splice mode")
     group.addoption("--sd1-shard", default=None, help="I/N: one part of N of the matrix")
     group.addoption("--sd1-xfails", default=None, help="file of expected failures")
@@ -75,7 +79,7 @@ def pytest_load_initial_conftests(early_config: pytest.Config) -> None:
         return
     threads = (os.cpu_count() or 1) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, threads)))
-    if ":" not in early_config.known_args_namespace.sd1_device:  # cuda:1 names one of all
+    if ":" not in (early_config.known_args_namespace.sd1_device or ""):  # cuda:1 names one of all
         own = device_of(int(worker), visible_devices())
         os.environ.update(own)
         early_config.stash[_OWN] = own
@@ -90,27 +94,8 @@ def pytest_configure(config: pytest.Config) -> None:
     except SuiteError as error:
         raise pytest.UsageError(str(error)) from error
     if not hasattr(config, "workerinput"):
-        config.pluginmanager.register(_Reporter(config), _REPORTER)
-
-
-def _port(config: pytest.Config) -> Port:
-    if _PORT not in config.stash:
-        config.stash[_PORT] = resolve(config.getoption("--sd1-port"))
-    return config.stash[_PORT]
-
-
-def selection(config: pytest.Config) -> tuple[list[Case], list[Execution]]:
-    """Return the cases and executions that the options choose."""
-    option = config.getoption
-    cases = select_cases(variants=split(option("--sd1-variant")))
-    hello = greet(_port(config))
-    mode = option("--sd1-mode") or default_modes(hello, _packs(config))
-    return cases, executions(option("--sd1-dtype"), option("--sd1-device"), "sdpa", mode, hello)
-
-
-def _packs(config: pytest.Config) -> Path | None:
-    folder = config.getoption("--sd1-traces")
-    return Path(folder) if folder else None
+        reporter = Reporter(config, config.stash[_XFAILS], config.stash[_SHARD])
+        config.pluginmanager.register(reporter, _REPORTER)
 
 
 @pytest.hookimpl(trylast=True)
@@ -163,7 +148,7 @@ def _parameter(item: pytest.Item, name: str) -> Any:
 
 def _judged(items: Iterable[pytest.Item]) -> list[Item]:
     """Return the items of the matrix among tests."""
-    chosen = (_parameter(item, name) for item in items for name in _JUDGED)
+    chosen = (_parameter(item, name) for item in items for name in JUDGED)
     return [item for item in chosen if item is not None]
 
 
@@ -172,85 +157,23 @@ def _scope(items: Iterable[pytest.Item]) -> str:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Parametrise `sd1_block`, `sd1_item`, `sd1_cuda_item` and `sd1_case`."""
-    for fixture, make in _PARAMETERS.items():
+    """Parametrise `sd1_item` and its like."""
+    for fixture, make in PARAMETERS.items():
         if fixture in metafunc.fixturenames:
-            metafunc.parametrize(fixture, _parameters(metafunc.config, make))
-
-
-def _parameters(config: pytest.Config, make: Callable[..., list[Any]]) -> list[Any]:
-    """Make the parameters of a fixture; one skipped parameter where there cannot be any."""
-    port = config.getoption("--sd1-port")
-    if port in BUILTIN and importlib.util.find_spec("torch") is None:
-        return [_skipped(f"port {port} needs torch: pip install 'sd1-conformance[torch]'")]
-    try:
-        return make(config)
-    except SuiteError as error:
-        raise pytest.UsageError(str(error)) from error
-
-
-def _skipped(reason: str) -> Any:
-    return pytest.param(None, id="not-here", marks=pytest.mark.skip(reason))
-
-
-def _items(config: pytest.Config) -> list[Any]:
-    chosen = items(*selection(config))
-    return [_item(case, run) for case, run in chosen if run.mode != SPLICE]
-
-
-def _blocks(config: pytest.Config) -> list[Any]:
-    chosen = [(case, run) for case, run in items(*selection(config)) if run.mode == SPLICE]
-    if not chosen:
-        return [_skipped(f"splice mode is not among the modes, or impossible: {NO_SPLICE}")]
-    return [
-        pytest.param((case, run, block), id=f"{run.item_id(case)}::{block}", marks=_group(case))
-        for case, run in chosen
-        for block in block_names(case)
-    ]
-
-
-def _cuda_items(config: pytest.Config) -> list[Any]:
-    cases, _ = selection(config)
-    if "cuda" not in greet(_port(config)).devices:
-        return [_skipped("no CUDA device is visible to the port")]
-    runs = [Execution(dtype=dtype, device="cuda") for dtype in CUDA_DTYPES]
-    return [_item(case, run) for case, run in items(cases, runs) if not case.exact]
-
-
-def _item(case: Case, run: Execution) -> Any:
-    return pytest.param((case, run), id=run.item_id(case), marks=_group(case))
-
-
-def _cases(config: pytest.Config) -> list[Any]:
-    cases = [case for case in selection(config)[0] if not case.refused]
-    return [pytest.param(c, id=c.id, marks=_group(c)) for c in cases]
-
-
-_JUDGED = ("sd1_block", "sd1_item", "sd1_cuda_item")
-_PARAMETERS = {
-    "sd1_block": _blocks,
-    "sd1_item": _items,
-    "sd1_cuda_item": _cuda_items,
-    "sd1_case": _cases,
-}
-
-
-def _group(case: Case) -> pytest.MarkDecorator:
-    """Keep one component and variant on one worker, so that its networks are built once."""
-    return pytest.mark.xdist_group(f"{case.component}/{case.variant.name}")
+            metafunc.parametrize(fixture, parameters(metafunc.config, make))
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
     """End what the port has started."""
-    if _PORT in config.stash:
-        close(config.stash[_PORT])
+    close_port(config)
 
 
 @pytest.fixture(scope="session")
 def sd1_runner(pytestconfig: pytest.Config) -> Runner:
     """Run cases on the port under test."""
-    folder = _packs(pytestconfig)
-    return Runner(_port(pytestconfig), find_traces(folder) if folder else None)
+    folder = packs_of(pytestconfig)
+    traces = find_traces(folder) if folder else None
+    return Runner(port_of(pytestconfig), traces, pytestconfig.getoption("--sd1-port"))
 
 
 @pytest.fixture(scope="session")
@@ -296,7 +219,7 @@ def sd1_judge(
         }
         request.node.user_properties.append(("sd1", json.dumps(payload)))
         option = request.config.getoption
-        _conclude(line, option("--sd1-port"), _rerun_options(option))
+        _conclude(line, option("--sd1-port"), rerun_options(option))
 
     return judge
 
@@ -317,67 +240,3 @@ def _conclude(line: dict[str, Any], port: str, options: tuple[str, ...] = ()) ->
         again = rerun_command(port, line["case"], options)
         text = [f"{verdict}: {message}", line["detail"], f"run it alone: {again}"]
         pytest.fail("\n".join(filter(None, text)), pytrace=False)
-
-
-def _rerun_options(option: Callable[[str], Any]) -> tuple[str, ...]:
-    """Return what a command that runs an item again has to repeat."""
-    packs = option("--sd1-traces")
-    return ("--traces", packs) if packs else ()
-
-
-class _Reporter:
-    """Gathers the items' lines from all workers and writes the report of a run."""
-
-    def __init__(self, config: pytest.Config) -> None:
-        self.config = config
-        self.results: Results | None = None
-        self.summary: dict[str, Any] | None = None
-
-    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Write the line of an item that was judged."""
-        payload = dict(report.user_properties).get("sd1")
-        if report.when != "call" or not isinstance(payload, str):
-            return
-        facts = json.loads(payload)
-        try:
-            self.results = self.results or self._begun(facts)
-            self.results.add(facts["line"])
-        except SuiteError as error:
-            code = pytest.ExitCode.INTERNAL_ERROR
-            if error.exit_code is ExitCode.USAGE:
-                code = pytest.ExitCode.USAGE_ERROR
-            pytest.exit(f"sd1-conformance: {error}", code)
-
-    def _begun(self, facts: dict[str, Any]) -> Results:
-        """Begin the report with what the first item says of the port."""
-        hello: Any = {k: tuple(v) if isinstance(v, list) else v for k, v in facts["hello"].items()}
-        return Results(
-            Path(self.config.getoption("--sd1-out")),
-            Hello(**hello),
-            self.config.getoption("--sd1-port"),
-            facts["scope"],
-            machine=facts["environment"],
-            xfails=self.config.stash[_XFAILS],
-            options=_rerun_options(self.config.getoption),
-            shard=self.config.stash[_SHARD],
-            items=facts["items"],
-        )
-
-    def pytest_sessionfinish(self, session: pytest.Session) -> None:
-        """Close the report; a list of expected failures that does not fit fails the session."""
-        if self.results is not None:
-            try:
-                self.summary = self.results.close()
-            except SuiteError as error:
-                pytest.exit(f"sd1-conformance: {error}", pytest.ExitCode.INTERNAL_ERROR)
-            misfits = self.summary["xfails"] and self.summary["xfails"]["problems"]
-            if misfits and session.exitstatus == pytest.ExitCode.OK:
-                session.exitstatus = pytest.ExitCode.TESTS_FAILED
-
-    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
-        """Print the verdict."""
-        if self.results is not None and self.summary is not None:
-            terminalreporter.section("sd1-conformance")
-            for line in verdict_lines(self.summary, self.results.lines):
-                terminalreporter.line(line)
-            terminalreporter.line(f"  report {self.results.out / 'index.html'}")

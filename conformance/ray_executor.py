@@ -21,7 +21,8 @@ from conformance.execution import Execution
 from conformance.parallel import Item, Job, Report, groups
 from conformance.port import Hello, close
 from conformance.report.text import one_line
-from conformance.runner import Result, Runner
+from conformance.result import Result
+from conformance.runner import Runner
 
 ADDRESS = "RAY_ADDRESS"
 """Names a cluster that is there already; without it one is started on this machine."""

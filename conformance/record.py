@@ -15,12 +15,14 @@ import numpy as np
 import torch
 
 from conformance import oracle, spec, terms
+from conformance.adapters.arithmetics import MIXED, built_in, computing_in
 from conformance.adapters.torch_module import DTYPES, to_numpy
 from conformance.case import Case
 from conformance.checkpoints import FileVariant
 from conformance.errors import GoldenError
 from conformance.golden import SPLICE, TRACE, Golden
-from conformance.honest import FLOATS, HELD_OUT
+from conformance.honest import HELD_OUT
+from conformance.honest_training import TRAINING_HELD_OUT
 from conformance.judge import IMAGE, TIME_PROJ
 from conformance.large import EDGE, PICTURE_EDGE, WHOLE_LIMIT, Large
 from conformance.layout import PIXELS
@@ -34,15 +36,17 @@ from conformance.noise import (
     worst_ratio,
 )
 from conformance.recipe import SEED, digest
+from conformance.recorded import arithmetics, modes, spliced_arithmetics
 from conformance.sampling import (
     SCHEDULER_STEPS,
     TABLES,
     kept_steps,
     step_name,
 )
-from conformance.sketch import BUCKETS, STEP_BUCKETS, sketch
-from conformance.tolerance import ARITHMETICS, LIMIT
+from conformance.sketch import BLOCK_BUCKETS, BUCKETS, STEP_BUCKETS, sketch
+from conformance.tolerance import EVERY_ARITHMETIC, FLOATS, LIMIT
 from conformance.traces import Values
+from conformance.training import scales
 from conformance.variants import Variant
 
 Say = Callable[[str], None]
@@ -65,10 +69,9 @@ class Reference:
         """Return the reference in an arithmetic; only the last one is kept."""
         if self._built is None or self._built[0] != arithmetic:
             self._built = None
-            component = oracle.reference(
-                self.component, self.variant, self.weights, DTYPES[arithmetic]
-            )
-            self._built = (arithmetic, component)
+            dtype = DTYPES[built_in(arithmetic)]
+            component = oracle.reference(self.component, self.variant, self.weights, dtype)
+            self._built = (arithmetic, computing_in(arithmetic, component))
         return self._built[1]
 
     def truth(self, case: Case) -> oracle.Truth:
@@ -103,23 +106,11 @@ def sketched_outputs(case: Case, truth: oracle.Truth) -> dict[str, tuple[int, ..
     if case.is_pipeline:
         shape = tuple(truth.probes["latents#0"].shape)
         return {step_name("latents", k): shape for k in range(case.scenario.calls)}
-    return {}
-
-
-def arithmetics(case: Case) -> tuple[str, ...]:
-    """Return the arithmetics of a case.
-
-    Half types would round dense or raised values. And they round a sample at every step: what that
-    adds up to over a thousand steps has no typical size.
-    """
-    raised = any(recipe.mean for recipe in case.scenario.recipes(case.variant).values())
-    if case.variant.regime == "dense" or raised or not case.scenario.in_halves:
-        return FLOATS
-    return ARITHMETICS
+    return spec.gradient_shapes(case.component, case.variant.size)
 
 
 def record_variant(
-    cases: list[Case], say: Say, only: Collection[str] = ARITHMETICS
+    cases: list[Case], say: Say, only: Collection[str] = EVERY_ARITHMETIC
 ) -> dict[str, Golden]:
     """Record all cases of one component and variant.
 
@@ -138,33 +129,55 @@ def record_variant(
     if not cases:
         return {}
     if cases[0].exact:
-        return {case.id: _claiming(case, _exact_golden(case)) for case in cases}
+        return {case.id: claiming(case, _exact_golden(case)) for case in cases}
     reference = Reference(cases[0].component, cases[0].variant)
     truths = {}
     for case in cases:
         truths[case.id] = reference.truth(case)
         say(f"{case.id}: oracle")
     noise: dict[str, Noise] = {case.id: {mode: {} for mode in modes(case)} for case in cases}
-    for arithmetic in ARITHMETICS:
+    for arithmetic in EVERY_ARITHMETIC:
         for case in cases:
-            if arithmetic not in only or arithmetic not in arithmetics(case):
-                continue
-            component = reference.build(arithmetic)
-            truth = truths[case.id]
-            for mode, units in noise[case.id].items():
-                if mode == SPLICE and arithmetic not in spliced_arithmetics(case):
-                    continue
-                runs = [
-                    measure(component, case, truth, e, splice=mode == SPLICE)
-                    for e in calibrations(component, case, arithmetic)
-                ]
-                units[arithmetic] = worst_of(runs)
-                _refuse_unfair(case, arithmetic, component, truth, mode, units)
-                say(f"{case.id}: {arithmetic}, {mode}, {len(runs)} evaluations")
+            if arithmetic in only and arithmetic in arithmetics(case):
+                component = reference.build(arithmetic)
+                add_noise(case, arithmetic, component, truths[case.id], noise[case.id], say)
     goldens = {case.id: _golden(case, truths[case.id], noise[case.id]) for case in cases}
     for case in cases:
         _add_embedding(goldens[case.id], case, reference, truths[case.id])
-    return {case.id: _claiming(case, goldens[case.id], truths[case.id]) for case in cases}
+    return {case.id: claiming(case, goldens[case.id], truths[case.id]) for case in cases}
+
+
+def add_noise(
+    case: Case,
+    arithmetic: str,
+    component: oracle.Component,
+    truth: oracle.Truth,
+    noise: Noise,
+    say: Say,
+) -> None:
+    """Measure the noise of a case in an arithmetic, in the modes that `noise` has.
+
+    Args:
+        case: The case.
+        arithmetic: One of `arithmetics(case)`.
+        component: The reference in it.
+        truth: What the oracle computed.
+        noise: By mode and arithmetic; entered there.
+        say: Told each step, in one line.
+
+    Raises:
+        GoldenError: An honest evaluation exceeds half the limit.
+    """
+    for mode, units in noise.items():
+        if mode == SPLICE and arithmetic not in spliced_arithmetics(case):
+            continue
+        runs = [
+            measure(component, case, truth, e, splice=mode == SPLICE)
+            for e in calibrations(component, case, arithmetic, splice=mode == SPLICE)
+        ]
+        units[arithmetic] = worst_of(runs)
+        _refuse_unfair(case, arithmetic, component, truth, mode, units)
+        say(f"{case.id}: {arithmetic}, {mode}, {len(runs)} evaluations")
 
 
 def _add_embedding(golden: Golden, case: Case, reference: Reference, truth: oracle.Truth) -> None:
@@ -174,7 +187,7 @@ def _add_embedding(golden: Golden, case: Case, reference: Reference, truth: orac
         golden.embedding_noise = embedding_noise(reference.build("float32"), case)
 
 
-def _claiming(case: Case, golden: Golden, truth: oracle.Truth | None = None) -> Golden:
+def claiming(case: Case, golden: Golden, truth: oracle.Truth | None = None) -> Golden:
     """Enter the mutants that a case is to kill; refuse the golden if it does not.
 
     What mutants do on the user's own weights is not known.
@@ -189,23 +202,6 @@ def _claiming(case: Case, golden: Golden, truth: oracle.Truth | None = None) -> 
     return replace(golden, kills=[mutant.id for mutant in claims.claimed(case)])
 
 
-def spliced_arithmetics(case: Case) -> tuple[str, ...]:
-    """Return the arithmetics of splice mode: a pipeline's networks have halves on their own."""
-    large = case.full_size and case.component == "unet"
-    return FLOATS if case.is_pipeline or large else ARITHMETICS
-
-
-def modes(case: Case) -> tuple[str, ...]:
-    """Return the modes of a case: what is open loop, or exact, has no splice mode.
-
-    The 860M model takes minutes for each evaluation: it is spliced where every probe is recorded.
-    """
-    spliced = case.has_splice_mode
-    if case.full_size and (case.is_pipeline or case.component == "unet"):
-        spliced = case.every_probe
-    return (TRACE, SPLICE) if spliced else (TRACE,)
-
-
 def _refuse_unfair(
     case: Case,
     arithmetic: str,
@@ -214,10 +210,11 @@ def _refuse_unfair(
     mode: str,
     noise: dict[str, Errors],
 ) -> None:
-    """Hold one evaluation out and refuse the golden if it exceeds half the limit."""
-    if arithmetic != "float32" or case.full_size:
+    """Hold evaluations out and refuse the golden if one exceeds half the limit."""
+    if arithmetic not in {"float32", *MIXED} or case.full_size:
         return
-    for evaluation in (e for e in HELD_OUT if e.applies(case, arithmetic)):
+    held_out = (*HELD_OUT, *TRAINING_HELD_OUT)
+    for evaluation in (e for e in held_out if e.applies(case, arithmetic)):
         errors = measure(component, case, truth, evaluation, splice=mode == SPLICE)
         found, where = worst_ratio(errors, noise_of(arithmetic, noise), arithmetic)
         if not found <= LIMIT / 2:
@@ -242,13 +239,13 @@ def _golden(case: Case, truth: oracle.Truth, noise: Noise) -> Golden:
         edge = PICTURE_EDGE
         if not case.scenario.keeps_pixels:
             pictures[PIXELS] = whole.pop(PIXELS).shape
-    buckets = STEP_BUCKETS if case.is_scheduler else BUCKETS
+    buckets = buckets_of(case)
     return Golden(
         case=case.id,
         hunts=case.scenario.hunts,
         inputs=input_facts(case),
         outputs=whole,
-        output_names=[*sketched, *outputs],
+        output_names=[*outputs, *sketched] if case.is_training else [*sketched, *outputs],
         large={
             n: Large.of(array, edge)
             for n, array in outputs.items()
@@ -262,7 +259,7 @@ def _golden(case: Case, truth: oracle.Truth, noise: Noise) -> Golden:
         probes=list(rows),
         shapes=[array.shape for array in rows.values()],
         sketches=np.stack([sketch(array, buckets) for array in rows.values()]),
-        norms=np.array([np.linalg.norm(a.astype(np.float64)) for a in rows.values()]),
+        norms=scales(rows),
         max_abs=np.array([float(np.max(np.abs(array))) for array in rows.values()]),
         noise={a: np.array([u.probes[name] for name in rows]) for a, u in units.items()},
         output_noise={a: u.outputs for a, u in units.items()},
@@ -282,6 +279,13 @@ def step_coefficients(case: Case, rows: Mapping[str, np.ndarray]) -> dict[str, n
         )
         for k in given
     }
+
+
+def buckets_of(case: Case) -> int:
+    """Return how many numbers a case keeps of each of its probes."""
+    if case.is_scheduler or case.is_training:
+        return STEP_BUCKETS
+    return BUCKETS if case.every_probe or not case.is_network else BLOCK_BUCKETS
 
 
 def _exact_golden(case: Case) -> Golden:

@@ -8,126 +8,55 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import redirect_stdout
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import numpy as np
 
-from conformance import spec, tolerance
+from conformance import spec
 from conformance.case import Case
-from conformance.compare import Record
 from conformance.contract import call, check_contract, require_unchanged, where_raised
-from conformance.divergence import Local, describe, first_divergence
+from conformance.divergence import Local, as_precision, describe, first_divergence
+from conformance.environment import environment
 from conformance.errors import PortError, RaisedError, SuiteError, UnsupportedError
 from conformance.evidence.collect import Answer, Evidence
-from conformance.execution import Execution
+from conformance.execution import SDPA, STABILITY, Execution
 from conformance.golden import SPLICE, Golden
 from conformance.golden_files import drawn_inputs, load_golden
-from conformance.judge import (
-    ISLAND,
-    TIME_PROJ,
-    judge_outputs,
-    judge_probes,
-    time_proj_values,
-    token_lists,
-    watching,
-)
+from conformance.headroom import facts as headroom_facts
+from conformance.headroom import overflow_text
+from conformance.judge import judge_outputs, judge_probes, token_lists, watching
 from conformance.layout import NHWC, ChannelsLast, require_shapes
-from conformance.port import Arrays, Component, Port, greet
+from conformance.offer import refuse_island, require_offer, supplied_embedding
+from conformance.port import EXEC, Arrays, Component, Port, greet
+from conformance.precision import look, settings_on
 from conformance.recipe import SEED
 from conformance.report.text import one_line
-from conformance.segments import ignores_values, spliced
-from conformance.tensors import rounded
+from conformance.result import Result
+from conformance.segments import ignores_values
+from conformance.splicing import judge_spliced
 from conformance.terms import explain_steps
 from conformance.traces import Traces, Values, find_traces, judged_by
-from conformance.trajectory import trajectory
 
 MESSAGE = 600
 """Longest message kept, in characters."""
 
 
-@dataclass
-class Result:
-    """What came of one case.
-
-    Attributes:
-        case: The case.
-        execution: How it was run.
-        verdict: `pass`, `warn`, `fail`, `error` or `skip`.
-        records: Judged probes in execution order, then outputs.
-        message: Why, in one line.
-        first_divergence: The first failing record, as in summary.json.
-        seconds: Wall time.
-        detail: What a reader wants to see below the message, in several lines.
-        block: The named block that this is about; empty for the whole case.
-        missing: Probes that a port that has some was asked for and did not hand out.
-        evidence: Makes what a report shows beside the numbers; None where there is nothing.
-    """
-
-    case: Case
-    execution: Execution
-    verdict: str
-    records: list[Record] = field(default_factory=list)
-    message: str = ""
-    first_divergence: dict[str, Any] | None = None
-    seconds: float = 0.0
-    detail: str = ""
-    block: str = ""
-    missing: list[str] = field(default_factory=list)
-    evidence: Callable[[Result], dict[str, Any]] | None = None
-
-    @property
-    def item_id(self) -> str:
-        """Return the id of the item of the matrix."""
-        own = self.execution.item_id(self.case)
-        return f"{own}::{self.block}" if self.block else own
-
-    @property
-    def worst(self) -> Record | None:
-        """Return the record with the worst ratio."""
-        return max(self.records, key=lambda r: tolerance.badness(r.ratio), default=None)
-
-    def as_json(self) -> dict[str, Any]:
-        """Return the case line of results.jsonl, its evidence not yet in files."""
-        worst = self.worst
-        evidence = self.evidence(self) if self.evidence is not None else {}
-        return {
-            "type": "case",
-            "case": self.item_id,
-            "component": self.case.component,
-            "variant": self.case.variant.name,
-            "scenario": self.case.scenario.name,
-            "dtype": self.execution.dtype,
-            "device": self.execution.device,
-            "backend": self.execution.backend,
-            "mode": self.execution.mode,
-            "verdict": self.verdict,
-            "ratio": worst.ratio if worst else None,
-            "worst_probe": worst.name if worst else None,
-            "first_divergence": self.first_divergence,
-            "seconds": round(self.seconds, 3),
-            "message": self.message,
-            "detail": self.detail,
-            "hunts": self.case.scenario.hunts,
-            "missing": self.missing,
-            **({"trajectory": trajectory(self.records)} if self.case.is_pipeline else {}),
-            **({"evidence": evidence} if evidence else {}),
-            "probes": [record.as_json() for record in self.records],
-        }
-
-
 class Runner:
     """Runs cases on one port; keeps the component that was loaded last."""
 
-    def __init__(self, port: Port, traces: Traces | None = None) -> None:
+    def __init__(self, port: Port, traces: Traces | None = None, port_spec: str = "") -> None:
         """Ask the port what it offers.
 
         Args:
             port: The port.
             traces: Gives splice mode its values; None to look for the oracle when they are needed.
+            port_spec: The PORT argument that names it: another process makes it anew from that.
+                Empty where nobody can.
         """
         self.port = port
+        self.port_spec = port_spec
         self.hello = greet(port)
         self.asks_for_age = True
         self._traces = traces
@@ -166,9 +95,17 @@ class Runner:
         return result
 
     def _run(self, case: Case, execution: Execution) -> Result:
-        self._require_offer(case, execution)
+        require_offer(self.hello, case, execution)
+        if execution.mode in STABILITY:
+            judge = importlib.import_module("conformance.stability").judge
+            judged: Result = judge(self, case, execution)
+            return judged
         if case.refused:
             return self._expect_refusal(case, execution)
+        return self._compared(case, execution)
+
+    def _compared(self, case: Case, execution: Execution) -> Result:
+        """Run a case and compare what comes back with the golden."""
         recorded = self.golden(case)
         golden = recorded.in_mode(execution.mode)
         reason = None if case.exact else golden.why_not_offered(execution.dtype)
@@ -177,32 +114,31 @@ class Runner:
         inputs, digests = drawn_inputs(case, golden)
         require_shapes(self.hello, case.component, inputs)
         if execution.mode == SPLICE:
-            result = self._run_spliced(case, execution, recorded, inputs)
+            result = judge_spliced(self, case, execution, recorded, inputs)
             require_unchanged(case, inputs, digests)
             return result
         component = self.load(case, execution)
-        supplied = self._supply(case, golden, execution, inputs)
+        supplied = supplied_embedding(self.hello, case, golden, execution, inputs)
         plain, _ = call(component, inputs, (), supplied)
         plain = {name: array.copy() for name, array in plain.items()}
         watched: Arrays = plain
         probes: Arrays = {}
         asked = golden.asked
-        if self.hello.probes and asked:
+        if self.shows_probes(execution) and asked:
             watched, probes = call(component, inputs, asked, supplied)
         require_unchanged(case, inputs, digests)
         check_contract(golden, plain, probes, execution.dtype)
         records = judge_probes(golden, probes, execution.dtype)
-        self._refuse_island(records, golden, execution)
+        refuse_island(self.hello, records, golden, execution)
         records += judge_outputs(golden, plain, execution.dtype)
         if not case.is_network:
             records.sort(key=lambda record: spec.place(case.component, record.name))
         result = Result(case, execution, "pass", records)
-        if self.hello.probes:
+        if self.shows_probes(execution):
             result.missing = [name for name in asked if name not in probes]
         if case.is_scheduler:
             explain_steps(golden, inputs, plain, records)
-        self._conclude(result, golden)
-        self._keep_evidence(result, Answer(golden, plain, probes))
+        self.conclude(result, golden, Answer(golden, plain, probes))
         if case.exact:
             if result.verdict == "fail":
                 result.detail = token_lists(golden, plain)
@@ -224,36 +160,11 @@ class Runner:
         self._traces = self._traces or find_traces()
         return self._traces(case, golden)
 
-    def _run_spliced(
-        self, case: Case, execution: Execution, recorded: Golden, inputs: Arrays
-    ) -> Result:
-        """Run once, every probe overwritten by the oracle: each error is the layer's own."""
-        if not (self.hello.probes and self.hello.replace):
-            message = f"{self.hello.name} has no `replace`: splice mode needs it"
-            raise UnsupportedError(message)
-        values = self.values(case, recorded)
-        component = self.load(case, execution)
-        given = rounded(values.probes, execution.dtype)
-        outputs, probes = call(component, inputs, recorded.asked, given)
-        if not probes or self._is_deaf(component, case, inputs, recorded, given, outputs):
-            what = "overwrites none of its probes" if probes else "hands out no probe"
-            flag = "replace" if probes else "probes"
-            message = f"{self.hello.name} {what}: let hello() say {flag}: false; no splice mode"
-            raise UnsupportedError(message)
-        golden = judged_by(spliced(case, recorded, probes), values)
-        check_contract(golden, outputs, probes, execution.dtype)
-        records = judge_probes(golden, probes, execution.dtype)
-        records += judge_outputs(golden, outputs, execution.dtype)
-        if not case.is_network:
-            records.sort(key=lambda record: spec.place(case.component, record.name))
-        result = Result(case, execution, "pass", records)
-        result.missing = [name for name in recorded.asked if name not in probes]
-        self._conclude(result, recorded)
-        self._keep_evidence(result, Answer(golden, outputs, probes, values))
-        self._local[_without_mode(case, execution)] = Local.of(records)
-        return result
+    def keep_local(self, case: Case, execution: Execution, local: Local) -> None:
+        """Remember what splicing a case found: a trace of it is explained by that."""
+        self._local[_without_mode(case, execution)] = local
 
-    def _is_deaf(
+    def is_deaf(
         self,
         component: Component,
         case: Case,
@@ -284,30 +195,13 @@ class Runner:
         message = f"the answer cannot be judged: {case.refused}; better to refuse it (ValueError)"
         raise UnsupportedError(message)
 
-    def _require_offer(self, case: Case, execution: Execution) -> None:
-        needs = [("component", case.component, self.hello.components)]
-        if not case.exact:
-            needs += [
-                ("arithmetic", execution.dtype, self.hello.arithmetics),
-                ("device", execution.device, self.hello.devices),
-            ]
-        for kind, wanted, offered in needs:
-            if wanted not in offered:
-                message = f"{self.hello.name} does not offer {kind} {wanted}"
-                raise UnsupportedError(message)
-        variant = case.variant.name
-        if not self.hello.offers_variant(variant):
-            message = f"{self.hello.name} does not offer variant {variant}"
-            raise UnsupportedError(message)
-
     def load(self, case: Case, execution: Execution) -> Component:
         """Load the component of a case, or return the one that was loaded last."""
-        key = (case.component, case.variant, execution.dtype, execution.device, case.seed)
+        how = (execution.dtype, execution.device, execution.backend)
+        key = (case.component, case.variant, *how, case.seed)
         if self._loaded is None or self._loaded[0] != key:
             self._loaded = None  # the old weights go before the new ones come
-            component = self.port.load(
-                case.component, case.variant, case.weights(), execution.dtype, execution.device
-            )
+            component = self._load_from_port(case, execution)
             if not callable(getattr(component, "run", None)):
                 message = (
                     f"load() of the port returned {type(component).__name__}: "
@@ -319,31 +213,36 @@ class Runner:
             self._loaded = (key, component)
         return self._loaded[1]
 
+    def _load_from_port(self, case: Case, execution: Execution) -> Component:
+        """Let the port build the component; only other backends than its own are named to it."""
+        dtype, device, backend = execution.dtype, execution.device, execution.backend
+        own = (case.component, case.variant, case.weights(), dtype, device)
+        if backend in {"", SDPA}:
+            return self.port.load(*own)
+        load: Callable[..., Component] = self.port.load
+        return load(*own, backend=backend)
+
+    def shows_probes(self, execution: Execution) -> bool:
+        """Say whether the port hands out probes when it is run so."""
+        return self.hello.probes and execution.shows_probes
+
     def release(self) -> None:
         """Let go of the component that was loaded last."""
         self._loaded = None
 
-    def _supply(
-        self, case: Case, golden: Golden, execution: Execution, inputs: Arrays
-    ) -> Arrays | None:
-        """In float64 the timestep embedding is supplied, so that a float32 island stays one."""
-        if execution.dtype != "float64" or TIME_PROJ not in golden.probes or not self.hello.replace:
-            return None
-        return {TIME_PROJ: time_proj_values(case, inputs)}
+    def conclude(self, result: Result, golden: Golden, answer: Answer) -> None:
+        """Weigh the records of a result, and keep what a report shows beside them.
 
-    def _refuse_island(self, records: list[Record], golden: Golden, execution: Execution) -> None:
-        """Without `replace`, a float32 timestep embedding would spoil everything after it."""
-        if execution.dtype != "float64" or TIME_PROJ not in golden.probes or self.hello.replace:
-            return
-        own = next((record for record in records if record.name == TIME_PROJ), None)
-        if own is None or own.note == ISLAND:
-            message = (
-                f"{self.hello.name} {'computes' if own else 'may compute'} its timestep embedding "
-                "in float32 and has no `replace`: float64 would judge that alone"
-            )
-            raise UnsupportedError(message)
+        Args:
+            result: Gets its verdict, message, first divergence and evidence.
+            golden: Of the case, as recorded.
+            answer: What the port answered.
+        """
+        result.headroom = headroom_facts(result.records, golden, result.execution.dtype)
+        self._weigh(result, golden, answer)
+        self._keep_evidence(result, answer)
 
-    def _conclude(self, result: Result, golden: Golden) -> None:
+    def _weigh(self, result: Result, golden: Golden, answer: Answer) -> None:
         """Set verdict, message and first divergence; tell an aged golden from a wrong port."""
         verdicts = {record.verdict for record in result.records}
         if "fail" not in verdicts:
@@ -360,8 +259,22 @@ class Runner:
             return
         result.verdict = "fail"
         local = self._local.get(_without_mode(result.case, result.execution))
-        result.first_divergence = first_divergence(result, golden, local)
-        result.message = describe(result.first_divergence) + result.message
+        found = first_divergence(result, golden, local)
+        inherits = local is not None and result.execution.mode != SPLICE
+        result.rounding = local.rounding if local and inherits else look(result, answer)
+        if result.rounding is not None:
+            found = as_precision(
+                found, result.rounding, result.execution.dtype, self._lowered(result)
+            )
+        result.first_divergence = found
+        overflow = overflow_text(result.records, result.execution.dtype)
+        result.message = "; ".join(t for t in (describe(found), overflow) if t) + result.message
+
+    def _lowered(self, result: Result) -> list[str]:
+        """Return the settings, as far as they are known, that make float32 less than that."""
+        apart = self.port_spec.startswith(EXEC)
+        facts = self.hello.details | ({} if apart else environment())
+        return settings_on(facts, result.execution.device)
 
     def _keep_evidence(self, result: Result, answer: Answer) -> None:
         """Keep what a report shows of a failure or a picture; not of ports wrong on purpose."""

@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 from conformance.errors import GoldenError
 from conformance.sampling import PIPELINES, SCHEDULERS
 from conformance.sampling import place as sampling_place
+from conformance.training import FOLDERS, GRADIENT, TRAINED, TRAININGS
+from conformance.training import place as training_place
 from sd1_weights.names import golden_root
 
 TOKENIZER = "tokenizer"
@@ -58,6 +60,10 @@ FOLDER_COMPONENTS = {
     folder: component for component, folder in CHECKPOINT_FOLDERS.items() if component not in BLOCKS
 }
 """A network whose weights are in a folder: either half of the VAE stands for both."""
+
+ASSEMBLED = {**dict.fromkeys(PIPELINES, tuple(FOLDER_COMPONENTS)), **FOLDERS}
+"""Components made of whole networks, and the folders of a checkpoint that hold them: the names of
+their weights begin with the folder."""
 
 _PARTS = {
     "vae_encoder": ("encoder.", "quant_conv."),
@@ -190,8 +196,26 @@ def place(component: str, name: str) -> tuple[int, ...]:
     """
     if component in SCHEDULERS or component in PIPELINES:
         return sampling_place(name)
+    if component in TRAININGS:
+        return training_place(name, _trained_order(component))
     order = execution_order(component)
     return (order.get(name, len(order)),)
+
+
+def gradient_shapes(component: str, size: str) -> dict[str, tuple[int, ...]]:
+    """Return the names and shapes of the gradients of a component of training; of others none."""
+    if component not in TRAININGS:
+        return {}
+    shapes = checkpoint_shapes(TRAINED[component], size)
+    return {f"{GRADIENT}{name}": shape for name, shape in shapes.items()}
+
+
+@cache
+def _trained_order(component: str) -> dict[str, int]:
+    """Return the place of every layer of a component of training in execution order."""
+    networks = CHECKPOINT_FOLDERS.items()
+    parts = [n for n, own in networks if own == TRAINED[component] and n not in BLOCKS]
+    return {name: i for i, name in enumerate(n for part in parts for n in _probes(part, "all"))}
 
 
 def golden_strings() -> dict[str, dict[str, Any]]:

@@ -15,17 +15,18 @@ from conformance.position import position
 from conformance.report.text import case_name
 from conformance.sampling import PIPELINES, SCHEDULERS
 from conformance.spec import BLOCKS
+from conformance.stamps import stamps
 from conformance.tolerance import LIMIT, badness
-from conformance.witness import is_witness, stamp
+from conformance.training import TRAININGS
+from conformance.witness import is_witness
 
 VERDICTS = ("pass", "warn", "fail", "error", "skip", "xfail", "xpass")
-REAL_WEIGHTS = "real-weights"
 
 
 def _missing(offered: Collection[str]) -> list[str]:
     """Return the components that a port lacks; `scheduler/*` where it has no scheduler at all."""
     missing = [name for name in COMPONENTS if name not in {*BLOCKS, *offered}]
-    for family in (SCHEDULERS, PIPELINES):
+    for family in (SCHEDULERS, PIPELINES, TRAININGS):
         if set(family) <= set(missing):
             place = missing.index(family[0])
             missing[place : place + len(family)] = [f"{family[0].partition('/')[0]}/*"]
@@ -69,7 +70,7 @@ def summarise(
         "depth": depth(lines),
         "missing_probes": missing_probes(lines),
         "offers": list(hello.components),
-        "stamps": [REAL_WEIGHTS] if stamp(lines) else [],
+        "stamps": stamps(lines, hello),
         "counts": counts,
         "selection": _selection(lines),
         "limit": LIMIT,

@@ -7,7 +7,7 @@ import numpy as np
 from conformance import tolerance
 from conformance.compare import Record, max_abs_of, rms_of
 from conformance.sampling import TIMESTEPS
-from conformance.tolerance import HALVES
+from conformance.tolerance import FLOATS
 
 
 def entry_errors(name: str, value: np.ndarray, truth: np.ndarray) -> np.ndarray:
@@ -23,7 +23,7 @@ def entry_errors(name: str, value: np.ndarray, truth: np.ndarray) -> np.ndarray:
 
 def table_arithmetic(arithmetic: str) -> str:
     """Return what tables are computed in: float32 also where the model is in half precision."""
-    return "float32" if arithmetic in HALVES else arithmetic
+    return arithmetic if arithmetic in FLOATS else "float32"
 
 
 def judge_table(

@@ -100,7 +100,7 @@ def write_tensors(path: Path, arrays: Mapping[str, np.ndarray], floating: str = 
 
 
 def rounded(arrays: Mapping[str, np.ndarray], arithmetic: str) -> dict[str, np.ndarray]:
-    """Round floating arrays to an arithmetic, bfloat16 as float32; any other leaves them alone."""
+    """Round floating arrays to what an arithmetic carries, bfloat16 as float32."""
     return {
         name: _read_as(*_encoded(array, arithmetic)) if array.dtype.kind == "f" else array
         for name, array in arrays.items()
@@ -115,11 +115,16 @@ def _encoded(array: np.ndarray, floating: str) -> tuple[str, np.ndarray]:
     """Return the name of the dtype in which an array is written, and its bits."""
     if array.dtype.kind == "f" and floating == "bfloat16":
         return "BF16", bfloat16(array)
-    if array.dtype.kind == "f" and floating in _FLOATING:
+    if array.dtype.kind == "f" and floating:
         with np.errstate(over="ignore"):
-            array = array.astype(floating)
+            array = array.astype(carried_in(floating))
     little = np.asarray(array, order="C").astype(array.dtype.newbyteorder("<"), copy=False)
     return _OF_NUMPY[little.dtype], little
 
 
 _FLOATING = ("float64", "float32", "float16")
+
+
+def carried_in(arithmetic: str) -> str:
+    """Return the NumPy dtype in which values of an arithmetic cross the border."""
+    return arithmetic if arithmetic in _FLOATING else "float32"

@@ -31,6 +31,7 @@ from conformance.port import Arrays
 from conformance.recipe import SEED
 from conformance.sketch import distance, sketch
 from conformance.tolerance import LIMIT, ratio
+from conformance.training import scales
 
 PACK_FORMAT = 1
 
@@ -174,7 +175,7 @@ def judged_by(golden: Golden, values: Values) -> Golden:
         probes=names,
         shapes=[row.shape for row in rows],
         sketches=np.stack([values.sketch(n, buckets) for n in names]) if rows else golden.sketches,
-        norms=np.array([float(np.linalg.norm(row.astype(np.float64))) for row in rows]),
+        norms=scales(dict(zip(names, rows, strict=True))),
         max_abs=np.array([float(np.max(np.abs(row), initial=0)) for row in rows]),
         noise={a: noise[kept] for a, noise in golden.noise.items()},
         splice_noise={a: noise[kept] for a, noise in golden.splice_noise.items()},

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,8 +17,15 @@ from conformance.errors import unknown_name
 from conformance.recipe import SEED, TensorRecipe
 from conformance.regimes import REGIMES, UNIT, tensor_recipe
 from conformance.sampling import INPAINT, PIPELINES, SCHEDULERS
+from conformance.training import TEXT_TRAINING, TRAINING, VAE_TRAINING
 
 BLOCK_VARIANTS = ("tiny",)
+
+_TRAINED_VARIANTS = {
+    TRAINING: ("tiny", "odd"),
+    TEXT_TRAINING: ("tiny", "odd"),
+    VAE_TRAINING: ("tiny", "tiny-outlier", "odd"),
+}
 
 NO_VARIANT = "-"
 """Stands for the variant where none applies: a tokenizer or scheduler has no weights."""
@@ -50,8 +57,9 @@ class Variant:
         """Return the component's weights: drawn when read, never stored."""
         if component == spec.TOKENIZER or component in SCHEDULERS:
             return Weights(component, self, {}, seed)
-        if component in PIPELINES:
-            return Weights(component, self, self._whole_checkpoint(), seed)
+        if component in spec.ASSEMBLED:
+            recipes = self._networks(spec.ASSEMBLED[component])
+            return Weights(component, self, recipes, seed)
         folder, start = spec.CHECKPOINT_FOLDERS[component], spec.name_start(component)
         recipes = {
             name: tensor_recipe(folder, f"{start}{name}", shape, self.regime)
@@ -59,11 +67,11 @@ class Variant:
         }
         return Weights(component, self, recipes, seed)
 
-    def _whole_checkpoint(self) -> dict[str, TensorRecipe]:
-        """Return every recipe of a checkpoint; names begin with their folder, `unet/`."""
+    def _networks(self, folders: Iterable[str]) -> dict[str, TensorRecipe]:
+        """Return every recipe of folders of a checkpoint; names begin with the folder, `unet/`."""
         return {
             f"{folder}/{name}": tensor_recipe(folder, name, shape, self.regime)
-            for folder in dict.fromkeys(spec.CHECKPOINT_FOLDERS.values())
+            for folder in folders
             for name, shape in spec.checkpoint_shapes(folder, self.size).items()
         }
 
@@ -137,13 +145,14 @@ class Weights(Mapping[str, np.ndarray]):
 
         Returns:
             `folder`, now with `config.json` and `diffusion_pytorch_model.safetensors`, or
-            `model.safetensors` for the text encoder (float32); for a pipeline, the folders
-            `text_encoder`, `unet` and `vae` with these files.
+            `model.safetensors` for the text encoder (float32); for a pipeline, or a component of
+            training, the folders that it reads with these files.
         """
         from conformance.export import write_component
 
-        if self.component in PIPELINES:
-            for name, component in spec.FOLDER_COMPONENTS.items():
+        if self.component in spec.ASSEMBLED:
+            for name in spec.ASSEMBLED[self.component]:
+                component = spec.FOLDER_COMPONENTS[name]
                 write_component(self.variant.weights(component, self.seed), folder / name)
             return folder
         return write_component(self, folder)
@@ -165,6 +174,8 @@ def variant_names(component: str = "unet") -> list[str]:
         return [NO_VARIANT]
     if component in spec.BLOCKS:
         return list(BLOCK_VARIANTS)
+    if component in _TRAINED_VARIANTS:
+        return list(_TRAINED_VARIANTS[component])
     if component in PIPELINES:
         return [s for s in sizes() if component == INPAINT or not s.endswith(spec.INPAINT_SUFFIX)]
     names = []

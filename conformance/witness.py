@@ -16,9 +16,11 @@ from conformance.divergence import describe, first_divergence
 from conformance.errors import PortError
 from conformance.execution import Execution
 from conformance.layout import require_shapes
+from conformance.offer import require_offer
 from conformance.port import Arrays, Port
 from conformance.recipe import digest
-from conformance.runner import Result, Runner
+from conformance.result import Result
+from conformance.runner import Runner
 from conformance.scenarios import Scenario
 from conformance.tolerance import LIMIT
 from conformance.variants import Variant, Weights
@@ -113,7 +115,7 @@ class Witness(Runner):
         row = own.row
         parts = [replace(own, component=stage.component) for stage in row.stages]
         for part in parts:
-            self._require_offer(part, execution)
+            require_offer(self.hello, part, execution)
         inputs = own.inputs()
         for part, stage in zip(parts, row.stages, strict=True):
             if stage.component == _DECODER:

@@ -9,6 +9,7 @@ D = heads x head size the token width, L tokens of the context, E their width.
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sd1_impl.attention_kernels import Kernel, fused
 from sd1_impl.config import UNetConfig
 
 
@@ -31,6 +32,7 @@ class CrossAttention(nn.Module):
         self.to_k = nn.Linear(context_dim, dim, bias=False)
         self.to_v = nn.Linear(context_dim, dim, bias=False)
         self.to_out = nn.ModuleList([nn.Linear(dim, dim)])
+        self.attend: Kernel = fused
 
     def forward(self, tokens: Tensor, context: Tensor | None = None) -> Tensor:
         """Attend.
@@ -46,7 +48,7 @@ class CrossAttention(nn.Module):
         query = self._split_heads(self.to_q(tokens))
         key = self._split_heads(self.to_k(context))
         value = self._split_heads(self.to_v(context))
-        attended = F.scaled_dot_product_attention(query, key, value)
+        attended = self.attend(query, key, value)
         return self.to_out[0](attended.transpose(1, 2).flatten(2))  # heads back into D
 
     def _split_heads(self, tokens: Tensor) -> Tensor:

@@ -9,10 +9,12 @@ Shapes: B batch, L tokens of the text (at most 77), C width (768).
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sd1_impl.attention_kernels import Kernel, fused
 from sd1_impl.config import TextEncoderConfig
+from sd1_impl.network_inputs import check_ids
+from sd1_impl.recomputation import call
 
 
 class TextEmbeddings(nn.Module):
@@ -51,13 +53,14 @@ class CausalSelfAttention(nn.Module):
         self.v_proj = nn.Linear(width, width)
         self.q_proj = nn.Linear(width, width)
         self.out_proj = nn.Linear(width, width)
+        self.attend: Kernel = fused
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Map ``(B, L, C)`` to ``(B, L, C)``, to be added to the residual stream."""
         query = self._split_heads(self.q_proj(tokens))
         key = self._split_heads(self.k_proj(tokens))
         value = self._split_heads(self.v_proj(tokens))
-        attended = F.scaled_dot_product_attention(query, key, value, is_causal=True)
+        attended = self.attend(query, key, value, is_causal=True)
         return self.out_proj(attended.transpose(1, 2).flatten(2))  # heads back into C
 
     def _split_heads(self, tokens: Tensor) -> Tensor:
@@ -112,7 +115,13 @@ class Encoder(nn.Module):
 
     Args:
         config: The text encoder's numbers.
+
+    Attributes:
+        recompute: Whether a backward pass computes each layer again, instead of keeping what it
+            computed: see `sd1_impl.recomputation`.
     """
+
+    recompute = False
 
     def __init__(self, config: TextEncoderConfig) -> None:
         super().__init__()
@@ -121,7 +130,7 @@ class Encoder(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         """Transform ``(B, L, C)`` tokens; same shape out."""
         for layer in self.layers:
-            tokens = layer(tokens)
+            tokens = call(layer, tokens, recompute=self.recompute)
         return tokens
 
 
@@ -169,21 +178,13 @@ class CLIPTextEncoder(nn.Module):
             if there is no end, as in transformers). Stable Diffusion v1 does not use it.
 
         Raises:
-            ValueError: If the shape is not ``(B, L)``, or if L exceeds the position table.
+            ValueError: If the shape is not ``(B, L)``, if L exceeds the position table or an id
+                the token table, or if these are no ids, or on another device.
         """
-        self._check(input_ids)
+        table = self.text_model.embeddings.token_embedding.weight
+        check_ids("input_ids", input_ids, table, self.config.max_position_embeddings)
         last_hidden_state = self.text_model(input_ids)
         # argmax returns the first of equals; the padding has the same id.
         end = (input_ids == self.config.eos_token_id).int().argmax(dim=-1)  # (B,)
         rows = torch.arange(end.shape[0], device=end.device)
         return last_hidden_state, last_hidden_state[rows, end]
-
-    def _check(self, input_ids: Tensor) -> None:
-        """Name the shape that is wrong, instead of failing inside a table."""
-        shape, positions = tuple(input_ids.shape), self.config.max_position_embeddings
-        if len(shape) != 2 or 0 in shape:
-            raise ValueError(f"input_ids has shape {shape}, expected (B, L)")
-        if shape[1] > positions:
-            raise ValueError(
-                f"input_ids has {shape[1]} tokens per text, the position table has {positions} rows"
-            )

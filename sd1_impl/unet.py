@@ -9,6 +9,7 @@ T width of the time embedding, L tokens of the prompt (77), E their width (768).
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +18,8 @@ from torch import Tensor, nn
 from sd1_impl.attention import SpatialTransformer
 from sd1_impl.config import UNetConfig
 from sd1_impl.embeddings import TimestepEmbedding, Timesteps
+from sd1_impl.network_inputs import check_context, check_kind, check_map
+from sd1_impl.recomputation import call
 from sd1_impl.resnet import Downsample, ResnetBlock, Upsample
 
 
@@ -149,7 +152,13 @@ class UNet(nn.Module):
 
     Args:
         config: Its shape.
+
+    Attributes:
+        recompute: Whether a backward pass computes each level again, instead of keeping what it
+            computed: see `sd1_impl.recomputation`.
     """
+
+    recompute = False
 
     def __init__(self, config: UNetConfig) -> None:
         super().__init__()
@@ -203,7 +212,7 @@ class UNet(nn.Module):
             ``(B, out_channels, H, W)`` in the model's dtype: the predicted noise.
 
         Raises:
-            ValueError: If a shape does not fit the model or the others.
+            ValueError: If a shape, dtype or device does not fit the model or the others.
         """
         self._check(sample, encoder_hidden_states)
         time = self.time_proj(_per_sample(timestep, sample))
@@ -212,32 +221,28 @@ class UNet(nn.Module):
         hidden = self.conv_in(sample)
         skips = [hidden]
         for block in self.down_blocks:
-            hidden, block_skips = block(hidden, temb, encoder_hidden_states)
+            hidden, block_skips = self._call(block, hidden, temb, encoder_hidden_states)
             skips += block_skips
 
-        hidden = self.mid_block(hidden, temb, encoder_hidden_states)
+        hidden = self._call(self.mid_block, hidden, temb, encoder_hidden_states)
 
         for block in self.up_blocks:
             block_skips = [skips.pop() for _ in range(self.config.layers_per_block + 1)]
             size = skips[-1].shape[-2:] if skips else sample.shape[-2:]
-            hidden = block(hidden, temb, encoder_hidden_states, block_skips, size)
+            hidden = self._call(block, hidden, temb, encoder_hidden_states, block_skips, size)
 
         return self.conv_out(F.silu(self.conv_norm_out(hidden)))
 
+    def _call(self, block: nn.Module, *inputs: Any) -> Any:
+        return call(block, *inputs, recompute=self.recompute)
+
     def _check(self, sample: Tensor, context: Tensor) -> None:
-        """Name the shape that is wrong, instead of failing inside a convolution."""
-        channels, width = self.config.in_channels, self.config.cross_attention_dim
-        shape, context_shape = tuple(sample.shape), tuple(context.shape)
-        if shape[1:-2] != (channels,) or 0 in shape:
-            raise ValueError(f"sample has shape {shape}, expected (B, {channels}, H, W)")
-        if context_shape[2:] != (width,) or 0 in context_shape:
-            raise ValueError(
-                f"encoder_hidden_states has shape {context_shape}, expected (B, L, {width})"
-            )
-        if context_shape[0] != shape[0]:
-            raise ValueError(
-                f"encoder_hidden_states has batch size {context_shape[0]}, sample has {shape[0]}"
-            )
+        """Name what is wrong, instead of failing inside a convolution."""
+        name, width = "encoder_hidden_states", self.config.cross_attention_dim
+        check_map("sample", sample, self.config.in_channels)
+        check_context(name, context, width, batch=len(sample))
+        check_kind("sample", sample, self)
+        check_kind(name, context, self)
 
 
 def _per_sample(timestep: float | Tensor, sample: Tensor) -> Tensor:

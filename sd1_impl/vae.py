@@ -15,7 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sd1_impl.attention_kernels import Kernel, fused
 from sd1_impl.config import VAEConfig
+from sd1_impl.network_inputs import check_kind, check_like, check_map
+from sd1_impl.recomputation import call
 
 
 class ResnetBlock(nn.Module):
@@ -64,17 +67,18 @@ class AttentionBlock(nn.Module):
         self.to_k = nn.Linear(channels, channels)
         self.to_v = nn.Linear(channels, channels)
         self.to_out = nn.ModuleList([nn.Linear(channels, channels)])
+        self.attend: Kernel = fused
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Transform a ``(B, C, H, W)`` map; same shape out."""
         tokens = self.group_norm(hidden.flatten(2)).transpose(1, 2)  # (B, N, C)
         query, key, value = self.to_q(tokens), self.to_k(tokens), self.to_v(tokens)
         one_head = (part.unsqueeze(1) for part in (query, key, value))  # (B, 1, N, C) each
-        attended = F.scaled_dot_product_attention(*one_head).squeeze(1)
+        attended = self.attend(*one_head).squeeze(1)
         tokens = self.to_out[0](attended)
         residual = tokens.transpose(1, 2).unflatten(2, hidden.shape[-2:])
-        # A sum has its first term's memory format: this order is diffusers', and so are its bits.
-        return residual + hidden
+        # A sum has its first term's memory format: the map's, where the tokens' is channels-last.
+        return hidden + residual
 
 
 class Downsample(nn.Module):
@@ -181,7 +185,13 @@ class Encoder(nn.Module):
 
     Args:
         config: The autoencoder's numbers.
+
+    Attributes:
+        recompute: Whether a backward pass computes each level again, instead of keeping what it
+            computed: see `sd1_impl.recomputation`.
     """
+
+    recompute = False
 
     def __init__(self, config: VAEConfig) -> None:
         super().__init__()
@@ -199,9 +209,8 @@ class Encoder(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         """Map ``(B, in_channels, H, W)`` to ``(B, 2 latent_channels, H // 8, W // 8)``."""
         hidden = self.conv_in(image)
-        for block in self.down_blocks:
-            hidden = block(hidden)
-        hidden = self.mid_block(hidden)
+        for block in (*self.down_blocks, self.mid_block):
+            hidden = call(block, hidden, recompute=self.recompute)
         return self.conv_out(F.silu(self.conv_norm_out(hidden)))
 
 
@@ -210,7 +219,12 @@ class Decoder(nn.Module):
 
     Args:
         config: The autoencoder's numbers.
+
+    Attributes:
+        recompute: As `Encoder`'s.
     """
+
+    recompute = False
 
     def __init__(self, config: VAEConfig) -> None:
         super().__init__()
@@ -227,9 +241,9 @@ class Decoder(nn.Module):
 
     def forward(self, latents: Tensor) -> Tensor:
         """Map ``(B, latent_channels, H, W)`` to ``(B, out_channels, 8 H, 8 W)``."""
-        hidden = self.mid_block(self.conv_in(latents))
-        for block in self.up_blocks:
-            hidden = block(hidden)
+        hidden = self.conv_in(latents)
+        for block in (self.mid_block, *self.up_blocks):
+            hidden = call(block, hidden, recompute=self.recompute)
         return self.conv_out(F.silu(self.conv_norm_out(hidden)))
 
 
@@ -255,12 +269,10 @@ class DiagonalGaussian:
             ``mean + std * noise``, of the same shape: latents not yet scaled.
 
         Raises:
-            ValueError: If the noise has another shape.
+            ValueError: If the noise has another shape, device or dtype; under autocast, which
+                leaves some tensors wider than others, any floating dtype is read.
         """
-        if noise.shape != self.mean.shape:
-            raise ValueError(
-                f"noise has shape {tuple(noise.shape)}, expected {tuple(self.mean.shape)}"
-            )
+        check_like("noise", noise, self.mean)
         return self.mean + torch.exp(0.5 * self.logvar) * noise
 
 
@@ -294,9 +306,10 @@ class AutoencoderKL(nn.Module):
             The posterior of the latents, ``(B, latent_channels, H // 8, W // 8)``, not yet scaled.
 
         Raises:
-            ValueError: If the shape does not fit.
+            ValueError: If the shape, the dtype or the device does not fit.
         """
-        _check("image", image, self.config.in_channels, self.config.downsampling_factor)
+        check_map("image", image, self.config.in_channels, self.config.downsampling_factor)
+        check_kind("image", image, self.encoder)
         mean, logvar = self.quant_conv(self.encoder(image)).chunk(2, dim=1)
         logvar = logvar.clamp(self.config.logvar_min, self.config.logvar_max)
         return DiagonalGaussian(mean, logvar)
@@ -323,9 +336,10 @@ class AutoencoderKL(nn.Module):
             ``(B, out_channels, 8 H, 8 W)``, about in [-1, 1], not clipped.
 
         Raises:
-            ValueError: If the shape does not fit.
+            ValueError: If the shape, the dtype or the device does not fit.
         """
-        _check("latents", latents, self.config.latent_channels, 1)
+        check_map("latents", latents, self.config.latent_channels)
+        check_kind("latents", latents, self.decoder)
         return self.decoder(self.post_quant_conv(latents / self.config.scaling_factor))
 
 
@@ -338,12 +352,3 @@ def _resnets(config: VAEConfig, count: int, in_channels: int, out_channels: int)
     """Return residual blocks in a row, of which the first changes the width."""
     widths = [in_channels] + [out_channels] * (count - 1)
     return nn.ModuleList([ResnetBlock(config, width, out_channels) for width in widths])
-
-
-def _check(name: str, tensor: Tensor, channels: int, smallest: int) -> None:
-    """Name the shape that is wrong, instead of failing inside a convolution."""
-    shape = tuple(tensor.shape)
-    if shape[1:-2] != (channels,) or 0 in shape or min(shape[-2:]) < smallest:
-        raise ValueError(
-            f"{name} has shape {shape}, expected (B, {channels}, H, W), H and W at least {smallest}"
-        )

@@ -27,9 +27,14 @@ def test_golden(sd1_item, sd1_judge):
     sd1_judge(sd1_item)
 
 
+def test_axes(sd1_axis, sd1_judge):
+    """Other arithmetics, backends and modes change nothing but rounding, and repeat themselves."""
+    sd1_judge(sd1_axis)
+
+
 @pytest.mark.gpu
 def test_golden_on_cuda(sd1_cuda_item, sd1_judge):
-    """The same on a CUDA device, float32 without TF32 and the half types."""
+    """The same on a CUDA device, float32 without TF32 and the half types; and all the axes."""
     sd1_judge(sd1_cuda_item)
 
 

@@ -31,7 +31,8 @@ from conformance.golden import SPLICE, TRACE
 from conformance.honest import CALIBRATION, IMAGES
 from conformance.noise import batch_size
 from conformance.port import Arrays, resolve
-from conformance.runner import Result, Runner
+from conformance.result import Result
+from conformance.runner import Runner
 from conformance.tolerance import LIMIT
 from conformance.traces import find_traces
 

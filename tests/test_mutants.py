@@ -167,7 +167,8 @@ def on_sd1(mutant):
     return list(dict.fromkeys([*hunting, *others]))
 
 
-NAMED = [m for m in CATALOGUE if m.component in NETWORKS and not (m.null or m.dormant or m.gpu)]
+WHOLE = [m for m in CATALOGUE if not (m.null or m.dormant or m.gpu or m.unstable)]
+NAMED = [m for m in WHOLE if m.component in NETWORKS]
 BY_WEIGHTS = sorted(NAMED, key=lambda m: (m.component, m.dtype, on_sd1(m)[0].variant.name))
 
 

@@ -10,10 +10,13 @@ import numpy as np
 import torch
 import transformers
 from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers.models.attention_processor import AttnProcessor, SlicedAttnProcessor
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from conformance.adapters.backends import PLAIN
 from conformance.adapters.torch_module import first_tensor
+from conformance.errors import UnsupportedError
 from conformance.port import Arrays
 from conformance.spec import BLOCKS
 from conformance.vocabulary import CONTEXT, END, Vocabulary
@@ -129,6 +132,33 @@ def build_block(path: str, variant: Variant) -> nn.Module:
 def call_block(module: nn.Module, tensors: Tensors) -> Tensors:
     """Call a block with its arguments in order; what it returns may be wrapped in a class."""
     return {"out": first_tensor(module(*(tensors[str(i)] for i in range(len(tensors)))))}
+
+
+def use_attention(module: Any, backend: str) -> int:
+    """Let the attentions of a network be `plain` or `sliced`, by the libraries' own switches.
+
+    Args:
+        module: A network or block; transformers' text model has no sliced attention.
+        backend: `plain` or `sliced`.
+
+    Returns:
+        How many attentions were switched.
+
+    Raises:
+        UnsupportedError: In float64 the libraries' softmax would be a float32 island.
+    """
+    text = getattr(module, "text_model", None)
+    attentions = [m for m in module.modules() if hasattr(m, "set_processor")]
+    float32_softmax = text is not None or any(m.upcast_softmax for m in attentions)
+    if float32_softmax and next(module.parameters()).dtype is torch.float64:
+        message = "the libraries' plain attention has a float32 softmax: no float64"
+        raise UnsupportedError(message)
+    if text is not None and backend == PLAIN:
+        text.config._attn_implementation = "eager"  # noqa: SLF001 - transformers' own switch
+        return int(text.config.num_hidden_layers)
+    for attention in attentions:
+        attention.set_processor(AttnProcessor() if backend == PLAIN else SlicedAttnProcessor(1))
+    return len(attentions)
 
 
 NETWORKS: dict[str, tuple[Build, Call]] = {

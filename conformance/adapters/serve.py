@@ -10,6 +10,7 @@ the port, an object with two methods:
     hello() -> dict                          name, version, components, and what else is offered
     load(component, variant, weights, arithmetic, device) -> loaded
 
+A port whose `hello()` has other `backends` than `sdpa` is given them as `load(..., backend=...)`.
 `loaded.run(inputs, probes, replace)` returns a tuple of two dicts of arrays: outputs and probes.
 `variant` has `name`, `size`, `regime` and `architecture(component)`, a dict of sizes. `weights`
 maps names to float32 arrays, read from their file when asked for; `weights.part("unet")` is a part
@@ -269,8 +270,9 @@ class Server:
         if request["layout"] == "diffusers":
             weights = weights.of(component)
         variant = Variant(request["variant"], request["architecture"])
+        how = {name: request[name] for name in ("backend",) if name in request}
         loaded = self.port.load(
-            component, variant, weights, request["arithmetic"], request["device"]
+            component, variant, weights, request["arithmetic"], request["device"], **how
         )
         if not callable(getattr(loaded, "run", None)):
             kind = type(loaded).__name__

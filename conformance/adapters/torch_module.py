@@ -13,12 +13,23 @@ import torch
 from torch import Tensor, nn
 
 from conformance import spec
-from conformance.adapters.axes import MisfitError, Source, fitted
-from conformance.adapters.callables import outputs_of
+from conformance.adapters.arithmetics import built_in, computing_in
+from conformance.adapters.axes import MisfitError, Source
+from conformance.adapters.backends import (
+    Compiled,
+    Switch,
+    backends_here,
+    evaluating_by,
+    require_compilable,
+)
 from conformance.adapters.hooks import INPUT_SUFFIX, Callback, first_tensor, observe, to_numpy
 from conformance.adapters.rename import Place, Rename, Rules, Table, some, table_of
+from conformance.adapters.torch_component import TorchComponent
+from conformance.determinism import float32_is_float32
 from conformance.errors import PortError, UnsupportedError
-from conformance.port import Arrays, Component, Hello
+from conformance.execution import COMPILE, SDPA
+from conformance.port import Component, Hello
+from conformance.tolerance import EVERY_ARITHMETIC
 from conformance.variants import parse_variant
 
 if TYPE_CHECKING:
@@ -44,102 +55,6 @@ DTYPES = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
-
-
-@dataclass
-class TorchComponent:
-    """A loaded module behind the port contract.
-
-    Attributes:
-        module: The network, in eval mode, in its dtype, on its device.
-        call: Turns input tensors into named output tensors.
-        dtype: Floating inputs are cast to it.
-        device: Where inputs go.
-        keep: Inputs that keep their own dtype (`timestep`); float64 runs widen them.
-        places: Where it has the canonical modules; None where it names them so.
-        component: What it is, for messages.
-    """
-
-    module: nn.Module
-    call: Callable[[nn.Module, dict[str, Tensor]], dict[str, Tensor]]
-    dtype: torch.dtype
-    device: str = "cpu"
-    keep: Collection[str] = ("timestep",)
-    places: Mapping[str, Place] | None = None
-    component: str = "network"
-
-    def tensors(self, inputs: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
-        """Copy inputs to the device, floating ones in the component's dtype."""
-        result = {}
-        for name, array in inputs.items():
-            tensor = torch.tensor(array)
-            if tensor.is_floating_point() and (
-                name not in self.keep or self.dtype is torch.float64
-            ):
-                tensor = tensor.to(self.dtype)
-            result[name] = tensor.to(self.device)
-        return result
-
-    def traced(
-        self, tensors: dict[str, Tensor], names: Collection[str], callback: Callback
-    ) -> dict[str, Tensor]:
-        """Call the network once, calling back for probes.
-
-        Args:
-            tensors: From `tensors`.
-            names: Probes.
-            callback: Gets name and tensor; see `observe`.
-
-        Returns:
-            Output tensors by name.
-        """
-        with observe(self.module, names, callback, self.places):
-            return self.call(self.module, tensors)
-
-    @torch.no_grad()
-    def run(
-        self,
-        inputs: Mapping[str, np.ndarray],
-        probes: Collection[str] = (),
-        replace: Mapping[str, np.ndarray] | None = None,
-    ) -> tuple[Arrays, Arrays]:
-        """Evaluate once; see `conformance.port.Component`."""
-        replace = replace or {}
-        observed: Arrays = {}
-
-        def callback(name: str, tensor: Tensor) -> Tensor | None:
-            if name in observed:
-                message = f"probe {name} fired more than once in one run"
-                raise PortError(message)
-            place = (self.places or {}).get(name.removesuffix(INPUT_SUFFIX))
-            turn = place.turn if place else None
-            own = to_numpy(tensor)
-            observed[name] = turn.to_canonical(own) if turn else own
-            value = replace.get(name)
-            if value is None:
-                return None
-            value = turn.to_own(value, own.shape) if turn else fitted(value, own.shape)
-            return torch.tensor(value).to(self.device, self.dtype)
-
-        wanted = dict.fromkeys([*probes, *replace])
-        outputs = self.traced(self.tensors(inputs), wanted, callback)
-        if not (
-            isinstance(outputs, Mapping) and all(isinstance(t, Tensor) for t in outputs.values())
-        ):
-            message = (
-                f"the call of {self.component} returned {_kind(outputs)}, not a dict of tensors: "
-                f"write {outputs_of(self.component)}"
-            )
-            raise PortError(message)
-        arrays = {name: to_numpy(tensor) for name, tensor in outputs.items()}
-        return arrays, {name: observed[name] for name in observed if name in set(probes)}
-
-
-def _kind(value: Any) -> str:
-    """Name a type, and those that a dict holds."""
-    if not isinstance(value, Mapping):
-        return type(value).__name__
-    return f"a dict of {', '.join({type(v).__name__: 0 for v in value.values()}) or 'nothing'}"
 
 
 def shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
@@ -215,6 +130,8 @@ class TorchPort:
             schedulers and pipelines (`torch_sampling` helps with both).
         rename: By network, where its names are not the canonical ones: rows, or the name of a
             preset (`diffusers`, `compvis`), or both.
+        attention: Lets the attentions of a network be `plain` or `sliced`, and says how many they
+            are; None where torch's kernel is to be replaced from outside.
     """
 
     name: str
@@ -223,6 +140,7 @@ class TorchPort:
     tokenizer: Callable[[], Component] | None = None
     others: Mapping[str, Load] = field(default_factory=dict)
     rename: Mapping[str, Rules] = field(default_factory=dict)
+    attention: Switch | None = None
 
     def __post_init__(self) -> None:
         """Refuse what no network can be built from.
@@ -256,7 +174,13 @@ class TorchPort:
         own = [spec.TOKENIZER] if self.tokenizer else []
         components = (*own, *self.builders, *self.others)
         return Hello(
-            self.name, self.version, components, tuple(DTYPES), devices, details=self._details()
+            self.name,
+            self.version,
+            components,
+            EVERY_ARITHMETIC,
+            devices,
+            details=self._details(),
+            backends=backends_here(),
         )
 
     def _details(self) -> dict[str, str]:
@@ -308,18 +232,34 @@ class TorchPort:
         return sources, table.places(modules, sources, probes)
 
     def load(
-        self, component: str, variant: Variant, weights: Weights, arithmetic: str, device: str
+        self,
+        component: str,
+        variant: Variant,
+        weights: Weights,
+        arithmetic: str,
+        device: str,
+        backend: str = SDPA,
     ) -> Component:
         """Build the network and give it its weights; see `conformance.port.Port`."""
         if component == spec.TOKENIZER and self.tokenizer:
             return self.tokenizer()
-        if arithmetic not in DTYPES:
+        if arithmetic not in EVERY_ARITHMETIC:
             message = f"{self.name} has no arithmetic {arithmetic}"
             raise UnsupportedError(message)
-        if arithmetic == "float32":
-            torch.backends.cudnn.allow_tf32 = (
-                False  # float32 means float32: cuDNN's default differs
-            )
+        dtype = built_in(arithmetic)
+        if dtype == "float32":
+            float32_is_float32()
+        loaded = self._loaded(component, variant, weights, dtype, device)
+        if (arithmetic, backend) == (dtype, SDPA):
+            return loaded
+        require_compilable(arithmetic, device, backend)
+        changed = computing_in(arithmetic, evaluating_by(backend, loaded, self.attention))
+        return Compiled(changed) if backend == COMPILE else changed
+
+    def _loaded(
+        self, component: str, variant: Variant, weights: Weights, arithmetic: str, device: str
+    ) -> Any:
+        """Load a component that computes in one dtype, by torch's own backend."""
         if component in self.others:
             return self.others[component](variant, weights, arithmetic, device)
         call, dtype = self.builders[component][1], DTYPES[arithmetic]

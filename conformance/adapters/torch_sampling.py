@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from conformance.adapters.torch_module import Callback, to_numpy
+from conformance.determinism import gradient_mode
 from conformance.port import Arrays
 from conformance.sampling import (
     SCHEDULER_STEPS,
@@ -104,7 +105,7 @@ class SchedulerComponent:
             return {TIMESTEPS: timesteps.to(torch.float64)}  # whole by chance only
         return {TIMESTEPS: _whole(timesteps)}
 
-    @torch.no_grad()
+    @gradient_mode()
     def run(
         self,
         inputs: Mapping[str, np.ndarray],
@@ -194,7 +195,7 @@ class PipelineComponent:
         self.draw(tensors, observe)
         return outputs
 
-    @torch.no_grad()
+    @gradient_mode()
     def run(
         self,
         inputs: Mapping[str, np.ndarray],

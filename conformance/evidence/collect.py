@@ -25,7 +25,7 @@ from conformance.scenarios import BASE
 if TYPE_CHECKING:
     from conformance.case import Case
     from conformance.port import Arrays
-    from conformance.runner import Result
+    from conformance.result import Result
     from conformance.traces import Traces, Values
 
 FEW = 6

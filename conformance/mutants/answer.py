@@ -24,6 +24,7 @@ from conformance.sampling import term_and_step
 from conformance.tensors import rounded
 from conformance.tolerance import badness
 from conformance.traces import Values, judged_by
+from conformance.training import scale_name
 
 DIFFERENT = 1e-9
 """Relative difference from which a mutant is not the clean model any more."""
@@ -94,7 +95,8 @@ def expected_probe(mutant: Mutant, case: Case, replace: Arrays | None) -> str | 
         names = {**clean.probes, **_judged(golden, clean.outputs)}
         for name in sorted(names, key=lambda n: _place(case, golden, n)):
             before, after = _value(clean, name), _value(wrong, name)
-            if before is None or after is None or _differ(before, after):
+            scale = _value(clean, scale_name(name))
+            if before is None or after is None or _differ(before, after, scale):
                 return name
     return None
 
@@ -113,7 +115,7 @@ def _value(values: Values, name: str) -> np.ndarray | None:
     return values.probes.get(name, values.outputs.get(name))
 
 
-def _differ(a: np.ndarray, b: np.ndarray) -> bool:
+def _differ(a: np.ndarray, b: np.ndarray, scale: np.ndarray | None) -> bool:
     if a.shape != b.shape:
         return True
     if a.dtype.kind != "f":
@@ -121,7 +123,8 @@ def _differ(a: np.ndarray, b: np.ndarray) -> bool:
     with np.errstate(all="ignore"):
         wide = a.astype(np.float64)
         difference = float(np.linalg.norm(b.astype(np.float64) - wide))
-        return not difference <= DIFFERENT * float(np.linalg.norm(wide))
+        own = wide if scale is None else scale.astype(np.float64)
+        return not difference <= DIFFERENT * float(np.linalg.norm(own))
 
 
 class Reference:

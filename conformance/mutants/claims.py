@@ -17,10 +17,15 @@ def claimed(case: Case) -> list[Mutant]:
     """Return the mutants that the golden of a case claims: those of which it is the first hunter.
 
     A mutant that refuses to answer proves nothing about numbers, one that needs a GPU is not run
-    while goldens are recorded, and a null mutant is not to be killed.
+    while goldens are recorded, one that is right in one run is judged by another of its own, and a
+    null mutant is not to be killed.
     """
-    own = [m for m in CATALOGUE if m.case_ids[0] == case.id]
-    return [m for m in own if not (m.null or m.refuses or m.gpu)]
+    return [m for m in CATALOGUE if m.case_ids[0] == case.id and claimable(m)]
+
+
+def claimable(mutant: Mutant) -> bool:
+    """Say whether a golden can claim to kill a mutant."""
+    return not (mutant.null or mutant.refuses or mutant.gpu or mutant.unstable)
 
 
 def ratio_of(mutant: Mutant, case: Case, golden: Golden, traces: Traces | None = None) -> float:

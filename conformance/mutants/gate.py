@@ -20,9 +20,11 @@ from conformance.explain import TESTED, failing_items, witnesses
 from conformance.fingerprint import Known, Marks, marks_of, rank
 from conformance.golden import SPLICE, TRACE, Golden
 from conformance.golden_files import load_golden
+from conformance.mutants import unstable
 from conformance.mutants.answer import Reference, expected_probe
 from conformance.mutants.catalogue import NOT_RUN, find_mutants
 from conformance.mutants.mutant import Mutant
+from conformance.mutants.named import port_spec
 from conformance.mutants.port import MutantPort
 from conformance.runner import Runner
 from conformance.summary import earliest
@@ -73,9 +75,9 @@ def cases_of(mutant: Mutant) -> list[Case]:
 
 
 def executions_of(mutant: Mutant, case: Case) -> list[Execution]:
-    """Return how a case is run on a mutant: in splice mode too, where there is one."""
+    """Return how a case is run on a mutant: in its modes, or spliced too, where that can be."""
     spliced = case.has_splice_mode and not mutant.refuses
-    modes = (SPLICE, TRACE) if spliced else (TRACE,)
+    modes = mutant.modes or ((SPLICE, TRACE) if spliced else (TRACE,))
     return [Execution(dtype=mutant.dtype, mode=mode).for_case(case) for mode in modes]
 
 
@@ -87,9 +89,11 @@ def panel(mutant: Mutant, size: str) -> list[tuple[Case, Execution]]:
         size: Of the networks.
     """
     own = [case for case in all_cases() if case.component == mutant.component]
-    if not (own[0].is_network or own[0].is_pipeline):
+    if not (own[0].is_network or own[0].is_pipeline or own[0].is_training):
         return [(c, Execution(dtype=mutant.dtype).for_case(c)) for c in own if not c.refused]
     own = [case for case in own if case.variant.size == size]
+    if own[0].is_training:
+        return [(c, executions_of(mutant, c)[0]) for c in own]
     if own[0].is_pipeline:
         chosen = {"base", "nonsquare", "ddpm"}
         return [(c, executions_of(mutant, c)[0]) for c in own if c.scenario.name in chosen]
@@ -113,7 +117,7 @@ def quiet_runner(mutant: Mutant) -> Runner:
 
     They are wrong on purpose: it would be asked every time.
     """
-    runner = Runner(MutantPort(mutant), _traces())
+    runner = Runner(MutantPort(mutant), _traces(), port_spec(mutant.id))
     runner.asks_for_age = False
     return runner
 
@@ -172,6 +176,9 @@ def try_mutant(mutant_id: str) -> Trial:
     if mutant.null:  # a skip or an error proves nothing
         broken = [line for line in lines if line["verdict"] in {"error", "skip"}]
         return Trial(mutant.id, row, error=broken[0]["message"] if broken else "")
+    if mutant.unstable:  # no fingerprint: the mode itself says what was changed
+        row["expected_probe"] = unstable.expected_probe(mutant, cases[0], mutant.modes[0])
+        return Trial(mutant.id, row)
     row["expected_probe"] = _expected(mutant, cases, first, runner)
     size = OTHER_SIZE if cases[0].variant.size == OTHER_SIZE else SIZE
     items = [(c, e) for c, e in panel(mutant, size) if e.item_id(c) not in _ids(lines)]
@@ -283,7 +290,8 @@ def run_gate(
         for mutant_id, trial in _each(pool, [(i, try_mutant, (i,)) for i in mutants]):
             trials[mutant_id] = trial if isinstance(trial, Trial) else Trial(mutant_id, error=trial)
             report(mutant_id, trials[mutant_id].row)
-        wrong = [m for m in mutants.values() if not m.null and not trials[m.id].error]
+        whole = [m for m in mutants.values() if not (m.null or m.unstable)]
+        wrong = [m for m in whole if not trials[m.id].error]
         known = [Known(m.id, m.component, m.wrong, trials[m.id].marks) for m in wrong]
         own = {m.component: [k for k in known if k.component == m.component] for m in wrong}
         tasks = [(m.id, hint_mutant, (m.id, own[m.component])) for m in wrong]

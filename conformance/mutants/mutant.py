@@ -94,6 +94,8 @@ class Mutant:
         refuses: It ends in an exception, which kills it: the row says crash.
         dormant: It has no effect on the shapes and settings of stock SD v1.
         gpu: It needs a CUDA device.
+        modes: In which it is hunted; none for trace mode, and splice mode where there is one. A
+            wrong port that is right in one run has one stability mode, in which it must die.
     """
 
     id: str
@@ -110,6 +112,7 @@ class Mutant:
     refuses: bool = False
     dormant: bool = False
     gpu: bool = False
+    modes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         changes = (self.module is not None) + (self.patch is not None)
@@ -122,6 +125,11 @@ class Mutant:
     def null(self) -> bool:
         """Whether it computes the same in another lawful way, and so must survive."""
         return self.evidence == "null"
+
+    @property
+    def unstable(self) -> bool:
+        """Whether it is wrong in comparison with another run of itself only."""
+        return bool(self.modes) and not self.null
 
     @property
     def case_ids(self) -> list[str]:

@@ -31,7 +31,9 @@ This page is written by `sd1-conformance mutants --update`.
 | smallest ratio of a mutant | {smallest} |
 | largest ratio of a null mutant | {largest} |
 
-Hints are learnt on `tiny` and scored on `odd`, with other weights and inputs. A ratio says how
+Hints are learnt on `tiny` and scored on `odd`, with other weights and inputs; a mutant that is
+right in one run needs none: the stability mode that kills it says what was changed
+([determinism](determinism.md)). A ratio says how
 sure the difference is, not how much it harms a picture; `inf` stands for a wrong integer, a wrong
 shape or a value that is not finite, `raises` for a port that ends in an exception, as the row says.
 

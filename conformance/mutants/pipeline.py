@@ -279,11 +279,6 @@ NOT_RUN: tuple[NotRun, ...] = (
         "rt-sdpa-65536",
         "SD v1's UNet passes no mask, and more than 65,536 tokens of self-attention fit no case",
     ),
-    NotRun(
-        "rt-nondeterministic-kernel",
-        "another order of summation in every run is subtle and honest: each run is within the "
-        "limit; lands with the check of determinism",
-    ),
     NotRun("rt-rng-sm-count", f"{_NOISE}, and the bug is inside the CUDA generator"),
     NotRun(
         "rt-inductor-nan",

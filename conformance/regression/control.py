@@ -24,7 +24,7 @@ from conformance.port import close
 from conformance.regression.diff import Diff
 from conformance.regression.findings import is_worse, moved_text, severity
 from conformance.report.text import case_name, one_line, pattern_of
-from conformance.runner import Result
+from conformance.result import Result
 from conformance.summary import earliest
 from conformance.tolerance import LIMIT
 from conformance.traces import have_oracle

@@ -19,6 +19,7 @@ from conformance.report.cases import Cases
 from conformance.report.depth import Depth
 from conformance.report.divergence import FirstDivergence
 from conformance.report.faults import Faults, linked
+from conformance.report.headroom import Headroom
 from conformance.report.heat import Heat
 from conformance.report.known import Known
 from conformance.report.opening import Opening
@@ -40,6 +41,7 @@ SECTIONS: tuple[type[Section], ...] = (
     Depth,
     WrongTensor,
     Heat,
+    Headroom,
     Architecture,
     Trajectories,
     Pictures,

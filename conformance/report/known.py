@@ -10,11 +10,11 @@ from typing import ClassVar
 from conformance.report.records import Case, Summary
 from conformance.report.run import Run
 from conformance.report.sections import Section, View
-from conformance.summary import REAL_WEIGHTS
+from conformance.stamps import PRECISION, REAL_WEIGHTS, TRAINING
 
 STAMPS = {
-    "precision": "attention backends, memory layouts, compilation, devices, determinism",
-    "training": "the loss and every gradient",
+    PRECISION: "in one arithmetic: every network; each backend and each stability mode once",
+    TRAINING: "the loss and every gradient",
     "memory": "memory budgets: how much a run may hold",
     REAL_WEIGHTS: "published values with the trained weights",
 }

@@ -7,6 +7,7 @@ import re
 import shlex
 from collections.abc import Iterable
 
+from conformance.execution import Execution
 from conformance.golden import SPLICE, TRACE
 from conformance.levels import LADDER, NAMES
 from conformance.report.records import Divergence, Expected, Share, Summary
@@ -38,7 +39,6 @@ KINDS = {
 CONTROL = "diffusers"
 """What `run` takes for a control by itself, where it takes one: not on the CPU."""
 
-_EXECUTION = re.compile(r"\[([^\[\]]+)\](?:::|$)")
 _OPTIONS = ("--dtype", "--device", "--backend", "--mode")
 _DEFAULTS = ("float32", "cpu", "sdpa", "")
 _PLAIN_ID = re.compile(r"[\w/.@:+-]+")
@@ -251,8 +251,5 @@ def rerun_of(summary: Summary, first: Divergence) -> str:
 
 def _execution(case_id: str) -> tuple[str, str, str, str]:
     """Read arithmetic, device, backend and mode off an item's id; empty where it does not say."""
-    found = _EXECUTION.search(case_id)
-    parts = found.group(1).split("-") if found else []
-    backend, mode = parts[-2:] if parts[-1:] in ([TRACE], [SPLICE]) else ("", "")
-    *arithmetic, device = parts[: -2 if mode else None] or [""]
-    return "-".join(arithmetic), device if arithmetic else "", backend, mode
+    run = Execution.of_item(case_id)
+    return run.dtype, run.device, run.backend, run.mode

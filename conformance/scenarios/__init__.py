@@ -12,6 +12,7 @@ from conformance.scenarios.pictures import PICTURE_SCENARIOS
 from conformance.scenarios.scenario import BASE, Scenario
 from conformance.scenarios.schedulers import scheduler_scenarios
 from conformance.scenarios.text import PROMPT_SCENARIOS, text_scenarios
+from conformance.scenarios.training import TRAINING_SCENARIOS
 from conformance.scenarios.unet import UNET_SCENARIOS
 from conformance.scenarios.vae import IMAGE_SCENARIOS, LATENTS_SCENARIOS
 from conformance.spec import TOKENIZER
@@ -29,6 +30,7 @@ _KNOWN: dict[str, Sequence[Scenario]] = {
     TEXT_TO_IMAGE: PICTURE_SCENARIOS,
     IMAGE_TO_IMAGE: IMAGE_TO_IMAGE_SCENARIOS,
     INPAINT: INPAINT_SCENARIOS,
+    **TRAINING_SCENARIOS,
 }
 
 _INPAINT = "-inpaint"

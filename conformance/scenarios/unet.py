@@ -29,6 +29,8 @@ class UNetScenario(Scenario):
         tokens: Rows of `encoder_hidden_states`.
         shift: Inputs are multiplied by 2**shift.
         float_timestep: Hand the timestep over as float32 although it is whole.
+        louder: The sample alone is multiplied by 2**louder besides: unlike the text, whose scores
+            would saturate, it goes through the network as a stream that is as loud at its end.
     """
 
     timestep: tuple[float, ...] = (10,)
@@ -38,6 +40,7 @@ class UNetScenario(Scenario):
     tokens: int = 77
     shift: int = 0
     float_timestep: bool = False
+    louder: int = 0
 
     def inputs(self, variant: Variant, seed: int = SEED) -> dict[str, np.ndarray]:
         """Draw the inputs.
@@ -70,8 +73,9 @@ class UNetScenario(Scenario):
                 architecture["cross_attention_dim"],
             ),
         }
+        shifts = {"sample": self.shift + self.louder, "encoder_hidden_states": self.shift}
         return {
-            name: input_recipe("unet", self.name, name, shape, variant, self.shift)
+            name: input_recipe("unet", self.name, name, shape, variant, shifts[name])
             for name, shape in shapes.items()
         }
 
@@ -113,6 +117,20 @@ UNET_SCENARIOS: tuple[UNetScenario, ...] = (
     ),
     UNetScenario("quiet", "eps of the norms: inputs of tiny variance", shift=-6),
     UNetScenario("loud", "overflow, scores not scaled before the product", shift=3),
+    UNetScenario(
+        "brink",
+        "overflow: the stream reaches 30,000, and half precision must still hold it",
+        batch=1,
+        louder=12,
+        sizes=("tiny",),
+    ),
+    UNetScenario(
+        "beyond",
+        "a sample scaled down to be safe: the stream is past what half precision holds",
+        batch=1,
+        louder=14,
+        sizes=("tiny",),
+    ),
     UNetScenario(
         "nonsquare", "height and width exchanged, row padding", batch=1, height=24, width=40
     ),

@@ -207,6 +207,24 @@ LATENTS_SCENARIOS: tuple[LatentsScenario, ...] = (
     LatentsScenario(
         "loud", "overflow; image clipped to -1..1", 3, 3, 1, Pattern(3), sizes=("tiny", "sd1")
     ),
+    LatentsScenario(
+        "brink",
+        "overflow: a map reaches 32,000, and half precision must still hold it",
+        3,
+        3,
+        1,
+        Pattern(10),
+        sizes=("tiny",),
+    ),
+    LatentsScenario(
+        "beyond",
+        "latents clipped to be safe: a map is past what half precision holds",
+        3,
+        3,
+        1,
+        Pattern(12),
+        sizes=("tiny",),
+    ),
     LatentsScenario("batch1", "a batch of one squeezed", 3, 3, 1, sizes=("tiny",)),
     LatentsScenario("batch3", "last slice of a batch dropped", 2, 2, 3, sizes=SMALL),
 )

@@ -19,7 +19,8 @@ from conformance.export import write_checkpoint
 from conformance.golden import Golden
 from conformance.golden_files import load_golden
 from conformance.port import Hello, resolve
-from conformance.runner import Result, Runner
+from conformance.result import Result
+from conformance.runner import Runner
 from conformance.spec import golden_root
 from conformance.summary import VERDICTS
 from conformance.tolerance import ARITHMETICS

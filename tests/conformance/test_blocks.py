@@ -16,7 +16,8 @@ from conformance.execution import Execution
 from conformance.levels import depth
 from conformance.port import Hello
 from conformance.report.words import case_name, rerun_command
-from conformance.runner import Result, Runner
+from conformance.result import Result
+from conformance.runner import Runner
 from conformance.sampling import PIPELINES
 from conformance.summary import earliest, summarise
 from conformance.tolerance import LIMIT

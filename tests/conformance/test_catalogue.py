@@ -54,7 +54,8 @@ def test_every_row_is_complete():
 
 def test_hints_know_every_mutant():
     """`mutants --update` was run since the catalogue changed."""
-    assert {known.id: known.wrong for known in library()} == {m.id: m.wrong for m in WRONG}
+    hinted = {m.id: m.wrong for m in WRONG if not m.unstable}
+    assert {known.id: known.wrong for known in library()} == hinted
     assert all(known.marks for known in library())
 
 

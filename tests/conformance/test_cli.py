@@ -16,7 +16,7 @@ import pytest
 
 import conformance
 from conformance.case import all_cases, select_cases
-from conformance.cli_run import default_modes, executions
+from conformance.choice import default_modes, executions
 from conformance.errors import UsageError
 from conformance.port import Hello
 from conformance.runner import Runner
@@ -271,5 +271,5 @@ OFFERS = Hello("fake", "1", ("unet",))
 )
 def test_modes_of_a_run(monkeypatch, oracle, packed, hello, modes) -> None:
     """Both modes are run where splicing is possible."""
-    monkeypatch.setattr("conformance.cli_run.have_oracle", lambda: oracle)
+    monkeypatch.setattr("conformance.choice.have_oracle", lambda: oracle)
     assert default_modes(hello, Path("packs") if packed else None) == modes

@@ -15,7 +15,8 @@ from conformance.execution import Execution
 from conformance.parallel import Job
 from conformance.regression import control as module
 from conformance.regression.control import Control, control_of, watch
-from conformance.runner import Result, Runner
+from conformance.result import Result
+from conformance.runner import Runner
 
 if TYPE_CHECKING:
     from pathlib import Path

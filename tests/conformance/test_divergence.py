@@ -23,8 +23,9 @@ from conformance.execution import Execution
 from conformance.golden import Golden
 from conformance.golden_files import load_golden
 from conformance.port import Hello
+from conformance.result import Result
 from conformance.results import plain
-from conformance.runner import Result, Runner
+from conformance.runner import Runner
 from conformance.tolerance import LIMIT, ROUNDOFF, ratio, verdict
 from conformance.traces import Values, judged_by
 

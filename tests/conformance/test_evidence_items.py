@@ -20,7 +20,8 @@ from conformance.golden import SPLICE
 from conformance.golden_files import load_golden
 from conformance.judge import judge_outputs
 from conformance.port import resolve
-from conformance.runner import Result, Runner
+from conformance.result import Result
+from conformance.runner import Runner
 from conformance.traces import Values, find_traces
 
 CASE = find_case("unet/tiny/base")

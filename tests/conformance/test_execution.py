@@ -17,19 +17,24 @@ TOKENIZER = find_case("tokenizer/-/plain")
         (Execution(), "unet/tiny/base[float32-cpu-sdpa-trace]"),
         (Execution("bfloat16", "cuda:0"), "unet/tiny/base[bfloat16-cuda:0-sdpa-trace]"),
         (EXACT, "unet/tiny/base[int64-cpu]"),
+        (Execution("bf16-matmul", "cpu", "channels_last", "batch"),
+         "unet/tiny/base[bf16-matmul-cpu-channels_last-batch]"),
+        (Execution("policy:fp16-norm32", "cuda:1", "", "repeat"),
+         "unet/tiny/base[policy:fp16-norm32-cuda:1-repeat]"),
     ],
-    ids=["default", "chosen", "exact"],
-)
+    ids=["default", "chosen", "exact", "hyphen", "no-backend"],
+)  # fmt: skip
 def test_item_id(execution: Execution, item_id: str) -> None:
-    """An id names the case and how it is run; what does not apply is left out."""
+    """An id names the case and how it is run, and can be read back; what is empty is left out."""
     assert execution.item_id(UNET) == item_id
     assert find_case(item_id) == UNET
+    assert Execution.of_item(item_id) == Execution.of_item(f"{item_id}::conv_in") == execution
 
 
 def test_exact_cases_know_one_way() -> None:
     """Whatever is asked for, the tokenizer runs in int64; networks run as asked."""
     asked = Execution("float16", "cuda")
-    assert asked.for_case(TOKENIZER) is EXACT
+    assert asked.for_case(TOKENIZER) == EXACT
     assert asked.for_case(UNET) is asked
 
 
@@ -38,6 +43,18 @@ def test_schedulers_have_an_arithmetic_and_a_device() -> None:
     case = find_case("scheduler/ddim/-/base")
     asked = Execution("float64", "cuda", "math", "trace").for_case(case)
     assert asked.item_id(case) == "scheduler/ddim/-/base[float64-cuda]"
+
+
+def test_what_compares_a_port_with_itself() -> None:
+    """Stability modes concern whatever computes; there a scheduler's id names its mode."""
+    asked = Execution("float32", "cpu", "math", "repeat")
+    for case_id, item_id in (
+        ("scheduler/ddim/-/base", "scheduler/ddim/-/base[float32-cpu-repeat]"),
+        ("tokenizer/-/plain", "tokenizer/-/plain[int64-cpu-repeat]"),
+        ("unet/tiny/base", "unet/tiny/base[float32-cpu-math-repeat]"),
+    ):
+        case = find_case(case_id)
+        assert asked.for_case(case).item_id(case) == item_id
 
 
 def test_every_item_once() -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from conformance.case import COMPONENTS
 from conformance.levels import LADDER, NAMES, depth, level, next_level
+from conformance.training import TRAININGS
 
 DDIM, PICTURE = "scheduler/ddim", "pipeline/txt2img"
 BLOCK = "block/time_embedding"
@@ -23,11 +24,15 @@ def line(
     name: str = "base",
     mode: str = "trace",
     message: str = "",
+    dtype: str = "float32",
+    backend: str = "sdpa",
 ) -> dict[str, Any]:
     """Build a case line."""
     return {
-        "case": f"{component}/tiny/{name}[float32-cpu-sdpa-{mode}]",
+        "case": f"{component}/tiny/{name}[{dtype}-cpu-{backend}-{mode}]",
         "component": component,
+        "dtype": dtype,
+        "backend": backend,
         "mode": mode,
         "verdict": verdict,
         "message": message,
@@ -63,6 +68,11 @@ LEVELS = {
     "samplers-alone": ([line(component=DDIM)], 2),
     "trajectories": ([line(), line(component=DDIM), line(component=PICTURE)], 3),
     "no-sampler": ([line(), line(component=PICTURE)], 3),
+    "wrong-in-half": ([line(), wrong(dtype="bfloat16")], 1),
+    "wrong-in-slices": ([line(), wrong(backend="sliced")], 1),
+    "unstable": ([line(), wrong(mode="repeat")], 1),
+    "wrong-gradient": ([line(), wrong("training")], 1),
+    "integers": ([line(component="tokenizer", dtype="int64", backend="", mode="")], 1),
     "wrong-trajectory": ([line(), line(component=DDIM), wrong(PICTURE)], 2),
 }
 
@@ -77,6 +87,7 @@ def test_level(lines: list[dict[str, Any]], expected: int | None) -> None:
 
 
 THREE = ("unet", DDIM, PICTURE)
+NOTHING = "nothing was judged in float32 or float64 by the port's own backend"
 NEXT = {
     "no-scheduler": ([line()], ("unet",), 2, "it offers no scheduler"),
     "not-run": ([line(), line(component=DDIM)], THREE, 3, "its pipelines were not run"),
@@ -113,8 +124,8 @@ NEXT = {
         3,
         "pipeline/txt2img fails in 1 of 1 case, first pipeline/txt2img/tiny/base",
     ),
-    "neither": ([line(component="training")], ("training",), 1,
-                "it offers no tokenizer, network or block"),
+    "neither": ([line(component="training")], ("training",), 0, NOTHING),
+    "other-arithmetic": ([line(dtype="bfloat16")], THREE, 0, NOTHING),
     "shape": (
         [line(), wrong("unet", WRONG_SHAPE, name="t0")],
         THREE,
@@ -127,7 +138,7 @@ NEXT = {
             "it is broken in 1 of 1 case, first tokenizer/tiny/base: the token ids are wrong"),
     "error": ([line("error", message="the port raised ValueError")], THREE, 0,
               "it is broken in 1 of 1 case, first unet/tiny/base: the port raised ValueError"),
-    "nothing": ([line("skip")], THREE, 0, "no case was judged"),
+    "nothing": ([line("skip")], THREE, 0, NOTHING),
 }  # fmt: skip
 
 
@@ -144,7 +155,8 @@ def test_nothing_is_above_the_last_level() -> None:
 
 def test_every_component_has_one_level() -> None:
     """The ladder holds whatever can be judged today, blocks to come included, each once."""
-    for component in (*COMPONENTS, BLOCK, "scheduler/euler", "pipeline/inpaint"):
+    untrained = [component for component in COMPONENTS if component not in TRAININGS]
+    for component in (*untrained, BLOCK, "scheduler/euler", "pipeline/inpaint"):
         assert sum(rung.has(component) for rung in LADDER) == 1, component
     assert NAMES == ("contract", "components", "samplers", "trajectories")
     assert [rung.level for rung in LADDER] == [1, 2, 3]
@@ -157,8 +169,9 @@ def test_every_component_has_one_level() -> None:
         (["probe", "output"], "splice", "splice"),
         (["output"], "trace", "outputs"),
         ([], "trace", None),
+        (["probe", "output"], "repeat", None),
     ],
-    ids=["probes", "spliced", "outputs", "nothing"],
+    ids=["probes", "spliced", "outputs", "nothing", "against-itself"],
 )
 def test_depth(kinds: list[str], mode: str, expected: str | None) -> None:
     """The depth says whether probes were judged, and alone, or outputs only."""

@@ -11,7 +11,8 @@ import pytest
 from conformance.case import find_case
 from conformance.execution import Execution
 from conformance.port import resolve
-from conformance.runner import Result, Runner
+from conformance.result import Result
+from conformance.runner import Runner
 from conformance.tolerance import LIMIT
 
 torch = pytest.importorskip("torch")

@@ -10,12 +10,13 @@ import pytest
 
 from conformance.case import Case, find_case
 from conformance.compare import Record
+from conformance.divergence import first_divergence
 from conformance.execution import Execution
 from conformance.golden import Golden
 from conformance.golden_files import load_golden
 from conformance.judge import judge_probes, time_proj_values
 from conformance.port import Hello
-from conformance.runner import Result, first_divergence
+from conformance.result import Result
 from conformance.sketch import sketch
 
 OFFERS = Hello("fake", "1", ("unet",), ("float32", "float64"))

@@ -15,7 +15,7 @@ pytest.importorskip("torch")
 from conformance.case import find_case
 from conformance.execution import EXACT
 from conformance.pytest_plugin import _conclude
-from conformance.runner import Result
+from conformance.result import Result
 
 MATRIX = Path(__file__).parents[1] / "test_conformance.py"
 

@@ -18,8 +18,8 @@ from conformance.report.junit import write_junit
 from conformance.report.records import parse_summary
 from conformance.report.run import read_run
 from conformance.report.terminal import verdict_lines
+from conformance.result import Result
 from conformance.results import FILES, Results, plain
-from conformance.runner import Result
 from conformance.sampling import SCHEDULERS
 from conformance.summary import VERDICTS, earliest, exit_code, summarise
 

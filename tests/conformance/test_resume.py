@@ -20,8 +20,8 @@ from conformance.case import find_case
 from conformance.errors import ExitCode, SuiteError, UsageError
 from conformance.execution import Execution
 from conformance.port import Hello
+from conformance.result import Result
 from conformance.results import Results
-from conformance.runner import Result
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

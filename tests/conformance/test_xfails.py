@@ -14,7 +14,7 @@ from conformance.blocks import block_names
 from conformance.case import all_cases, find_case
 from conformance.errors import UsageError
 from conformance.execution import Execution
-from conformance.runner import Result
+from conformance.result import Result
 from conformance.xfails import Entry, Xfails, fits
 
 TODAY = dt.date(2026, 6, 15)

@@ -16,8 +16,9 @@ from conformance.execution import Execution
 from conformance.explain import Explanation
 from conformance.port import Hello
 from conformance.report.terminal import verdict_lines
+from conformance.result import Result
 from conformance.results import FILES, Results
-from conformance.runner import Result, Runner
+from conformance.runner import Runner
 from conformance.summary import exit_code
 from conformance.xfails import Xfails
 

@@ -1,0 +1,118 @@
+"""Which ways of running cases the options choose: arithmetics, devices, backends, modes."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from conformance.case import Case
+from conformance.cli_common import split
+from conformance.errors import UsageError, unknown_name
+from conformance.execution import BACKENDS, MODES, SDPA, STABILITY, Execution
+from conformance.golden import SPLICE, TRACE
+from conformance.port import Hello
+from conformance.tolerance import EVERY_ARITHMETIC
+from conformance.traces import have_oracle
+
+_GLOB = re.compile(r"[*?\[]")
+
+
+def executions(
+    dtype: str, device: str, backend: str, mode: str, hello: Hello, packs: Path | None = None
+) -> list[Execution]:
+    """Return every combination of the options, checked.
+
+    Each is a list of names and of globs, which stand for what the port offers. What it does not
+    offer and is named plainly is kept: its cases are skipped and say so.
+
+    Args:
+        dtype: Arithmetics.
+        device: Devices.
+        backend: Backends.
+        mode: Modes.
+        hello: What the port offers.
+        packs: Folder of trace packs, or None.
+
+    Returns:
+        The executions: device by device and backend by backend, and there splice mode first.
+
+    Raises:
+        UsageError: An unknown name, a device that the port lacks, a glob that fits nothing.
+    """
+    modes = (*default_modes(hello, packs).split(","), *STABILITY)
+    dtypes = _chosen("dtype", dtype, hello.arithmetics, EVERY_ARITHMETIC)
+    for name in split(device) or [""]:
+        if not any(fnmatchcase(offered, name) for offered in hello.devices):
+            raise _no_device(name, hello)
+    devices = _chosen("device", device, hello.devices, hello.devices)
+    backends = _chosen("backend", backend, hello.backends, BACKENDS)
+    ordered = sorted(_chosen("mode", mode, modes, MODES), key=MODES.index)
+    return [
+        Execution(d, where, b, m)
+        for where in devices
+        for b in backends
+        for m in ordered
+        for d in dtypes
+    ]
+
+
+def _chosen(kind: str, text: str, offered: Sequence[str], known: Sequence[str]) -> list[str]:
+    """Return the names that an option lists; a glob stands for what is offered."""
+    names: list[str] = []
+    for name in split(text) or [""]:
+        fitting = [own for own in offered if fnmatchcase(own, name)]
+        if _GLOB.search(name) and not fitting:
+            message = f"{kind} {name!r} fits none that the port offers: {', '.join(offered)}"
+            raise UsageError(message)
+        if not fitting and name not in known:
+            raise unknown_name(kind, name, list(known))
+        names += fitting or [name]
+    return list(dict.fromkeys(names))
+
+
+def _no_device(name: str, hello: Hello) -> UsageError:
+    """Build the error for a device that the port does not offer, and say if no driver has it."""
+    torch = sys.modules.get("torch")  # where neither suite nor port has it, it sees nothing
+    blind = name.startswith("cuda") and torch is not None and not torch.cuda.is_available()
+    message = (
+        f"{hello.name} offers no device {name!r} here (it says: {', '.join(hello.devices)})"
+        f"{'; torch sees no CUDA' if blind else ''}: choose another"
+    )
+    return UsageError(message)
+
+
+def default_modes(hello: Hello, packs: Path | None = None) -> str:
+    """Return splice and trace, or trace alone where nothing could be spliced.
+
+    Args:
+        hello: What the port offers.
+        packs: Folder of trace packs, or None.
+    """
+    possible = hello.probes and hello.replace and (packs is not None or have_oracle())
+    return f"{SPLICE},{TRACE}" if possible else TRACE
+
+
+def scope_of(judged: list[tuple[Case, Execution]]) -> str:
+    """Describe in words what is run, and that the full size is not where it is not.
+
+    Args:
+        judged: Cases and how they are run.
+
+    Returns:
+        Components; variants; arithmetics; devices; backends, if there are others than the port's
+        own; modes.
+    """
+    others = any(run.backend not in {"", SDPA} for _, run in judged)
+    facts = [
+        (c.component, c.variant.name, r.dtype, r.device, r.backend if others else "", r.mode)
+        for c, r in judged
+    ]
+    columns = [
+        dict.fromkeys(x for x in column if x not in {"", "-"})
+        for column in zip(*facts, strict=True)
+    ]
+    scope = "; ".join(", ".join(column) for column in columns if column)
+    return scope if any(c.full_size for c, _ in judged) else f"{scope}; sd1 was not run"

@@ -1,0 +1,160 @@
+"""Honest evaluations of training: those of the networks, forwards and backwards.
+
+What a schedule contributes is a coefficient or two of each sample: so its tables are moved by half
+ulps too, 16 times, and the two worst draws are carried through the network. A loss is one number,
+and many gradients are small: so the results of all layers are moved by half ulps as well.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from conformance.adapters.diffusers_schedulers import MakeScheduler, make_scheduler
+from conformance.case import Case
+from conformance.honest import (
+    CALIBRATION,
+    HELD_OUT,
+    Around,
+    Evaluation,
+)
+from conformance.modes import (
+    MatMul,
+    TableUlp,
+    blocked_matmul,
+    blocked_total,
+    sequential_matmul,
+    sequential_total,
+)
+from conformance.modes_training import LayerUlp, TrainingSummation
+from conformance.oracle import float64_scheduler, plain_attention
+from conformance.tolerance import FLOATS
+from conformance.training import scale_name
+
+COMPONENTS = ("training",)
+
+
+@contextmanager
+def _summation(
+    module: nn.Module, matmul: MatMul, total: Callable[[Tensor], Tensor]
+) -> Iterator[None]:
+    with plain_attention(module), TrainingSummation(matmul, total):
+        yield
+
+
+@contextmanager
+def _random_blocks(module: nn.Module, seed: int) -> Iterator[None]:
+    generator = np.random.default_rng(seed)
+    with _summation(module, blocked_matmul(generator), blocked_total(generator)):
+        yield
+
+
+_IN_DOUBLE = ("plain attention", "batch split", "oneDNN off")
+"""Evaluations in double precision too, where noise is that of single, scaled."""
+
+_SUMS = {
+    "sequential sums": lambda m: _summation(m, sequential_matmul, sequential_total),
+    "random blocked sums 1": lambda m: _random_blocks(m, 1),
+    "random blocked sums 2": lambda m: _random_blocks(m, 2),
+}
+
+
+def _of_training(evaluations: tuple[Evaluation, ...]) -> Iterator[Evaluation]:
+    """Yield evaluations of networks for training: in single and double precision."""
+    for evaluation in evaluations:
+        single = evaluation.name not in _IN_DOUBLE
+        arithmetics = tuple(a for a in evaluation.arithmetics if a in FLOATS[single:])
+        if arithmetics and evaluation.name != "one thread":
+            around = _SUMS.get(evaluation.name, evaluation.around)
+            yield replace(evaluation, around=around, arithmetics=arithmetics, components=COMPONENTS)
+
+
+@contextmanager
+def _made(change: Callable[[MakeScheduler], MakeScheduler], module: Any) -> Iterator[None]:
+    """Let the networks' noise be added by a scheduler that is made in another way."""
+    plain = getattr(module, "make", make_scheduler)
+    module.make = change(plain)
+    try:
+        yield
+    finally:
+        module.make = plain
+
+
+def _moved(seed: int, precision: torch.dtype, _: MakeScheduler) -> MakeScheduler:
+    """Float64 tables, each entry moved by half ulps of a precision where it is computed."""
+
+    def make(algorithm: str, config: dict[str, Any]) -> Any:
+        with TableUlp(seed, precision):
+            return float64_scheduler(algorithm, config)
+
+    return make
+
+
+def schedule_evaluation(seed: int) -> Evaluation:
+    """Return the evaluation whose noise schedule is moved by half ulps, from that seed."""
+    around = partial(_made, partial(_moved, seed, torch.float32))
+    return _single(f"schedule moved by half ulps ({seed})", around)
+
+
+def _single(name: str, around: Around) -> Evaluation:
+    """Return a way to train in single precision; the noise of double is that, scaled."""
+    return Evaluation(name, around, ("float32",), components=COMPONENTS)
+
+
+def noised(component: Any, case: Case) -> Tensor:
+    """Return the noisy latents of a case, float64, without asking the network."""
+    tensors = component.tensors(case.inputs())
+    scheduler = component.module.make("ddpm", tensors["config"] | {"num_inference_steps": 1})
+    noisy: Tensor = scheduler.add_noise(tensors["latents"], tensors["noise"], tensors["timesteps"])
+    return noisy.double()
+
+
+@contextmanager
+def _layers_moved(_: nn.Module, seed: int) -> Iterator[None]:
+    with LayerUlp(seed):
+        yield
+
+
+_DRAWS = 4
+
+
+def pooled(probes: dict[str, float]) -> dict[str, float]:
+    """Give gradients of few elements the worst noise of those alike.
+
+    A bias, or a norm's weight, has one gradient a channel, too few to take a worst of: it is given
+    the worst of all layers of its kind. What is zero by structure is judged by its query's.
+
+    Args:
+        probes: Noise by probe.
+    """
+    worst: dict[str, float] = {}
+    for name, noise in probes.items():
+        kind = _kind(name)
+        worst[kind] = max(worst.get(kind, 0.0), noise)
+    return {name: max(worst[_kind(name)], worst[_kind(scale_name(name))]) for name in probes}
+
+
+def _kind(name: str) -> str:
+    """Return what layers alike share: the name without numbers; a matrix is alone."""
+    return re.sub(r"\d+", "*", name) if _VECTOR.search(name) else name
+
+
+_VECTOR = re.compile(r"^grad\..*(bias|norm\w*\.weight)$")
+
+TRAINING_CALIBRATION = (
+    *_of_training(CALIBRATION),
+    _single("float64 tables", partial(_made, lambda _: float64_scheduler)),
+    *(
+        _single(f"layers moved by half ulps ({seed})", partial(_layers_moved, seed=seed))
+        for seed in range(_DRAWS)
+    ),
+)
+TRAINING_HELD_OUT = tuple(_of_training(HELD_OUT))

@@ -1,0 +1,153 @@
+"""The matrix as parameters of tests: what `sd1_item` and its like are."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from conformance.blocks import block_names
+from conformance.case import Case, select_cases
+from conformance.choice import default_modes, executions
+from conformance.cli_common import split
+from conformance.errors import SuiteError
+from conformance.execution import COMPILE, FRESH, SDPA, Execution, items
+from conformance.golden import SPLICE
+from conformance.matrix import CPU, CUDA, axis_items
+from conformance.port import BUILTIN, Port, close, greet, resolve
+from conformance.scenarios import BASE
+from conformance.traces import NO_SPLICE
+
+DEFAULT_DTYPES = "float32,float64"
+CUDA_DTYPES = ("float32", "bfloat16", "float16")
+
+AXES = ("--sd1-dtype", "--sd1-device", "--sd1-backend", "--sd1-mode")
+"""Options that choose how cases are run, in place of the axes of the default matrix."""
+
+_PORT = pytest.StashKey[Port]()
+
+
+def port_of(config: pytest.Config) -> Port:
+    """Return the port under test, made once."""
+    if _PORT not in config.stash:
+        config.stash[_PORT] = resolve(config.getoption("--sd1-port"))
+    return config.stash[_PORT]
+
+
+def selection(config: pytest.Config) -> tuple[list[Case], list[Execution]]:
+    """Return the cases and executions that the options choose."""
+    cases, hello, packs = _cases(config), greet(port_of(config)), packs_of(config)
+    defaults = (DEFAULT_DTYPES, CPU, SDPA, default_modes(hello, packs))
+    chosen = [config.getoption(axis) or own for axis, own in zip(AXES, defaults, strict=True)]
+    return cases, executions(*chosen, hello, packs)
+
+
+def _cases(config: pytest.Config) -> list[Case]:
+    return select_cases(variants=split(config.getoption("--sd1-variant")))
+
+
+def close_port(config: pytest.Config) -> None:
+    """End what the port has started."""
+    if _PORT in config.stash:
+        close(config.stash[_PORT])
+
+
+def packs_of(config: pytest.Config) -> Path | None:
+    """Return the folder of trace packs, or None."""
+    folder = config.getoption("--sd1-traces")
+    return Path(folder) if folder else None
+
+
+def parameters(config: pytest.Config, make: Callable[..., list[Any]]) -> list[Any]:
+    """Make the parameters of a fixture; one skipped parameter where there cannot be any."""
+    port = config.getoption("--sd1-port")
+    if port in BUILTIN and importlib.util.find_spec("torch") is None:
+        return [_skipped(f"port {port} needs torch: pip install 'sd1-conformance[torch]'")]
+    try:
+        return make(config)
+    except SuiteError as error:
+        raise pytest.UsageError(str(error)) from error
+
+
+def _skipped(reason: str) -> Any:
+    return pytest.param(None, id="not-here", marks=pytest.mark.skip(reason))
+
+
+def _items(config: pytest.Config) -> list[Any]:
+    chosen = items(*selection(config))
+    return [_item(case, run) for case, run in chosen if run.mode != SPLICE]
+
+
+def _blocks(config: pytest.Config) -> list[Any]:
+    chosen = [(case, run) for case, run in items(*selection(config)) if run.mode == SPLICE]
+    if not chosen:
+        return [_skipped(f"splice mode is not among the modes, or impossible: {NO_SPLICE}")]
+    return [
+        pytest.param(
+            (case, run, block), id=f"{run.item_id(case)}::{block}", marks=_marks(case, run)
+        )
+        for case, run in chosen
+        for block in block_names(case)
+    ]
+
+
+def _axes(config: pytest.Config) -> list[Any]:
+    given = [option for option in AXES if config.getoption(option)]
+    if given:
+        return [_skipped(f"{', '.join(given)} chose: test_layers and test_golden run that")]
+    return [_item(*item) for item in axis_items(_cases(config), greet(port_of(config)))]
+
+
+def _cuda_items(config: pytest.Config) -> list[Any]:
+    cases, hello = _cases(config), greet(port_of(config))
+    if CUDA not in hello.devices:
+        return [_skipped("no CUDA device is visible to the port")]
+    runs = [Execution(dtype, CUDA) for dtype in CUDA_DTYPES]
+    chosen = [*items(cases, runs), *axis_items(cases, hello, CUDA)]
+    return [_item(case, run) for case, run in dict.fromkeys(chosen) if not case.exact]
+
+
+def _item(case: Case, run: Execution) -> Any:
+    return pytest.param((case, run), id=run.item_id(case), marks=_marks(case, run))
+
+
+def _live_cases(config: pytest.Config) -> list[Any]:
+    cases = [case for case in _cases(config) if not case.refused]
+    return [pytest.param(c, id=c.id, marks=_group(c)) for c in cases]
+
+
+JUDGED = ("sd1_block", "sd1_item", "sd1_axis", "sd1_cuda_item")
+"""Fixtures whose parameters are items of the matrix."""
+
+PARAMETERS: dict[str, Callable[[pytest.Config], list[Any]]] = {
+    "sd1_block": _blocks,
+    "sd1_item": _items,
+    "sd1_axis": _axes,
+    "sd1_cuda_item": _cuda_items,
+    "sd1_case": _live_cases,
+}
+"""By fixture, what makes its parameters."""
+
+
+def _marks(case: Case, run: Execution) -> list[pytest.MarkDecorator]:
+    """Return the marks of an item: its group, and `full` where `base` shows the same in less time.
+
+    Pipelines differ from their base in what they do, which float32 shows; what float64 adds,
+    constants and casts, is the same in all of them and costs as much as all else together.
+    """
+    long = case.is_pipeline and run.dtype == "float64" and case.scenario.name != BASE
+    # New processes serve all components: there is one pair of them, on one worker.
+    group = pytest.mark.xdist_group(FRESH) if run.mode == FRESH else _group(case)
+    return [
+        group,
+        *([pytest.mark.full] if long else []),
+        *([pytest.mark.compile] if run.backend == COMPILE else []),
+    ]
+
+
+def _group(case: Case) -> pytest.MarkDecorator:
+    """Keep one component and variant on one worker, so that its networks are built once."""
+    return pytest.mark.xdist_group(f"{case.component}/{case.variant.name}")

@@ -1,0 +1,60 @@
+"""In which arithmetics and modes the noise of a case is recorded."""
+
+from __future__ import annotations
+
+from conformance.case import NETWORKS, Case
+from conformance.golden import SPLICE, TRACE
+from conformance.sampling import TEXT_TO_IMAGE
+from conformance.scenarios import BASE
+from conformance.tolerance import ARITHMETICS, FLOATS, OTHER_ARITHMETICS, POLICIES
+
+_AUTOCAST, _FP16_NORM32, _VAE_UPCAST = POLICIES
+_OF_NETWORKS = (*OTHER_ARITHMETICS, _AUTOCAST, _FP16_NORM32)
+_OF_PIPELINES = (_AUTOCAST, _VAE_UPCAST)
+
+_MIXED_CASES = {
+    "tiny": (BASE, "loud", "brink"),
+    "tiny-sharp": (BASE,),
+    "tiny-outlier": (BASE,),
+    "odd": (BASE,),
+}
+"""Scenarios, by variant, in which networks are judged in mixed arithmetics too."""
+
+
+def arithmetics(case: Case) -> tuple[str, ...]:
+    """Return the arithmetics of a case.
+
+    Half types would round dense or raised values. And they round a sample at every step: what that
+    adds up to over a thousand steps has no typical size.
+    """
+    raised = any(recipe.mean for recipe in case.scenario.recipes(case.variant).values())
+    if case.variant.regime == "dense" or raised or not case.scenario.in_halves:
+        return FLOATS
+    return ARITHMETICS + mixed_arithmetics(case)
+
+
+def mixed_arithmetics(case: Case) -> tuple[str, ...]:
+    """Return those of more than one dtype: they differ in the rounding, which few cases show."""
+    variant, scenario = case.variant.name, case.scenario.name
+    if case.component == TEXT_TO_IMAGE and (variant, scenario) == ("tiny", BASE):
+        return _OF_PIPELINES
+    if case.component in NETWORKS and scenario in _MIXED_CASES.get(variant, ()):
+        return _OF_NETWORKS
+    return ()
+
+
+def spliced_arithmetics(case: Case) -> tuple[str, ...]:
+    """Return the arithmetics of splice mode: a pipeline's networks have halves on their own."""
+    large = case.full_size and case.component == "unet"
+    return FLOATS if case.is_pipeline or large else arithmetics(case)
+
+
+def modes(case: Case) -> tuple[str, ...]:
+    """Return the modes of a case: what is open loop, or exact, has no splice mode.
+
+    The 860M model takes minutes for each evaluation: it is spliced where every probe is recorded.
+    """
+    spliced = case.has_splice_mode
+    if case.full_size and (case.is_pipeline or case.component == "unet"):
+        spliced = case.every_probe
+    return (TRACE, SPLICE) if spliced else (TRACE,)

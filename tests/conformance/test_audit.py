@@ -1,0 +1,141 @@
+"""`sd1-conformance audit`: what it prints and writes, and the mistakes that a user makes."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from pathlib import Path
+
+import pytest
+
+from conformance.audit.names import bits, kind, main_output, stage
+from conformance.audit.picture import bits_picture
+
+TEXT = ["--component", "text_encoder", "--variant", "tiny"]
+
+
+def numbers(value):
+    """Yield every number of a JSON document."""
+    if isinstance(value, dict | list):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from numbers(part)
+    elif isinstance(value, float):
+        yield value
+
+
+@pytest.fixture(scope="module")
+def audited(tmp_path_factory):
+    """Audit both regimes of the text encoder once: output, audit.json and the page."""
+    pytest.importorskip("diffusers")
+    import contextlib
+    import io
+
+    from conformance.cli import main
+
+    out = tmp_path_factory.mktemp("audit") / "out"
+    text = io.StringIO()
+    with contextlib.redirect_stdout(text):
+        code = main(
+            ["audit", "--dtype", "bfloat16", *TEXT[:2], "--samples", "3", "--out", str(out)]
+        )
+    facts = json.loads((out / "audit.json").read_text("utf-8"))
+    return code, text.getvalue(), facts, (out / "index.html").read_text("utf-8")
+
+
+def test_terminal_report(audited) -> None:
+    """Both regimes stand side by side in at most 60 lines, with bits, worst layers, kernels."""
+    code, text, _, _ = audited
+    assert code == 0
+    component = text.partition("== text_encoder ==")[2].partition("\n== ")[0]
+    assert component.count("\n") <= 60
+    for part in ("bits right", "tiny-outlier", "layers.2", "sum or gate", "the layers that cost"):
+        assert part in component
+    assert "kernels of text_encoder" in text
+    assert "cuda.matmul.allow_tf32" in text
+    assert "3 inputs: p50, p99, worst" in text
+
+
+def test_json_is_whole_and_finite(audited) -> None:
+    """audit.json holds every probe of both regimes, and no number that JSON lacks."""
+    _, _, facts, _ = audited
+    assert [p["regime"] for p in facts["profiles"]] == ["unit", "outlier"]
+    for profile in facts["profiles"]:
+        assert len(profile["layers"]) == 45
+        assert all(layer["noise"] is not None for layer in profile["layers"])
+        assert profile["explained"] == pytest.approx(1, abs=0.05)
+        assert len(profile["worst"]) == 10
+    assert all(map(math.isfinite, numbers(facts)))
+    assert facts["environment"]["torch threads"]
+    assert any("attention" in row["name"] for row in facts["kernels"]["text_encoder"])
+    spread = facts["samples"][0]["err"]
+    assert 0 < spread["p50"] <= spread["p99"] <= spread["max"]
+
+
+def test_page_is_self_contained(audited) -> None:
+    """The page allows nothing but its own style and script, and holds every number it draws."""
+    _, _, facts, page = audited
+    assert "default-src 'none'" in page
+    assert not re.search(r"<[^>]+ style=|<link|src=\"|href=\"http", page)
+    data = json.loads(re.search(r'id="data-audit">(.*?)</script>', page)[1])
+    drawn = data["text_encoder"][0]
+    assert drawn["names"] == [layer["name"] for layer in facts["profiles"][0]["layers"]]
+
+
+MISTAKES = {
+    "arithmetic": (["--dtype", "bf16"], "unknown arithmetic 'bf16': choose from"),
+    "scheduler": (["--component", "scheduler/ddim", "--variant", "-"], "audit looks into networks"),
+    "device": (["--device", "npu"], "sd1_impl does not offer device npu: choose from cpu"),
+    "keep": (
+        [*TEXT, "--keep", "*mid_block*"],
+        "--keep: '*mid_block*' matches no layer; layers are",
+    ),
+    "no-keep": (["--keep", ","], "--keep is empty"),
+    "target": (["--target", "0"], "--target 0: give a positive ratio"),
+    "samples": (["--samples", "0"], "--samples 0: give a number from 1"),
+    "mixture": (
+        ["--dtype", "policy:autocast", "--target", "1"],
+        "--target needs an arithmetic of single layers",
+    ),
+    "no-file": ([*TEXT, "--attention", "nowhere.py:f"], "--attention: nowhere.py does not exist"),
+    "no-function": ([*TEXT, "--attention", "mine"], "--attention 'mine': write file.py:function"),
+    "no-policy": (["--policy", "nowhere.toml"], "--policy nowhere.toml cannot be read"),
+}
+
+
+@pytest.mark.parametrize(("options", "message"), MISTAKES.values(), ids=MISTAKES)
+def test_mistake(main, tmp_path: Path, options: list[str], message: str) -> None:
+    """A mistake ends with exit 2 and one line that names the option and the fix."""
+    pytest.importorskip("torch")
+    code, out, err = main("audit", *options, "--out", tmp_path / "out")
+    assert (code, out) == (2, "")
+    assert err.startswith(f"sd1-conformance: {message}")
+    assert err.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_port_without_torch(main, port_file, tmp_path: Path) -> None:
+    """Of a port that computes nothing in bfloat16 the error names what it offers."""
+    code, _, err = main("audit", port_file, "--out", tmp_path)
+    assert code == 2
+    assert "does not offer arithmetic bfloat16: choose from float32" in err
+
+
+def test_names() -> None:
+    """Stages, kinds and bits are what the tables say they are."""
+    assert stage("text_model.encoder.layers.1.mlp.fc2.input") == "layers.1"
+    assert stage("decoder.up_blocks.2.resnets.0") == "up_blocks.2"
+    assert kind("unet", "tiny", "down_blocks.0.attentions.0.proj_in") == "convolution"
+    attention = "down_blocks.0.attentions.0.transformer_blocks.0.attn1"
+    assert kind("unet", "tiny", f"{attention}.to_out.0.input") == "attention core"
+    assert kind("unet", "tiny", f"{attention}.to_q") == "linear"
+    assert kind("unet", "tiny", "down_blocks.0.resnets.0") == "sum or gate"
+    assert main_output("vae_encoder", ["latents", "mean"]) == "mean"
+    assert (bits(0.25), bits(0), bits(math.nan), bits(math.inf)) == (2, 53, None, -math.inf)
+
+
+def test_picture() -> None:
+    """A column is as high as its bits; what is exact reaches the top, what is unknown is a dot."""
+    rows = bits_picture([53, 8, 4, None], ["a", "a", "b", "b"], height=2)
+    assert [row[6:] for row in rows] == ["██", "███·", "  ╵"]
+    assert rows[0].startswith("    8 ")

@@ -1,0 +1,74 @@
+"""Which executions the options choose: names, globs, and what neither fits."""
+
+from __future__ import annotations
+
+import pytest
+
+from conformance.case import find_case
+from conformance.choice import executions, scope_of
+from conformance.errors import UsageError
+from conformance.execution import STABILITY, Execution
+from conformance.port import Hello
+
+PORT = Hello(
+    "mine",
+    "1",
+    ("unet",),
+    arithmetics=("float32", "bfloat16", "tf32"),
+    devices=("cpu", "cuda", "cuda:0"),
+    replace=False,
+    backends=("sdpa", "math", "plain"),
+)
+ASKED = {"dtype": "float32", "device": "cpu", "backend": "sdpa", "mode": "trace"}
+
+
+def chosen(axis: str, text: str) -> list[str]:
+    """Return what an option chooses, the others being as ever."""
+    runs = executions(**{**ASKED, axis: text}, hello=PORT)
+    return [getattr(run, axis) for run in runs]
+
+
+@pytest.mark.parametrize(
+    ("axis", "text", "names"),
+    [
+        ("dtype", "*", ["float32", "bfloat16", "tf32"]),
+        ("dtype", "*float*, tf32", ["float32", "bfloat16", "tf32"]),
+        ("dtype", "float64,float32", ["float64", "float32"]),
+        ("device", "cuda*", ["cuda", "cuda:0"]),
+        ("backend", "*", ["sdpa", "math", "plain"]),
+        ("backend", "[mp]*,sliced", ["math", "plain", "sliced"]),
+        ("mode", "*", ["trace", *STABILITY]),
+        ("mode", "repeat,trace,splice", ["splice", "trace", "repeat"]),
+    ],
+)
+def test_names_and_globs(axis: str, text: str, names: list[str]) -> None:
+    """A glob stands for what the port offers; a name is kept, for its cases to be skipped."""
+    assert chosen(axis, text) == names
+
+
+@pytest.mark.parametrize(
+    ("axis", "text", "told"),
+    [
+        ("dtype", "float8", "unknown dtype 'float8': choose from float64, float32, bfl"),
+        ("dtype", "policy:*", "dtype 'policy:*' fits none that the port offers: float32, bfl"),
+        ("device", "tpu", "mine offers no device 'tpu' here (it says: cpu, cuda, cuda:0)"),
+        ("device", "tpu*", "mine offers no device 'tpu*' here"),
+        ("backend", "flash2", "unknown backend 'flash2'"),
+        ("backend", "", "unknown backend ''"),
+        ("mode", "shuffle", "unknown mode 'shuffle': choose from splice, trace, repeat, fresh"),
+    ],
+)
+def test_what_fits_nothing(axis: str, text: str, told: str) -> None:
+    """It is one line that names the option and the choices."""
+    with pytest.raises(UsageError) as error:
+        chosen(axis, text)
+    assert str(error.value).startswith(told)
+
+
+def test_scope_names_other_backends() -> None:
+    """Backends are named where there are others than the port's own, which need no word."""
+    case = find_case("unet/tiny/base")
+    own, other = Execution(), Execution(backend="plain")
+    assert scope_of([(case, own)]) == "unet; tiny; float32; cpu; trace; sd1 was not run"
+    told = scope_of([(case, own), (case, other)])
+    assert told == "unet; tiny; float32; cpu; sdpa, plain; trace; sd1 was not run"
