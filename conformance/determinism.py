@@ -347,8 +347,7 @@ def state(default_dtype: str, *, gradients: bool) -> Iterator[None]:
 def float32_is_float32() -> None:
     """Turn off TF32 in cuDNN, which torch turns on by default, and record that it was on.
 
-    A port that wants it says so by offering `tf32`, or turns it on after its networks were built:
-    then it is judged as it is, and its results name the setting.
+    A port that turns it on while it builds its networks keeps it: it is judged as it is.
     """
     cudnn = importlib.import_module("torch").backends.cudnn
     if cudnn.allow_tf32:

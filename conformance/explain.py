@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from conformance.case import COMPONENTS, Case, find_case
 from conformance.compare import Record
-from conformance.execution import Execution
+from conformance.execution import STABILITY, Execution
 from conformance.fingerprint import Known, kind_of_probe, known_of, marks_of, rank
 from conformance.golden import SPLICE
 from conformance.report.text import one_line, pattern_of
@@ -114,10 +114,14 @@ def failing_items(
 
 
 def _wrong(lines: Iterable[Mapping[str, Any]], component: str) -> dict[str, list[str]]:
-    """Return what is wrong by item, in splice mode alone if there is anything."""
+    """Return what is wrong by item, in splice mode alone if there is anything.
+
+    A port that differs from itself is none that a mutant could explain.
+    """
     found: dict[bool, dict[str, list[str]]] = {True: {}, False: {}}
     for line in lines:
-        if line["component"] == component and line["verdict"] == "fail":
+        unstable = line["mode"] in STABILITY
+        if line["component"] == component and line["verdict"] == "fail" and not unstable:
             spliced = line["mode"] == SPLICE
             names = [p["name"] for p in line["probes"] if p["verdict"] == "fail"]
             own = found[spliced].setdefault(line["case"].partition("::")[0], [])
@@ -166,14 +170,7 @@ def explain_merged(lines: list[dict[str, Any]], told: Iterable[Mapping[str, Any]
 
 def _item(item_id: str, wrong: list[str], cases: Mapping[str, Case]) -> Item:
     case = cases.get(item_id.partition("[")[0]) or find_case(item_id)
-    inside = item_id.partition("[")[2].removesuffix("]")
-    dtype = next(d for d in _DTYPES if inside.startswith(f"{d}-"))
-    device, *rest = inside.removeprefix(f"{dtype}-").split("-")
-    backend, mode = (*rest, "", "")[:2]
-    return Item(case, Execution(dtype, device, backend, mode), tuple(dict.fromkeys(wrong)))
-
-
-_DTYPES = ("float64", "float32", "bfloat16", "float16", "int64")
+    return Item(case, Execution.of_item(item_id), tuple(dict.fromkeys(wrong)))
 
 
 def _testable(items: list[Item]) -> bool:

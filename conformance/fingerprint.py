@@ -18,6 +18,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from conformance.execution import STABILITY
 from conformance.golden import SPLICE
 from conformance.variants import parse_variant
 
@@ -51,9 +52,10 @@ def marks_of(lines: Iterable[Mapping[str, Any]], component: str) -> Marks:
         component: Its component.
 
     Returns:
-        The marks; cases that were skipped leave none.
+        The marks; cases that were skipped leave none, nor do those that differ from themselves.
     """
-    own = [line for line in lines if line["component"] == component and line["verdict"] != "skip"]
+    judged = [line for line in lines if line["verdict"] != "skip" and line["mode"] not in STABILITY]
+    own = [line for line in judged if line["component"] == component]
     wrong = [line for line in own if line["verdict"] in {"fail", "error"}]
     own = [line for line in own if _kind_of_run(line) == _kind_of_run((wrong or own)[0])]
     marks: Marks = {}

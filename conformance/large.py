@@ -14,8 +14,8 @@ WHOLE_LIMIT = 50_000
 EDGE = 8
 """Rows and columns kept at each end of the last two axes."""
 
-PICTURE_EDGE = 1
-"""The same of a pipeline's image: there its whole uint8 picture is kept besides."""
+BORDER = 1
+"""The same of a pipeline's image, whose uint8 picture is kept besides, and of large latents."""
 
 
 @dataclass(frozen=True)
@@ -26,8 +26,8 @@ class Large:
         shape: Shape of the whole.
         norm: L2 norm of the whole.
         buckets: float64 (64,), its sketch.
-        rows: Its first and last 8 rows (1 of a picture): (..., 16, columns).
-        columns: Its first and last 8 columns (1 of a picture): (..., rows, 16).
+        rows: Its first and last 8 rows (or 1 each): (..., 16, columns).
+        columns: Its first and last 8 columns (or 1 each): (..., rows, 16).
     """
 
     shape: tuple[int, ...]

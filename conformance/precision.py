@@ -146,7 +146,8 @@ def _of_layers(case: Case, dtype: str, records: list[Record], answer: Answer) ->
     bits = format_of(float(np.median(implied)), dtype) if failing else None
     if bits is None:
         return None
-    most = len(failing) > _MOST * len(probes)  # whole blocks, where no product is seen by itself
+    # Whole blocks, where no product is seen by itself.
+    most = len(failing) >= max(_FEWEST, _MOST * len(probes))
     spread = _SPREAD.get(bits, _IN_BLOCKS if most else _ALIKE)
     near = np.abs(implied - np.median(implied)) <= spread
     if np.mean(near) < _NEARLY_ALL:

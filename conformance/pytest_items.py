@@ -19,6 +19,7 @@ from conformance.golden import SPLICE
 from conformance.matrix import CPU, CUDA, axis_items
 from conformance.port import BUILTIN, Port, close, greet, resolve
 from conformance.scenarios import BASE
+from conformance.tolerance import POLICIES
 from conformance.traces import NO_SPLICE
 
 DEFAULT_DTYPES = "float32,float64"
@@ -41,8 +42,10 @@ def selection(config: pytest.Config) -> tuple[list[Case], list[Execution]]:
     """Return the cases and executions that the options choose."""
     cases, hello, packs = _cases(config), greet(port_of(config)), packs_of(config)
     defaults = (DEFAULT_DTYPES, CPU, SDPA, default_modes(hello, packs))
-    chosen = [config.getoption(axis) or own for axis, own in zip(AXES, defaults, strict=True)]
-    return cases, executions(*chosen, hello, packs)
+    dtype, device, backend, mode = (
+        config.getoption(axis) or own for axis, own in zip(AXES, defaults, strict=True)
+    )
+    return cases, executions(dtype, device, backend, mode, hello, packs)
 
 
 def _cases(config: pytest.Config) -> list[Case]:
@@ -136,9 +139,11 @@ def _marks(case: Case, run: Execution) -> list[pytest.MarkDecorator]:
     """Return the marks of an item: its group, and `full` where `base` shows the same in less time.
 
     Pipelines differ from their base in what they do, which float32 shows; what float64 adds,
-    constants and casts, is the same in all of them and costs as much as all else together.
+    constants and casts, is the same in all of them and costs as much as all else together. A
+    mixture of dtypes is imitated, which takes a pipeline most of a minute.
     """
-    long = case.is_pipeline and run.dtype == "float64" and case.scenario.name != BASE
+    long = run.dtype == "float64" and case.scenario.name != BASE
+    long = case.is_pipeline and (long or run.dtype in POLICIES)
     # New processes serve all components: there is one pair of them, on one worker.
     group = pytest.mark.xdist_group(FRESH) if run.mode == FRESH else _group(case)
     return [

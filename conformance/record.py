@@ -24,7 +24,7 @@ from conformance.golden import SPLICE, TRACE, Golden
 from conformance.honest import HELD_OUT
 from conformance.honest_training import TRAINING_HELD_OUT
 from conformance.judge import IMAGE, TIME_PROJ
-from conformance.large import EDGE, PICTURE_EDGE, WHOLE_LIMIT, Large
+from conformance.large import BORDER, EDGE, WHOLE_LIMIT, Large
 from conformance.layout import PIXELS
 from conformance.noise import (
     Errors,
@@ -231,12 +231,12 @@ def _golden(case: Case, truth: oracle.Truth, noise: Noise) -> Golden:
     units = {a: noise_of(a, noise[TRACE]) for a in noise[TRACE]}
     local = {a: noise_of(a, noise[SPLICE]) for a in noise.get(SPLICE, ())}
     sketched = sketched_outputs(case, truth)
-    whole = {n: a for n, a in outputs.items() if a.dtype.kind in "iu" or a.size <= WHOLE_LIMIT}
-    edge = EDGE
+    room, edge = (WHOLE_LIMIT, EDGE) if case.scenario.keeps_outputs else (0, BORDER)
+    whole = {n: a for n, a in outputs.items() if a.dtype.kind in "iu" or a.size <= room}
     pictures = {}
     if case.is_pipeline:
         del whole[IMAGE]
-        edge = PICTURE_EDGE
+        edge = BORDER
         if not case.scenario.keeps_pixels:
             pictures[PIXELS] = whole.pop(PIXELS).shape
     buckets = buckets_of(case)

@@ -3,8 +3,9 @@
 `sd1_impl.tokenizer` cuts the prompt into tokens, `sd1_impl.text_encoder` reads them,
 `sd1_impl.unet` predicts the noise in the latents, `sd1_impl.schedulers` lead from noise to latents,
 `sd1_impl.vae` turns latents into images and images into latents; `sd1_impl.pipeline` puts them
-together, `sd1_impl.image_to_image` and `sd1_impl.inpainting` begin with an image. Every number is
-in `sd1_impl.config` and `sd1_impl.scheduler_config`. Start with `sd1_impl.unet`: its forward pass
+together, `sd1_impl.image_to_image` and `sd1_impl.inpainting` begin with an image;
+`sd1_impl.training` is what they learned from. Every number is in `sd1_impl.config` and
+`sd1_impl.scheduler_config`. Start with `sd1_impl.unet`: its forward pass
 is the figure in the paper. Or draw something: ``python -m sd1_impl "a photograph of a cat"``.
 
 Attribute names are the keys of the diffusers checkpoints, so that ``load_state_dict(strict=True)``
@@ -56,6 +57,7 @@ from sd1_impl.schedulers import (
 from sd1_impl.synthetic import synthetic_pipeline
 from sd1_impl.text_encoder import CLIPTextEncoder
 from sd1_impl.tokenizer import CLIPTokenizer
+from sd1_impl.training import autoencoder_loss, denoising_loss
 from sd1_impl.unet import UNet
 from sd1_impl.vae import AutoencoderKL, DiagonalGaussian
 
@@ -105,6 +107,8 @@ __all__ = [
     "UNet",
     "UNetConfig",
     "VAEConfig",
+    "autoencoder_loss",
+    "denoising_loss",
     "load_network",
     "load_pipeline",
     "save_pipeline",

@@ -11,6 +11,7 @@ from conformance.execution import Execution
 from conformance.golden_files import load_golden
 from conformance.sampling import term_and_step
 from conformance.tolerance import LIMIT, ratio
+from conformance.training import scale_name
 
 NEEDS_ORACLE = pytest.mark.skipif(
     importlib.util.find_spec("diffusers") is None, reason="needs the oracle: install extra `oracle`"
@@ -71,5 +72,6 @@ def test_live_oracle(sd1_case, live_oracle, sd1_runner):
     for name, (found, wanted) in pairs.items():
         assert found.size == wanted.size, name
         difference = float(np.linalg.norm(found.reshape(wanted.shape) - wanted))
-        error = relative_error(difference, float(np.linalg.norm(wanted)))
+        scale = pairs[scale_name(name)][1]
+        error = relative_error(difference, float(np.linalg.norm(scale)))
         assert ratio(error, noise[name], "float32") <= LIMIT, name

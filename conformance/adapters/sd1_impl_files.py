@@ -18,7 +18,6 @@ from conformance.adapters import sd1_impl_networks
 from conformance.adapters.torch_module import DTYPES, TorchComponent, TorchPort
 from conformance.case import NETWORKS
 from conformance.export import Tensors, stored
-from sd1_impl.attention_kernels import use_kernel
 from sd1_impl.checkpoint import load_network
 from sd1_weights import save
 
@@ -62,7 +61,8 @@ def through(
         A port of these networks, without blocks, samplers and tokenizer.
     """
     loaders = {name: partial(_load, name, write, ema) for name in components}
-    return TorchPort(f"sd1_impl by {kind}", __version__, {}, others=loaders, attention=use_kernel)
+    attention = sd1_impl_networks.use_attention
+    return TorchPort(f"sd1_impl by {kind}", __version__, {}, others=loaders, attention=attention)
 
 
 def _single_file(name: str, component: str, variant: Variant, tensors: Tensors, to: Path) -> Path:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from conformance.port import Arrays
 from conformance.spec import BLOCKS
+from sd1_impl.attention_kernels import use_kernel
 from sd1_impl.config import TextEncoderConfig, UNetConfig, VAEConfig
 from sd1_impl.text_encoder import CLIPTextEncoder
 from sd1_impl.tokenizer import CLIPTokenizer
@@ -87,6 +88,11 @@ def _build_block(path: str, variant: Variant) -> nn.Module:
 
 def _call_block(module: nn.Module, tensors: Tensors) -> Tensors:
     return {"out": module(*(tensors[str(i)] for i in range(len(tensors))))}
+
+
+def use_attention(module: nn.Module, backend: str) -> int:
+    """Let the attentions of a network be `plain` or `sliced`; return how many they are."""
+    return use_kernel(module, backend)
 
 
 class Tokenizer:

@@ -166,6 +166,7 @@ class TorchPort:
                 message = f"{self.name}: rename has {component!r}, which is none of its networks"
                 raise PortError(message)
             table_of(rows, component)
+        float32_is_float32()  # before anything is recorded of this process
 
     def hello(self) -> Hello:
         """Say what is offered; CUDA is offered where torch sees it."""
@@ -247,8 +248,6 @@ class TorchPort:
             message = f"{self.name} has no arithmetic {arithmetic}"
             raise UnsupportedError(message)
         dtype = built_in(arithmetic)
-        if dtype == "float32":
-            float32_is_float32()
         loaded = self._loaded(component, variant, weights, dtype, device)
         if (arithmetic, backend) == (dtype, SDPA):
             return loaded

@@ -20,7 +20,7 @@ from conformance.audit.search import Search
 from conformance.audit.yardstick import Yardstick, find_oracle, yardstick
 from conformance.contract import call
 from conformance.environment import environment
-from conformance.errors import UnsupportedError
+from conformance.errors import UnsupportedError, UsageError
 from conformance.execution import Execution
 from conformance.offer import require_offer
 from conformance.traces import find_traces
@@ -57,6 +57,11 @@ class Questions:
     attention: str = ""
     traces: Path | None = None
 
+    @property
+    def by_layer(self) -> bool:
+        """Whether layers are to be computed in arithmetics of their own."""
+        return bool(self.policy or self.keep or self.target is not None)
+
 
 class Auditor:
     """Audits one port in one arithmetic."""
@@ -64,13 +69,20 @@ class Auditor:
     def __init__(
         self, runner: Runner, execution: Execution, questions: Questions, say: Say
     ) -> None:
-        """Keep what is to be asked, and how progress is told."""
+        """Keep what is to be asked, and how progress is told.
+
+        Raises:
+            UsageError: Samples are asked for, and there is no oracle.
+        """
         self.runner = runner
         self.execution = execution
         self.questions = questions
         self.say = say
         self.traces = find_traces(questions.traces)
         self.oracle = None if questions.traces else find_oracle()
+        if questions.samples and self.oracle is None:
+            message = "--samples needs the oracle (pip install 'sd1-conformance[oracle]'), no packs"
+            raise UsageError(message)
         hello = runner.hello
         self.report = Report(hello.name, hello.version, execution.dtype, execution.device)
         if questions.policy:
@@ -107,7 +119,8 @@ class Auditor:
         require_offer(self.runner.hello, case, self.execution)
         self.say(f"{case.id}: truth and noise")
         units = self._yardstick(case)
-        with self._component(case) as component:
+        mixed = self._mixed(case) if self.questions.by_layer else None
+        with self._component(case, mixed) as component:
             self.say(f"{case.id}: profile")
             profile = take_profile(self.runner, component, case, self.execution, units, self.oracle)
             self.report.profiles.append(profile)
@@ -116,20 +129,19 @@ class Auditor:
                 self.report.kernels[case.component] = torch_side.kernels(component, case.inputs())
             if self.questions.samples:
                 self._sample(case, component, units)
-        if self.questions.keep or self.questions.target is not None:
-            self._widen(case, profile, units)
+        if mixed is not None:
+            self._widen(case, mixed, profile, units)
 
     def _yardstick(self, case: Case) -> Yardstick:
         return yardstick(case, self.execution.dtype, self.traces, self.oracle)
 
     @contextmanager
-    def _component(self, case: Case) -> Iterator[Component]:
+    def _component(self, case: Case, mixed: Mixed | None) -> Iterator[Component]:
         """Load the component of a case, its layers in the arithmetics of the policy."""
         policy = self.questions.policy
-        if policy is None:
+        if policy is None or mixed is None:
             yield self.runner.load(case, self.execution)
             return
-        mixed = self._mixed(case)
         with mixed.computing(policy.of(mixed.layers)) as component:
             yield component
 
@@ -142,8 +154,7 @@ class Auditor:
 
     def _sample(self, case: Case, component: Component, units: Yardstick) -> None:
         if self.oracle is None:
-            message = "--samples needs the oracle: pip install 'sd1-conformance[oracle]'"
-            raise UnsupportedError(message)
+            return
         self.say(f"{case.id}: {self.questions.samples} samples")
         self.report.samples.append(
             take_samples(
@@ -156,9 +167,8 @@ class Auditor:
             )
         )
 
-    def _widen(self, case: Case, profile: Profile, units: Yardstick) -> None:
+    def _widen(self, case: Case, mixed: Mixed, profile: Profile, units: Yardstick) -> None:
         """Measure what layers in float32 gain."""
-        mixed = self._mixed(case)
         policy = self.questions.policy
         own = policy.of(mixed.layers) if policy else {}
 
@@ -182,17 +192,4 @@ class Auditor:
                 return found
 
             search = Search(ratio, self.questions.target)
-            self.report.targets[case.id] = search.run(_by_cost(profile, list(mixed.layers)))
-
-
-def _by_cost(profile: Profile, layers: list[str]) -> list[list[str]]:
-    """Group layers by the block that they are in, those blocks first that cost most."""
-    cost: dict[str, float] = {}
-    blocks: dict[str, list[str]] = {}
-    shares = {layer.name: layer.share or 0.0 for layer in profile.layers}
-    for layer in layers:
-        blocks.setdefault(profile.block_of(layer), []).append(layer)
-    for name, share in shares.items():
-        block = profile.block_of(name)
-        cost[block] = cost.get(block, 0.0) + share
-    return [blocks[name] for name in sorted(blocks, key=lambda name: -cost.get(name, 0.0))]
+            self.report.targets[case.id] = search.run(profile.by_cost(list(mixed.layers)))

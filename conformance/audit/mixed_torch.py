@@ -9,83 +9,21 @@ So a block all of whose layers are kept in float32 is kept so as a whole, residu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
 
 from conformance.adapters.arithmetics import FRACTION_BITS
 from conformance.adapters.hooks import Callback
 from conformance.adapters.torch_component import TorchComponent
-from conformance.adapters.torch_module import DTYPES
+from conformance.audit.regions_torch import STORED, Regions, cast
 from conformance.case import Case
-from conformance.errors import UnsupportedError
-from conformance.operands import RoundedOperands
+from conformance.errors import UsageError
 from conformance.port import Port
-
-STORED = {**DTYPES, **dict.fromkeys(FRACTION_BITS, torch.float32)}
-"""By arithmetic of a layer, the dtype of its weights."""
-
-
-class _Regions(RoundedOperands):
-    """Knows which arithmetic the innermost layer that is running computes in."""
-
-    def __init__(self, outermost: str) -> None:
-        super().__init__(0)
-        self.current = outermost
-        self.bits = FRACTION_BITS.get(outermost, 0)
-
-    def operation(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Round the operands where the layer's arithmetic asks for it."""
-        return super().operation(func, args, kwargs) if self.bits else func(*args, **kwargs)
-
-    @contextmanager
-    def inside(self, arithmetic: str) -> Iterator[None]:
-        """Compute in the arithmetic of one layer or block."""
-        before = self.current, self.bits
-        self.current, self.bits = arithmetic, FRACTION_BITS.get(arithmetic, 0)
-        try:
-            yield
-        finally:
-            self.current, self.bits = before
-
-    def bordered(
-        self, forward: Callable[..., Any], own: str, weigh: Callable[[str], None]
-    ) -> Callable[..., Any]:
-        """Return a forward pass in an arithmetic of its own.
-
-        Args:
-            forward: The module's.
-            own: Its arithmetic.
-            weigh: Gives the module its weights in an arithmetic.
-        """
-
-        def run(*args: Any, **kwargs: Any) -> Any:
-            around = self.current
-            if own == around:
-                return forward(*args, **kwargs)
-            weigh(own)
-            try:
-                with self.inside(own):
-                    args, kwargs = cast((args, kwargs), STORED[own])
-                    result = forward(*args, **kwargs)
-            finally:
-                weigh(around)  # a network asks its weights which dtype its inputs should have
-            return cast(result, STORED[around])
-
-        return run
-
-
-def cast(values: Any, dtype: torch.dtype) -> Any:
-    """Cast every floating tensor among arguments or results."""
-    return tree_map(
-        lambda x: x.to(dtype) if isinstance(x, Tensor) and x.is_floating_point() else x, values
-    )
 
 
 @dataclass
@@ -98,7 +36,7 @@ class MixedComponent(TorchComponent):
     """
 
     leaving: torch.dtype = torch.float32
-    regions: _Regions | None = None
+    regions: Regions | None = None
 
     def traced(
         self, tensors: dict[str, Tensor], names: Collection[str], callback: Callback
@@ -132,22 +70,22 @@ class Mixed:
         """Load a case's network in float32, from which every other arithmetic is made.
 
         Raises:
-            UnsupportedError: The port is no torch module in this process, or the base arithmetic
+            UsageError: The port is no torch module in this process, or the base arithmetic
                 is none of a single layer.
         """
         if base not in STORED:
             message = f"{base} is a mixture already: layers are mixed over {', '.join(STORED)}"
-            raise UnsupportedError(message)
+            raise UsageError(message)
         component = port.load(case.component, case.variant, case.weights(), "float32", device)
         if not isinstance(component, TorchComponent):
             message = (
                 "layers can be computed in another arithmetic only of torch modules in this "
                 "process: sd1_impl, diffusers, any TorchPort"
             )
-            raise UnsupportedError(message)
+            raise UsageError(message)
         if device.partition(":")[0] != "cpu" and base in FRACTION_BITS:
             message = f"{base} on {device} is torch's own switch, which holds for all layers"
-            raise UnsupportedError(message)
+            raise UsageError(message)
         mixed = cls(component, base)
         canonical = {place.path: name for name, place in (component.places or {}).items()}
         for path, module in component.module.named_modules():
@@ -171,7 +109,7 @@ class Mixed:
         own = self.component
         chosen = {path: arithmetics.get(name, self.base) for name, path in self.layers.items()}
         root = _common(chosen, "") or self.base
-        regions = _Regions(root)
+        regions = Regions(root)
         self._weigh("", root)
         wrapped: list[nn.Module] = []
         for path, module in own.module.named_modules():

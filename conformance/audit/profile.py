@@ -8,6 +8,7 @@ from typing import Any
 from conformance import spec
 from conformance.audit.measure import Output
 from conformance.audit.names import finite
+from conformance.tolerance import badness
 
 
 @dataclass
@@ -91,9 +92,12 @@ class Profile:
     def by(self, attribute: str) -> dict[str, float]:
         """Return the sums of shares by `kind` or `stage`, largest first.
 
-        What is made after the last probe counts as a stage, and as a sum or gate.
+        What is made after the last probe counts as a stage, and as a sum or gate. Nothing where
+        the error was not shared out.
         """
         sums: dict[str, float] = {}
+        if self.explained is None:
+            return sums
         for layer in self.layers:
             key = getattr(layer, attribute)
             sums[key] = sums.get(key, 0.0) + (layer.share or 0.0)
@@ -106,12 +110,25 @@ class Profile:
         """Return the named block that a layer is in; the layer itself where it is in none."""
         return spec.block_around(self.component, name) or name
 
+    def by_cost(self, layers: list[str]) -> list[list[str]]:
+        """Group layers by the block that they are in, those blocks first that cost most."""
+        cost: dict[str, float] = {}
+        for probe in self.layers:
+            block = self.block_of(probe.name)
+            cost[block] = cost.get(block, 0.0) + (probe.share or 0.0)
+        blocks: dict[str, list[str]] = {}
+        for layer in layers:
+            blocks.setdefault(self.block_of(layer), []).append(layer)
+        return [blocks[name] for name in sorted(blocks, key=lambda name: -cost.get(name, 0.0))]
+
     def worst(self, count: int = 10) -> list[Layer]:
         """Return the layers that cost most: by share, or where none is known by local error."""
         rows = [layer for layer in self.layers if layer.share is not None]
         if rows:
             return sorted(rows, key=lambda layer: -(layer.share or 0.0))[:count]
-        return sorted(self.layers, key=lambda layer: -(layer.local or layer.err or 0.0))[:count]
+        return sorted(self.layers, key=lambda layer: -badness(layer.local or layer.err or 0.0))[
+            :count
+        ]
 
     def stages(self) -> dict[str, list[Layer]]:
         """Return the layers by stage, in the order of execution."""

@@ -153,7 +153,8 @@ def _share_out(
 ) -> None:
     """Enter each layer's share of the main output's error."""
     if not all(np.isfinite(a).all() for a in (*traced.values(), outputs[profile.main])):
-        profile.notes.append("values are not finite: the error cannot be shared out")
+        first = next((n for n, a in traced.items() if not np.isfinite(a).all()), "the output")
+        profile.notes.append(f"not finite from {first} on: the error cannot be shared out")
         return
     if profile.output.err == 0:
         profile.notes.append("the output is exact: there is no error to share out")

@@ -24,6 +24,7 @@ class Found:
         ratio: The ratio that the layers found give.
         layers: Those layers, in the order in which they were tried; all of them where even that
             does not reach the target.
+        globs: The same in few words, as `--keep` takes them.
         evaluations: How often the network was run.
         minimal: Whether none of the layers can be left out any more.
     """
@@ -34,6 +35,7 @@ class Found:
     reached: bool
     ratio: float
     layers: list[str]
+    globs: list[str]
     evaluations: int
     minimal: bool
 
@@ -47,6 +49,7 @@ class Search:
         self.target = target
         self.most = most
         self.known: dict[frozenset[str], float] = {}
+        self.everything: list[str] = []
 
     @property
     def spent(self) -> bool:
@@ -77,7 +80,7 @@ class Search:
             What was found. Ratios need not fall with every layer added, so the set is minimal (no
             layer of it can be left out), not the smallest of all.
         """
-        everything = [layer for group in groups for layer in group]
+        self.everything = everything = [layer for group in groups for layer in group]
         before, with_all = self.ratio([]), self.ratio(everything)
         if before <= self.target:
             return self._found(before, with_all, [], minimal=True)
@@ -118,6 +121,40 @@ class Search:
     def _found(self, before: float, with_all: float, layers: list[str], *, minimal: bool) -> Found:
         ratio = self.ratio(layers)
         reached = ratio <= self.target
+        globs = outermost(layers, self.everything)
         return Found(
-            self.target, before, with_all, reached, ratio, layers, len(self.known), minimal
+            self.target,
+            before,
+            with_all,
+            reached,
+            ratio,
+            layers,
+            globs,
+            len(self.known),
+            minimal,
         )
+
+
+def outermost(chosen: Sequence[str], everything: Sequence[str]) -> list[str]:
+    """Name layers by the largest modules of which all layers are chosen.
+
+    Args:
+        chosen: Some layers.
+        everything: All layers there are.
+
+    Returns:
+        Globs that match the chosen layers and no others, in their order.
+    """
+    within: dict[str, set[str]] = {}
+    for layer in everything:
+        parts = layer.split(".")
+        for depth in range(1, len(parts)):
+            within.setdefault(".".join(parts[:depth]), set()).add(layer)
+    wanted = set(chosen)
+    globs: dict[str, None] = {}
+    for layer in chosen:
+        parts = layer.split(".")
+        starts = (".".join(parts[:depth]) for depth in range(1, len(parts)))
+        whole = next((start for start in starts if within[start] <= wanted), None)
+        globs[layer if whole is None else f"{whole}.*"] = None
+    return list(globs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 from conformance.audit.measure import Output
@@ -80,6 +81,11 @@ def share_text(share: float | None) -> str:
     return "0" if abs(share) < _TINY else f"{100 * share:.1f} %"
 
 
+def _cell(value: float | None) -> str:
+    """Write a number for a narrow column."""
+    return "NaN" if value is not None and math.isnan(value) else number_text(value)
+
+
 def _stages(profiles: list[Profile]) -> list[str]:
     """Write a table: of every stage the bits at its end, and its share of the output's error."""
     head = "".join(f" | {p.variant:^26s}" for p in profiles)
@@ -109,7 +115,7 @@ def _stage_cell(layers: list[Layer], share: float | None) -> str:
     last = layers[-1]
     local = max((layer.local for layer in layers if layer.local is not None), default=None)
     return (
-        f"{bits_text(last.bits):>4s} {number_text(last.ratio):>6s} {number_text(local):>7s}"
+        f"{bits_text(last.bits):>4s} {_cell(last.ratio):>6s} {_cell(local):>7s}"
         f" {share_text(share):>6s}"
     )
 
@@ -122,8 +128,8 @@ def _worst(profile: Profile) -> list[str]:
     for layer in rows:
         name = layer.name if len(layer.name) <= _NAME else f"…{layer.name[1 - _NAME :]}"
         lines.append(
-            f"{name:{_NAME}s} {share_text(layer.share):>6s} {number_text(layer.local):>8s} "
-            f"{number_text(layer.err):>8s} {number_text(layer.gain):>5s}"
+            f"{name:{_NAME}s} {share_text(layer.share):>6s} {_cell(layer.local):>8s} "
+            f"{_cell(layer.err):>8s} {_cell(layer.gain):>5s}"
         )
     return lines
 

@@ -60,7 +60,7 @@ def _target(case: str, found: Found) -> list[str]:
         return [f"{case}: target {found.target:g} is not reached: {text}"]
     if not found.layers:
         return [f"{case}: ratio {number_text(found.before)} is under {found.target:g} as it is"]
-    names = summarised(found.layers)
+    names = summarised(found.globs)
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     lead = "none of them can be left out" if found.minimal else "the search was cut short"
     ratios = f"{number_text(found.before)} to {number_text(found.ratio)}"

@@ -67,6 +67,7 @@ MUTANTS: tuple[Mutant, ...] = (
     _null(
         id="null-autocast-wide-norms",
         wrong="Nothing: norms hand on float32, as autocast has it on CUDA",
+        cases=("tiny/base", "odd/base"),
         dtype=AUTOCAST,
         module=_wide_norms,
     ),

@@ -149,7 +149,11 @@ def _squared(prediction: Tensor, target: Tensor) -> Tensor:
 def _row(name: str, wrong: str, *cases: str, **changes: Any) -> Mutant:
     changes = {"evidence": "I", "size": "visible", **changes}
     return Mutant(
-        id=f"train-{name}", component=TRAINING, wrong=wrong, cases=cases or ("tiny/base",), **changes
+        id=f"train-{name}",
+        component=TRAINING,
+        wrong=wrong,
+        cases=cases or ("tiny/base",),
+        **changes,
     )
 
 

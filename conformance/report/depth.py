@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from conformance.execution import STABILITY
 from conformance.golden import SPLICE
 from conformance.known_bugs import margin
 from conformance.report.records import Case, Probe, is_wrong, parse_probes
@@ -58,7 +59,8 @@ def _chosen(run: Run) -> list[list[Case]]:
     named = case_name(first.case) if first else ""
     worst: dict[str, Case] = {}
     for case in run.cases:
-        if case.ratio is None or case.dtype == "int64":  # token ids have no depth to look into
+        unseen = case.ratio is None or case.dtype == "int64"  # token ids have no depth
+        if unseen or case.mode in STABILITY:
             continue
         known = worst.get(case.component)
         if known is None or _urgency(case, named) > _urgency(known, named):
@@ -68,7 +70,8 @@ def _chosen(run: Run) -> list[list[Case]]:
     found: dict[str, list[Case]] = {name: [] for name in names}
     for case in run.cases:
         name = case_name(case.case)
-        if name in found and case.ratio is not None and case.component == names[name]:
+        drawn = case.ratio is not None and case.mode not in STABILITY
+        if name in found and drawn and case.component == names[name]:
             found[name].append(case)
     return list(found.values())
 

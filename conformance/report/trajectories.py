@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple
 
+from conformance.execution import STABILITY
 from conformance.golden import SPLICE, TRACE
 from conformance.report.run import Run
 from conformance.report.sections import Section, View
@@ -81,6 +82,8 @@ class Trajectories(Section):
         if not points:
             return
         case, mode = printable(record.get("case")), printable(record.get("mode"))
+        if mode in STABILITY:
+            return
         name = case.replace(f"-{mode}]", "]") if mode else case
         if name not in self._paths:
             self._seen += 1

@@ -48,6 +48,11 @@ class Scenario(ABC):
         return True
 
     @property
+    def keeps_outputs(self) -> bool:
+        """Whether a golden keeps outputs whole where they are small enough."""
+        return True
+
+    @property
     def keeps_pixels(self) -> bool:
         """Whether a golden keeps the oracle's 8-bit picture, for PSNR and SSIM."""
         return False

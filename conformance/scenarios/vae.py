@@ -209,7 +209,7 @@ LATENTS_SCENARIOS: tuple[LatentsScenario, ...] = (
     ),
     LatentsScenario(
         "brink",
-        "overflow: a map reaches 32,000, and half precision must still hold it",
+        "overflow: a map reaches 38,000, and half precision must still hold it",
         3,
         3,
         1,

@@ -9,10 +9,25 @@ from pathlib import Path
 
 import pytest
 
+from conformance.audit.measure import quantiles
 from conformance.audit.names import bits, kind, main_output, stage
 from conformance.audit.picture import bits_picture
 
 TEXT = ["--component", "text_encoder", "--variant", "tiny"]
+
+
+OVERFLOWING = """
+from conformance.port import resolve
+
+class Port:
+    def hello(self):
+        return resolve("sd1_impl").hello()
+
+    def load(self, *arguments):
+        component = resolve("sd1_impl").load(*arguments)
+        component.module.text_model.encoder.layers[1].mlp.fc2.bias.data[3] = float("inf")
+        return component
+"""
 
 
 def numbers(value):
@@ -132,6 +147,25 @@ def test_names() -> None:
     assert kind("unet", "tiny", "down_blocks.0.resnets.0") == "sum or gate"
     assert main_output("vae_encoder", ["latents", "mean"]) == "mean"
     assert (bits(0.25), bits(0), bits(math.nan), bits(math.inf)) == (2, 53, None, -math.inf)
+
+
+def test_wrong_numbers_are_the_worst() -> None:
+    """Of samples that are not finite the spread is unknown, never a small number."""
+    assert quantiles([1.0, math.nan, 2.0]) == {"p50": 2.0, "p99": None, "max": None}
+    assert quantiles([1.0, 2.0, 4.0]) == {"p50": 2.0, "p99": 4.0, "max": 4.0}
+
+
+def test_not_finite(main, tmp_path: Path) -> None:
+    """A port that overflows is profiled all the same, and the first bad layer is named."""
+    pytest.importorskip("diffusers")
+    path = tmp_path / "overflowing.py"
+    path.write_text(OVERFLOWING, "utf-8")
+    code, out, _ = main("audit", f"{path}:Port", *TEXT, "--out", tmp_path / "out")
+    assert code == 0
+    assert "not finite from text_model.encoder.layers.1.mlp.fc2 on" in out
+    facts = json.loads((tmp_path / "out" / "audit.json").read_text("utf-8"))
+    assert facts["profiles"][0]["outputs"][0]["verdict"] == "fail"
+    assert all(map(math.isfinite, numbers(facts)))
 
 
 def test_picture() -> None:

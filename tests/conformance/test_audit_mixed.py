@@ -12,7 +12,7 @@ pytest.importorskip("diffusers")
 from conformance.audit.mixed_torch import Mixed
 from conformance.audit.policy import keeping, read_policy
 from conformance.case import find_case
-from conformance.errors import UnsupportedError, UsageError
+from conformance.errors import UsageError
 from conformance.port import resolve
 from conformance.tensors import rounded
 
@@ -80,7 +80,7 @@ def test_the_exact_layer_is_the_named_one() -> None:
 
 def test_a_mixture_is_no_base() -> None:
     """What decides layer by layer itself cannot be mixed once more."""
-    with pytest.raises(UnsupportedError, match="is a mixture already"):
+    with pytest.raises(UsageError, match="is a mixture already"):
         Mixed.of(resolve("sd1_impl"), find_case(CASES[0]), "policy:autocast", "cpu")
 
 

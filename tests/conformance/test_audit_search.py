@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from conformance.audit.search import Search
+from conformance.audit.policy import keeping
+from conformance.audit.search import Search, outermost
 
 COSTS = {f"{block}.{i}": cost for block, cost in (("a", 8), ("b", 4), ("c", 1)) for i in range(4)}
 GROUPS = [[name for name in COSTS if name.startswith(block)] for block in "abc"]
@@ -39,6 +40,15 @@ def test_blocks_that_gain_as_a_whole() -> None:
     """Layers of which each gains nothing alone are found together, and no others with them."""
     found = Search(block_ratio, 0.65).run(GROUPS)
     assert sorted(found.layers) == GROUPS[0]
+
+
+def test_globs_name_what_was_found() -> None:
+    """Whole modules are named as such; the globs fit `--keep` and match nothing else."""
+    everything = ["a.x.0", "a.x.1", "a.y", "b.z", "c"]
+    assert outermost(["a.x.1", "a.x.0", "b.z", "c"], everything) == ["a.x.*", "b.*", "c"]
+    found = Search(block_ratio, 0.65).run(GROUPS)
+    assert found.globs == ["a.*"]
+    assert sorted(keeping(found.globs).of(COSTS)) == sorted(found.layers)
 
 
 def test_out_of_reach() -> None:

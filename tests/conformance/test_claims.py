@@ -61,7 +61,7 @@ def test_a_weak_claim_refuses_the_golden(monkeypatch):
     assert "own-hardly" in problem
     assert f"twice the limit ({2 * LIMIT:g})" in problem
     with pytest.raises(GoldenError, match="own-hardly"):
-        record._claiming(case, golden)
+        record.claiming(case, golden)
 
 
 def test_a_strong_claim_is_entered(monkeypatch):
@@ -69,5 +69,5 @@ def test_a_strong_claim_is_entered(monkeypatch):
     record = pytest.importorskip("conformance.record", exc_type=ImportError)
     case = find_case("text_encoder/tiny/base")
     monkeypatch.setattr(claims, "CATALOGUE", tuple(find_mutants(["clip-exact-gelu"])))
-    golden = record._claiming(case, load_golden(case))
+    golden = record.claiming(case, load_golden(case))
     assert type(golden).from_bytes(golden.to_bytes(), "here").kills == ["clip-exact-gelu"]

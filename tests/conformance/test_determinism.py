@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -27,6 +28,7 @@ from conformance.determinism import (
 )
 from conformance.environment import environment
 from conformance.errors import UsageError
+from conformance.execution import STABILITY
 
 OFF = {
     "default dtype": "torch.float64",
@@ -173,6 +175,17 @@ def test_another_state() -> None:
         assert not torch.is_grad_enabled()
     assert torch.get_default_dtype() is torch.float32
     assert torch.is_grad_enabled()
+
+
+def test_the_page(capsys: pytest.CaptureFixture[str]) -> None:
+    """What docs/determinism.md shows runs, and it knows every mode and setting of the process."""
+    page = (Path(__file__).parents[2] / "docs" / "determinism.md").read_text(encoding="utf-8")
+    torch.set_default_dtype(torch.float64)
+    before = torch.get_num_threads()
+    exec(page.partition("```python\n")[2].partition("```")[0], {})  # noqa: S102 - our own page
+    assert capsys.readouterr().out == "default dtype is torch.float64, should be torch.float32\n"
+    assert torch.get_num_threads() == before
+    assert all(f"| `{name}` |" in page for name in (*STABILITY, HASH_SEED))
 
 
 def test_float32_is_no_tf32(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -37,8 +37,8 @@ import numpy as np
 
 
 class Loaded:
-    def __init__(self, *facts):
-        self.facts = facts
+    def __init__(self, backend, *facts):
+        self.backend, self.facts = backend, facts
 
     def run(self, inputs, probes=(), replace=None):
         component, variant, weights, arithmetic, device = self.facts
@@ -51,6 +51,7 @@ class Loaded:
             "count": len(weights),
             "arithmetic": arithmetic,
             "device": device,
+            "backend": self.backend,
             "inputs": {n: [a.dtype.name, list(a.shape)] for n, a in inputs.items()},
             "config": json.loads(inputs["config"].item()) if "config" in inputs else None,
             "text": inputs["text"].tolist() if "text" in inputs else None,
@@ -65,10 +66,11 @@ class Loaded:
 class Port:
     def hello(self):
         return {"name": "told", "version": "1", "components": COMPONENTS,
-                "arithmetics": ["float32", "bfloat16"], "details": {"compiler": "none"}}
+                "arithmetics": ["float32", "bfloat16"], "details": {"compiler": "none"},
+                "backends": ["sdpa", "plain"]}
 
-    def load(self, *facts):
-        return Loaded(*facts)
+    def load(self, *facts, backend="its own"):
+        return Loaded(backend, *facts)
 
 
 COMPONENTS = ["tokenizer", "unet", "vae_decoder", "scheduler/ddim", "pipeline/txt2img"]
@@ -89,10 +91,10 @@ def port(tmp_path: Path):
     port.close()
 
 
-def told(port: ExecPort, case_id: str, *, arithmetic: str = "float32", **asked) -> dict:
+def told(port: ExecPort, case_id: str, *, arithmetic: str = "float32", how=(), **asked) -> dict:
     """Run the inputs of a case and return what the port was told."""
     case = find_case(case_id)
-    loaded = port.load(case.component, case.variant, case.weights(), arithmetic, "cpu")
+    loaded = port.load(case.component, case.variant, case.weights(), arithmetic, "cpu", *how)
     outputs, probes = loaded.run(case.inputs(), **asked)
     assert probes["p"].dtype == np.float16
     assert probes["p"].shape == (0, 2)
@@ -118,6 +120,25 @@ def test_network(port: ExecPort) -> None:
     assert seen["probes"] == ["conv_in"]
     assert seen["replace"]["conv_in"] == ["float32", [float(np.float32(1 / 3)), 1.0]]
     assert seen["modules"] == []
+
+
+def test_backends(port: ExecPort) -> None:
+    """They are offered over the wire; a port is told of another than its own, and of no other."""
+    assert port.hello().backends == ("sdpa", "plain")
+    for backend, heard in (("sdpa", "its own"), ("plain", "plain")):
+        assert told(port, "scheduler/ddim/-/base", how=[backend])["backend"] == heard
+
+
+def test_a_backend_is_handed_on(port: ExecPort) -> None:
+    """The runner asks for what a case is run by, loads anew for it, and skips what is not there."""
+    runner, case = Runner(port), find_case("vae_decoder/tiny/base")
+    heard = []
+    for backend in ("sdpa", "plain"):
+        outputs, _ = runner.load(case, Execution(backend=backend)).run(case.inputs())
+        heard.append(json.loads(outputs["told"].tobytes())["backend"])
+    assert heard == ["its own", "plain"]
+    skipped = runner.run(case, Execution(backend="math"))
+    assert (skipped.verdict, skipped.message) == ("skip", "told does not offer backend math")
 
 
 def test_half_of_the_vae(port: ExecPort) -> None:

@@ -20,10 +20,10 @@ VAE = ["base", "nonsquare", "oddsize", "border", "constant", "saturated", "offse
 TINY = {
     "text_encoder": ["base", "empty", "short", "tokens75", "tokens76", "tokens77", "long",
                      "several-eos", "repeated", "batch3"],
-    "unet": ["base", *TIMES, "quiet", "loud", "nonsquare", "oddsize", "small", "batch1", "batch3",
-             "tokens7"],
+    "unet": ["base", *TIMES, "quiet", "loud", "brink", "beyond", "nonsquare", "oddsize", "small",
+             "batch1", "batch3", "tokens7"],
     "vae_encoder": VAE,
-    "vae_decoder": VAE,
+    "vae_decoder": [*VAE[:9], "brink", "beyond", *VAE[9:]],
 }  # fmt: skip
 
 IMAGES = {
@@ -49,6 +49,8 @@ LATENTS = {
     "offset": (1, 3, 3),
     "quiet": (1, 3, 3),
     "loud": (1, 3, 3),
+    "brink": (1, 3, 3),
+    "beyond": (1, 3, 3),
     "batch1": (1, 3, 3),
     "batch3": (3, 2, 2),
 }
@@ -77,9 +79,10 @@ def test_tiny_runs_every_scenario(component: str) -> None:
 @pytest.mark.parametrize("size", ["odd", "sd1"])
 @pytest.mark.parametrize("component", TINY)
 def test_larger_sizes_run_some(component: str, size: str) -> None:
-    """A larger size runs `base` and some of the others, in the same order."""
+    """A larger size runs `base` and some of the others, in the same order, and one of its own."""
     found = names(component, size)
-    assert found == [name for name in TINY[component] if name in found]
+    own = ["latent64"] if (component, size) == ("unet", "sd1") else []
+    assert found == [*(name for name in TINY[component] if name in found), *own]
     assert found[0] == "base"
     assert len(found) > 1
 

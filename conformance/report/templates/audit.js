@@ -5,9 +5,9 @@
   const known = (x) => x !== null && x > 0;
 
   const scaled = (box, plot) => {
-    const all = [...plot.err, ...plot.local, ...plot.noise].filter(known).map(Math.log10);
-    const low = Math.floor(Math.min(...all, 0) - 0.05);
-    const high = Math.ceil(Math.max(...all, low + 1));
+    const all = [...plot.err, ...plot.local, ...plot.noise].filter(known).map(Math.log10).sort((a, b) => a - b);
+    const low = Math.floor((all[Math.floor(all.length / 50)] ?? -1) - 0.05); // a few nearly exact layers are drawn at the bottom
+    const high = Math.max(low + 1, Math.ceil(all[all.length - 1] ?? 0));
     const width = box.clientWidth;
     const height = box.clientHeight;
     const [left, right, top, bottom] = [44, width - 10, 12, height - 26];
@@ -15,7 +15,7 @@
     return {
       width, height, left, right, top, bottom, low, high,
       x: (i) => +(left + 4 + (i / span) * (right - left - 8)).toFixed(1),
-      y: (value) => +(bottom - ((Math.log10(value) - low) / (high - low)) * (bottom - top)).toFixed(1),
+      y: (value) => +(bottom - ((Math.max(low, Math.log10(value)) - low) / (high - low)) * (bottom - top)).toFixed(1),
     };
   };
 
@@ -54,7 +54,7 @@
     const runs = [];
     let run = [];
     [...plot.noise, null].forEach((value, i) => {
-      if (known(value)) run.push([s.x(i), Math.min(s.bottom, s.y(value))]);
+      if (known(value)) run.push([s.x(i), s.y(value)]);
       else if (run.length) { runs.push(run); run = []; }
     });
     return runs.map((points) => svg("path", { class: "noise",
