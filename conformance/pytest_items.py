@@ -14,7 +14,7 @@ from conformance.case import Case, select_cases
 from conformance.choice import default_modes, executions
 from conformance.cli_common import split
 from conformance.errors import SuiteError
-from conformance.execution import COMPILE, FRESH, SDPA, Execution, items
+from conformance.execution import COMPILE, FRESH, SDPA, STABILITY, Execution, items
 from conformance.golden import SPLICE
 from conformance.matrix import CPU, CUDA, axis_items
 from conformance.port import BUILTIN, Port, close, greet, resolve
@@ -140,10 +140,10 @@ def _marks(case: Case, run: Execution) -> list[pytest.MarkDecorator]:
 
     Pipelines differ from their base in what they do, which float32 shows; what float64 adds,
     constants and casts, is the same in all of them and costs as much as all else together. A
-    mixture of dtypes is imitated, which takes a pipeline most of a minute.
+    pipeline in a mixture of dtypes, or compared with itself, is its networks many times over.
     """
     long = run.dtype == "float64" and case.scenario.name != BASE
-    long = case.is_pipeline and (long or run.dtype in POLICIES)
+    long = case.is_pipeline and (long or run.dtype in POLICIES or run.mode in STABILITY)
     # New processes serve all components: there is one pair of them, on one worker.
     group = pytest.mark.xdist_group(FRESH) if run.mode == FRESH else _group(case)
     return [

@@ -84,7 +84,7 @@ def _softmax_in_bfloat16(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """Attention whose softmax adds its exponentials up in bfloat16."""
     scores = (query @ key.transpose(-1, -2)).float() * query.shape[-1] ** -0.5
     weights = torch.exp(scores - scores.amax(-1, keepdim=True)).bfloat16()
-    return (weights / _bfloat16_sum(weights)[..., None]) @ value
+    return (weights / _bfloat16_sum(weights)[..., None]).to(value.dtype) @ value
 
 
 def _embedding_in_bfloat16(module: Any) -> None:

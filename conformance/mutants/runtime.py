@@ -49,7 +49,8 @@ def _another_order_each_call(layer: Any) -> None:
 
 def _first_context_kept(block: Any) -> None:
     """Let a block read the first prompt that it was given with every later one."""
-    plain, kept = block.forward, {}
+    plain = block.forward
+    kept: dict[torch.Size, Tensor] = {}
 
     def forward(tokens: Tensor, context: Tensor) -> Tensor:
         answer: Tensor = plain(tokens, kept.setdefault(context.shape, context))

@@ -33,6 +33,16 @@ def _target(make: Any) -> Change:
     return replaced(training, "prediction_target", make)
 
 
+def _velocity(make: Any) -> Change:
+    """Return what does so where the velocity is predicted."""
+
+    def target(schedule: Any, latents: Tensor, timesteps: Tensor, noise: Tensor) -> Any:
+        velocity = schedule.config.prediction_type == "v_prediction"
+        return make(schedule, latents, timesteps, noise) if velocity else noise
+
+    return _target(target)
+
+
 def _loss(of_errors: Any) -> Change:
     """Return what puts another loss of prediction and target in the place of the mean square."""
     return replaced(training, "mean_squared_error", of_errors)
@@ -165,11 +175,11 @@ MUTANTS: tuple[Mutant, ...] = (
     _row("target-residual", "The UNet is to predict the noise less the latents, as rectified flows",
          patch=_target(lambda _, latents, __, noise: noise - latents)),
     _row("v-swapped", "The coefficients of the velocity are exchanged", "tiny/v_prediction",
-         patch=_target(_swapped)),
+         patch=_velocity(_swapped)),
     _row("v-unturned", "The velocity has x_0 with the opposite sign", "tiny/v_prediction",
-         patch=_target(_unturned)),
+         patch=_velocity(_unturned)),
     _row("v-ignored", "prediction_type is not read: the target is the noise", "tiny/v_prediction",
-         patch=_target(lambda _, __, ___, noise: noise)),
+         patch=_velocity(lambda _, __, ___, noise: noise)),
     _row("alphas-off-by-one", "Timesteps count from 1 where noise is added", size="subtle",
          patch=wrapped(NoiseSchedule, "levels", _level_after)),
     _row("loss-sum", "The squared errors are summed, not averaged",

@@ -11,9 +11,11 @@ pytest.importorskip("diffusers")
 
 from conformance import golden_writer, record
 from conformance.case import all_cases, find_case
+from conformance.errors import GoldenError
 from conformance.golden_files import load_golden
 from conformance.large import Large
 from conformance.manifest import read_manifest
+from conformance.recorded import arithmetics, mixed_arithmetics
 from conformance.verify import age_of, disagreement
 
 PLAIN = find_case("tokenizer/-/plain")
@@ -50,13 +52,14 @@ def ignore(_):
 @pytest.mark.parametrize("case_id", OFFERED)
 def test_arithmetics(case_id):
     """Half types are offered where they round neither weights nor inputs."""
-    assert record.arithmetics(find_case(case_id)) == OFFERED[case_id]
+    case = find_case(case_id)
+    assert arithmetics(case) == OFFERED[case_id] + mixed_arithmetics(case)
 
 
 def test_half_types_round_no_input():
     """Whatever is offered in half types has inputs that both of them hold exactly."""
     for case in all_cases():
-        if case.exact or "float16" not in record.arithmetics(case):
+        if case.exact or "float16" not in arithmetics(case):
             continue
         for name, array in case.inputs().items():
             if array.dtype == np.float32 and name != "timestep":
@@ -121,3 +124,27 @@ def test_write(golden_copy):
     refused = [case.id for case in all_cases() if case.refused]
     assert lock == sorted([*manifest["goldens"], *refused])
     assert not [path for path in golden_copy.root.rglob(".*") if path.is_file()]
+
+
+def test_noise_is_added_to_a_golden_that_exists():
+    """`golden record --dtype` changes the noise of those arithmetics and nothing else."""
+    added = pytest.importorskip("conformance.added_noise")
+    case = find_case("text_encoder/tiny-outlier/base")
+    before = load_golden(case)
+    (after,) = added.with_noise([case], ["policy:autocast"], ignore).values()
+    assert disagreement(before, after) is None
+    kept = [a for a in before.noise if a != "policy:autocast"]
+    assert all(np.array_equal(before.noise[a], after.noise[a]) for a in kept)
+    assert np.array_equal(before.sketches, after.sketches)
+    assert added.with_noise([case], ["policy:vae-upcast"], ignore) == {}
+
+
+def test_noise_is_not_added_to_an_aged_golden(monkeypatch):
+    """Noise of another truth would be that of another golden."""
+    added = pytest.importorskip("conformance.added_noise")
+    case = find_case("text_encoder/tiny-outlier/base")
+    aged = load_golden(case)
+    aged.sketches = aged.sketches * (1 + 1e-6)
+    monkeypatch.setattr(added, "load_golden", lambda _: aged)
+    with pytest.raises(GoldenError, match="record all of it again"):
+        added.with_noise([case], ["tf32"], ignore)

@@ -71,23 +71,20 @@ class Network:
         """Return a module by its canonical name."""
         return self.module.get_submodule(path)
 
-    def assert_within_noise(
-        self, got: Tensor, wanted: Tensor, place: str, case: str = "base"
-    ) -> None:
-        """Judge two honest evaluations of the same by the noise of a golden.
+    def assert_within_noise(self, got: Tensor, wanted: Tensor, place: str) -> None:
+        """Judge two honest evaluations of the same by the noise of `tiny`'s base.
 
         Args:
             got: One of them.
             wanted: The other, of the same shape and dtype.
             place: The output or the probe whose noise is the unit.
-            case: The scenario of that golden.
         """
         assert (got.shape, got.dtype) == (wanted.shape, wanted.dtype)
         arithmetic = ARITHMETICS[got.dtype]
         distance = float((got.double() - wanted.double()).norm())
         found = ratio(
             distance / float(wanted.double().norm()) if distance else 0.0,
-            unit(f"{self.component}/tiny/{case}", arithmetic, place),
+            unit(f"{self.component}/tiny/base", arithmetic, place),
             arithmetic,
         )
         assert found <= LIMIT, f"{place}: {found:.2f} times the noise, in {arithmetic}"
