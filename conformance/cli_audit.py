@@ -22,14 +22,14 @@ from conformance.errors import ExitCode, UsageError, unknown_name
 from conformance.execution import Execution
 from conformance.port import Hello, close, resolve
 from conformance.regimes import UNIT
-from conformance.run_folder import write_whole
+from conformance.run_folder import AUDIT, require_own, write_whole
 from conformance.runner import Runner
 from conformance.scenarios import BASE
 from conformance.spec import parameter_shapes
 from conformance.tolerance import EVERY_ARITHMETIC
 
 DEFAULT_OUT = Path("conformance-audit")
-JSON = "audit.json"
+PAGE = "index.html"
 _DTYPE = "bfloat16"
 _VARIANTS = [f"tiny{'' if regime == UNIT else f'-{regime}'}" for regime in REGIMES]
 
@@ -64,6 +64,7 @@ def add_command(commands: Any) -> None:
 
 def _audit(arguments: argparse.Namespace) -> int:
     questions, dtype = _questions(arguments)
+    require_own(arguments.out, AUDIT, [PAGE])
     port = resolve(arguments.port, limits_of(arguments))
     try:
         runner = Runner(port)
@@ -85,7 +86,7 @@ def _audit(arguments: argparse.Namespace) -> int:
         raise UsageError(message)
     _write(report, arguments.out)
     print("\n".join(report_lines(report)))
-    print(f"\n{arguments.out / 'index.html'} and {JSON} written in {report.seconds:.0f} s")
+    print(f"\n{arguments.out / PAGE} and {AUDIT} written in {report.seconds:.0f} s")
     return int(ExitCode.NONCONFORMANT if report.missed else ExitCode.CONFORMANT)
 
 
@@ -180,8 +181,8 @@ def _write(report: Report, out: Path) -> None:
     facts = report.as_json()
     try:
         out.mkdir(parents=True, exist_ok=True)
-        write_whole(out / JSON, [json.dumps(facts, indent=1, allow_nan=False)])
-        write_page(report, out / "index.html")
+        write_whole(out / AUDIT, [json.dumps(facts, indent=1, allow_nan=False)])
+        write_page(report, out / PAGE)
     except OSError as error:
         message = f"cannot write {out}: {error}; give another folder with --out"
         raise UsageError(message) from error

@@ -113,11 +113,14 @@ def next_level(lines: Sequence[Line], offered: Collection[str]) -> dict[str, Any
         `level`, that of the lowest failure, else the next one; `because`, the reason in words. None
         where the highest level is reached.
     """
+    kinds = {line["component"] in TRAININGS for line in lines if line["verdict"] != "skip"}
     lines = [line for line in lines if on_ladder(line)]
     judged = _judged(lines)
     broken = [(line, reason) for line in judged if (reason := _broken(line))]
     if broken or not judged:
-        reason = "nothing was judged in float32 or float64 by the port's own backend"
+        reason = "nothing was traced in float32 or float64 by the port's own backend"
+        if kinds == {True}:
+            reason = "training counts for no level: its stamp says it"
         if broken:
             share = _share([line for line, _ in broken], judged)
             (line, why), *_ = broken

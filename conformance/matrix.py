@@ -30,6 +30,7 @@ _BUT_THREADS = tuple(mode for mode in STABILITY if mode != "threads")
 
 _BASES = tuple(f"{network}/tiny/base" for network in NETWORKS)
 _EVERY_BASE = tuple(f"{network}/*/base" for network in NETWORKS)
+_FULL_ATTENTION = "unet/sd1/latent64"
 _RESNET = "block/down_blocks.0.resnets.0/tiny/base"
 
 
@@ -78,7 +79,7 @@ _MIXTURES = (
     Axis(("vae_encoder/tiny/base",), (_BF16_MATMUL, _AUTOCAST)),
     Axis(("unet/tiny/base",), (_AUTOCAST,)),
     Axis(("text_encoder/tiny/base",), OTHER_ARITHMETICS, modes=(SPLICE,)),
-    Axis(("pipeline/txt2img/tiny/base",), (_VAE_UPCAST,)),
+    Axis(("pipeline/txt2img/tiny/ddim1",), (_VAE_UPCAST,)),
 )
 
 _OTHER_BACKENDS = (
@@ -118,6 +119,8 @@ _ON_CUDA = (
     Axis(_EVERY_BASE, HALVES, backends=(FLASH, EFFICIENT, MATH)),
     Axis(_EVERY_BASE, backends=(EFFICIENT, MATH)),
     Axis(_EVERY_BASE, HALVES, modes=(SPLICE,)),
+    Axis((_FULL_ATTENTION,), HALVES, backends=(FLASH, EFFICIENT, MATH, CHANNELS_LAST, COMPILE)),
+    Axis((_FULL_ATTENTION,), backends=(EFFICIENT, MATH, PLAIN, SLICED, CHANNELS_LAST, COMPILE)),
 )
 
 

@@ -19,7 +19,6 @@ from conformance.golden import SPLICE
 from conformance.matrix import CPU, CUDA, axis_items
 from conformance.port import BUILTIN, Port, close, greet, resolve
 from conformance.scenarios import BASE
-from conformance.tolerance import POLICIES
 from conformance.traces import NO_SPLICE
 
 DEFAULT_DTYPES = "float32,float64"
@@ -140,10 +139,10 @@ def _marks(case: Case, run: Execution) -> list[pytest.MarkDecorator]:
 
     Pipelines differ from their base in what they do, which float32 shows; what float64 adds,
     constants and casts, is the same in all of them and costs as much as all else together. A
-    pipeline in a mixture of dtypes, or compared with itself, is its networks many times over.
+    pipeline compared with itself is its networks many times over.
     """
     long = run.dtype == "float64" and case.scenario.name != BASE
-    long = case.is_pipeline and (long or run.dtype in POLICIES or run.mode in STABILITY)
+    long = case.is_pipeline and (long or run.mode in STABILITY)
     # New processes serve all components: there is one pair of them, on one worker.
     group = pytest.mark.xdist_group(FRESH) if run.mode == FRESH else _group(case)
     return [

@@ -24,7 +24,15 @@ from conformance.regression.control import watch
 from conformance.regression.ratchet import RATCHET
 from conformance.report.files import REPORTS, write_reports
 from conformance.report.text import one_line
-from conformance.run_folder import RESULTS, SUMMARY, RunFolder, plain, write_whole, writing
+from conformance.run_folder import (
+    RESULTS,
+    SUMMARY,
+    RunFolder,
+    plain,
+    require_own,
+    write_whole,
+    writing,
+)
 from conformance.runner import Runner
 from conformance.shards import Shard
 from conformance.summary import summarise
@@ -130,7 +138,7 @@ class Results:
             process=os.getpid(),
         )
         self._folder = RunFolder(out)
-        self._folder.require_own(FILES)
+        require_own(out, RESULTS, FILES)
         earlier = [] if resume is None else self._earlier(resume)
         self.data = DataFolder(out / DATA)
         kept = [self._excused(line) for line in earlier if line["type"] == "case"]

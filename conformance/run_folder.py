@@ -18,6 +18,10 @@ from conformance.errors import SuiteError, UsageError
 
 RESULTS = "results.jsonl"
 SUMMARY = "summary.json"
+AUDIT = "audit.json"
+
+WRITERS = {RESULTS: "a run", AUDIT: "an audit"}
+"""By the file that only it writes, what may have written a folder."""
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -66,25 +70,6 @@ class RunFolder:
             message = f"cannot resume: {path} is not a run's results; drop --resume"
             raise UsageError(message) from error
 
-    def require_own(self, names: Collection[str]) -> None:
-        """Refuse a folder in which files of these names are none of a run.
-
-        Args:
-            names: Of the files that a run replaces or removes.
-
-        Raises:
-            UsageError: One of them is there, and no results.jsonl beside it.
-        """
-        if (self.path / RESULTS).exists():
-            return
-        found = next((name for name in names if os.path.lexists(self.path / name)), None)
-        if found is not None:
-            message = (
-                f"{self.path} holds {found}, but no {RESULTS}: no run wrote it, and this one would "
-                "replace it; give another --out"
-            )
-            raise UsageError(message)
-
     def begin(self, records: Iterable[dict[str, Any]], stale: Iterable[str] = ()) -> None:
         """Replace results.jsonl, all of it or nothing, and go on after the last of these lines.
 
@@ -132,6 +117,30 @@ class RunFolder:
         if self._file is not None:
             self._file.close()
         self._file = self._lock = None
+
+
+def require_own(folder: Path, mark: str, names: Collection[str]) -> None:
+    """Refuse a folder whose files are another's: a run and an audit replace their own alone.
+
+    Args:
+        folder: It need not be there.
+        mark: The file that shows it to be one's own, of `WRITERS`.
+        names: Of the files that would be replaced or removed.
+
+    Raises:
+        UsageError: The other's mark is there, or one of these files without one's own.
+    """
+    there = {name for name in (*WRITERS, *names) if os.path.lexists(folder / name)}
+    other = next((name for name in WRITERS if name in there and name != mark), None)
+    if not there or (mark in there and other is None):
+        return
+    if other is not None:
+        reason = f"{folder} holds {other}: {WRITERS[other]} wrote it"
+    else:
+        found, kind = next(name for name in names if name in there), WRITERS[mark].split()[-1]
+        reason = f"{folder} holds {found}, but no {mark}: no {kind} wrote it"
+    message = f"{reason}, and this one would replace it; give another --out"
+    raise UsageError(message)
 
 
 def _unwritable(path: Path, error: OSError) -> SuiteError:

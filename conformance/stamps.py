@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from conformance.case import NETWORKS
@@ -19,6 +19,7 @@ PRECISION, TRAINING, REAL_WEIGHTS = "precision", "training", "real-weights"
 Line = Mapping[str, Any]
 
 _WRONG = (*FAILING, "error")
+_SHOWN = 3
 
 
 def stamps(lines: Sequence[Line], hello: Hello) -> list[str]:
@@ -31,41 +32,67 @@ def stamps(lines: Sequence[Line], hello: Hello) -> list[str]:
     Returns:
         Their names: `precision:bfloat16` and the like, `training`, `real-weights`.
     """
-    return [
-        *_of_arithmetics([line for line in lines if not is_witness(line)], hello),
-        *([TRAINING] if _is_trained(lines, hello) else []),
-        *([REAL_WEIGHTS] if stamp(lines) else []),
-    ]
+    given = [name for name, _, gaps in _asked(lines, hello) if not gaps]
+    return [*given, *([REAL_WEIGHTS] if stamp(lines) else [])]
 
 
-def _of_arithmetics(lines: Sequence[Line], hello: Hello) -> Iterator[str]:
-    """Yield the stamps of arithmetics.
+def stamps_missing(lines: Sequence[Line], hello: Hello) -> dict[str, str]:
+    """Say what a run lacks for the stamps that it judged a part of.
+
+    Args:
+        lines: Case lines.
+        hello: What the port offers.
+
+    Returns:
+        By stamp, what failed or was not judged.
+    """
+    return {name: "; ".join(gaps) for name, begun, gaps in _asked(lines, hello) if begun and gaps}
+
+
+def _asked(lines: Sequence[Line], hello: Hello) -> Iterator[tuple[str, bool, list[str]]]:
+    """Yield every stamp that the port could earn: whether a part was judged, and what it lacks."""
+    judged = [line for line in lines if line["verdict"] != "skip" and not is_witness(line)]
+    others = [line for line in judged if line["component"] not in TRAININGS]
+    networks = [name for name in hello.components if name in NETWORKS]
+    if networks:
+        for arithmetic in EVERY_ARITHMETIC:
+            own = [line for line in others if line["dtype"] == arithmetic]
+            begun = any(line["component"] in networks for line in own)
+            yield f"{PRECISION}:{arithmetic}", begun, _gaps(own, networks, hello)
+    trained = [line for line in judged if line["component"] in TRAININGS]
+    if offered := [name for name in hello.components if name in TRAININGS]:
+        lacking = _without(offered, {line["component"] for line in trained})
+        yield TRAINING, bool(trained), [*_failed(trained), *_told(lacking, "not judged")]
+
+
+def _gaps(judged: Sequence[Line], networks: Sequence[str], hello: Hello) -> list[str]:
+    """Say what the lines of an arithmetic lack for its stamp.
 
     In it every network that the port offers was traced; every backend but `compile` that it offers
     was judged once at least, and so was every stability mode; and nothing failed.
     """
-    networks = {name for name in hello.components if name in NETWORKS}
-    backends = {name for name in hello.backends if name != COMPILE}
-    for arithmetic in EVERY_ARITHMETIC:
-        own = [line for line in lines if line["dtype"] == arithmetic]
-        judged = _judged(line for line in own if line["component"] not in TRAININGS)
-        if (
-            networks
-            and not any(line["verdict"] in _WRONG for line in judged)
-            and networks <= {line["component"] for line in judged if line["mode"] == TRACE}
-            and backends <= {line["backend"] for line in judged}
-            and set(STABILITY) <= {line["mode"] for line in judged}
-        ):
-            yield f"{PRECISION}:{arithmetic}"
+    traced = {line["component"] for line in judged if line["mode"] == TRACE}
+    backends = [name for name in hello.backends if name != COMPILE]
+    return [
+        *_failed(judged),
+        *_told(_without(networks, traced), "not judged in trace mode"),
+        *_told(_without(backends, {line["backend"] for line in judged}), "not judged", "backend"),
+        *_told(_without(STABILITY, {line["mode"] for line in judged}), "not judged", "mode"),
+    ]
 
 
-def _is_trained(lines: Iterable[Line], hello: Hello) -> bool:
-    """Say whether every training component that the port offers was judged, and none failed."""
-    offered = {name for name in hello.components if name in TRAININGS}
-    judged = _judged(line for line in lines if line["component"] in TRAININGS)
-    right = not any(line["verdict"] in _WRONG for line in judged)
-    return bool(offered) and right and offered <= {line["component"] for line in judged}
+def _failed(judged: Iterable[Line]) -> list[str]:
+    wrong = dict.fromkeys(line["component"] for line in judged if line["verdict"] in _WRONG)
+    more = f" and {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else ""
+    return [f"{', '.join(list(wrong)[:_SHOWN])}{more} failed"] if wrong else []
 
 
-def _judged(lines: Iterable[Line]) -> list[Line]:
-    return [line for line in lines if line["verdict"] != "skip"]
+def _without(names: Iterable[str], known: Collection[str]) -> list[str]:
+    return [name for name in names if name not in known]
+
+
+def _told(names: Sequence[str], what: str, kind: str = "") -> list[str]:
+    """Write `modes repeat, fresh were not judged`; nothing where there is no name."""
+    one = len(names) == 1
+    lead = f"{kind}{'' if one else 's'} " if kind else ""
+    return [f"{lead}{', '.join(names)} {'was' if one else 'were'} {what}"] if names else []

@@ -15,7 +15,7 @@ from conformance.position import position
 from conformance.report.text import case_name
 from conformance.sampling import PIPELINES, SCHEDULERS
 from conformance.spec import BLOCKS
-from conformance.stamps import stamps
+from conformance.stamps import stamps, stamps_missing
 from conformance.tolerance import LIMIT, badness
 from conformance.training import TRAININGS
 from conformance.witness import is_witness
@@ -64,13 +64,20 @@ def summarise(
         "suite": __version__,
         "port": port,
         "verdict": verdict_of(counts, xfails or {}, control or {}, missing_shards),
-        "scope": scope + (f"; not offered: {', '.join(missing)}" if missing else ""),
+        "scope": "; ".join(
+            [
+                scope,
+                *_listed("skipped", _skipped(lines)),
+                *_listed("not offered", missing),
+            ]
+        ),
         "level": level(lines),
         "next_level": next_level(lines, hello.components),
         "depth": depth(lines),
         "missing_probes": missing_probes(lines),
         "offers": list(hello.components),
         "stamps": stamps(lines, hello),
+        "stamps_missing": stamps_missing(lines, hello),
         "counts": counts,
         "selection": _selection(lines),
         "limit": LIMIT,
@@ -82,6 +89,25 @@ def summarise(
         "baseline": None,
         "missing_shards": list(missing_shards),
     }
+
+
+def _listed(lead: str, names: Sequence[str]) -> list[str]:
+    return [f"{lead}: {', '.join(names)}"] if names else []
+
+
+def _skipped(lines: Collection[Mapping[str, Any]]) -> list[str]:
+    """Return the arithmetics, devices, backends and modes of which every case was skipped.
+
+    Where nothing at all was judged they are not told apart.
+    """
+    judged = [line for line in lines if line["verdict"] != "skip"]
+    if not judged:
+        return []
+    found: dict[str, None] = {}
+    for axis in ("dtype", "device", "backend", "mode"):
+        known = {line[axis] for line in judged}
+        found |= dict.fromkeys(line[axis] for line in lines if line[axis] not in {"", *known})
+    return list(found)
 
 
 def _selection(lines: Collection[dict[str, Any]]) -> dict[str, int]:

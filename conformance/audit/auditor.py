@@ -111,7 +111,7 @@ class Auditor:
         self.report.environment = environment()
         if "torch" in sys.modules:
             torch_side = importlib.import_module("conformance.audit.kernels_torch")
-            self.report.switches = torch_side.switches()
+            self.report.switches = torch_side.switches(self.execution.device)
         self.report.seconds = time.perf_counter() - start
         return self.report
 

@@ -32,6 +32,8 @@ _SWITCHES = (
 )
 """Under `torch.backends`."""
 
+_OF_GPUS = ("cuda.", "cudnn.")
+
 _KINDS = {
     "convolution": ("conv",),
     "attention": ("attention", "sdpa", "flash", "fmha", "softmax"),
@@ -69,10 +71,12 @@ def _without_chatter() -> Iterator[None]:
         os.close(kept)
 
 
-def switches() -> dict[str, str]:
-    """Return torch's switches that let it round more than was asked for."""
+def switches(device: str) -> dict[str, str]:
+    """Return torch's switches that let it round more than was asked for on a device."""
     found = {}
     for name in _SWITCHES:
+        if device == "cpu" and name.startswith(_OF_GPUS):
+            continue
         value: Any = torch.backends
         try:
             for part in name.split("."):

@@ -9,7 +9,7 @@ from conformance.audit.names import finite
 from conformance.audit.profile import Profile
 from conformance.audit.report import Report
 from conformance.audit.text import bits_text, share_text
-from conformance.audit.text_questions import summarised
+from conformance.audit.text_questions import keep_option
 from conformance.report.html import assemble, data_block, digest, template_environment
 from conformance.run_folder import write_whole
 from conformance.tolerance import LIMIT
@@ -35,7 +35,7 @@ def render(report: Report) -> str:
     """Return the page of an audit."""
     environment = template_environment()
     environment.filters |= {"bits": bits_text, "share": share_text}
-    environment.globals |= {"summarised": summarised, "rows_of": _stages, "grid": _grid}
+    environment.globals |= {"keep_option": keep_option, "rows_of": _stages, "grid": _grid}
     style, script = assemble([_NAME], ".css"), assemble([_NAME], ".js")
     plots = {name: [_plot(p) for p in rows] for name, rows in report.components().items()}
     return environment.get_template("audit.html").render(

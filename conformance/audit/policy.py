@@ -47,16 +47,29 @@ class Policy:
         return chosen
 
     def require_matches(self, layers: Collection[str]) -> None:
-        """Check that every glob matches a layer of what is audited.
+        """Check that every glob matches a layer of what is audited, and has a say in one.
 
         Raises:
-            UsageError: One does not.
+            UsageError: One matches none, or later ones decide otherwise in all that it matches.
         """
-        for glob in self.rules:
-            if not any(fnmatchcase(layer, glob) for layer in layers):
-                line = f":{self.lines[glob]}" if glob in self.lines else ""
-                message = f"{self.where}{line}: {unmatched([glob], layers)}"
-                raise UsageError(message)
+        chosen = self.of(layers)
+        for glob, arithmetic in self.rules.items():
+            own = [layer for layer in layers if fnmatchcase(layer, glob)]
+            if not own:
+                raise UsageError(self._of_rule(glob, unmatched([glob], layers)))
+            decides = glob == EVERYTHING or any(chosen[layer] == arithmetic for layer in own)
+            if not decides:
+                last = [later for later in self.rules if fnmatchcase(own[0], later)][-1]
+                reason = (
+                    f"{glob!r} decides no layer: later rules match all of its own, such as "
+                    f"{last!r}; the last one counts: put {glob!r} after it"
+                )
+                raise UsageError(self._of_rule(glob, reason))
+
+    def _of_rule(self, glob: str, reason: str) -> str:
+        """Begin an error with the place of a rule."""
+        line = f":{self.lines[glob]}" if glob in self.lines else ""
+        return f"{self.where}{line}: {reason}"
 
 
 def keeping(globs: Iterable[str]) -> Policy:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 
 from conformance.audit.measure import Output
 from conformance.audit.picture import bits_picture
 from conformance.audit.profile import Layer, Profile
 from conformance.audit.report import Report
-from conformance.audit.text_questions import questions_lines
+from conformance.audit.text_questions import cell_text, questions_lines
 from conformance.report.text import MISSING, counted, number_text, one_line, shorten
 from conformance.tolerance import LIMIT
 
@@ -40,7 +39,7 @@ def report_lines(report: Report) -> list[str]:
         lines += ["", *_component(component, profiles)]
     lines += [f"{case}: not audited: {one_line(why, 300)}" for case, why in report.skipped.items()]
     lines += questions_lines(report)
-    return lines + _environment(report)
+    return [line.rstrip() for line in lines + _environment(report)]
 
 
 def _component(component: str, profiles: list[Profile]) -> list[str]:
@@ -81,11 +80,6 @@ def share_text(share: float | None) -> str:
     return "0" if abs(share) < _TINY else f"{100 * share:.1f} %"
 
 
-def _cell(value: float | None) -> str:
-    """Write a number for a narrow column."""
-    return "NaN" if value is not None and math.isnan(value) else number_text(value)
-
-
 def _stages(profiles: list[Profile]) -> list[str]:
     """Write a table: of every stage the bits at its end, and its share of the output's error."""
     head = "".join(f" | {p.variant:^26s}" for p in profiles)
@@ -115,7 +109,7 @@ def _stage_cell(layers: list[Layer], share: float | None) -> str:
     last = layers[-1]
     local = max((layer.local for layer in layers if layer.local is not None), default=None)
     return (
-        f"{bits_text(last.bits):>4s} {_cell(last.ratio):>6s} {_cell(local):>7s}"
+        f"{bits_text(last.bits):>4s} {cell_text(last.ratio):>6s} {cell_text(local):>7s}"
         f" {share_text(share):>6s}"
     )
 
@@ -128,8 +122,8 @@ def _worst(profile: Profile) -> list[str]:
     for layer in rows:
         name = layer.name if len(layer.name) <= _NAME else f"…{layer.name[1 - _NAME :]}"
         lines.append(
-            f"{name:{_NAME}s} {share_text(layer.share):>6s} {_cell(layer.local):>8s} "
-            f"{_cell(layer.err):>8s} {_cell(layer.gain):>5s}"
+            f"{name:{_NAME}s} {share_text(layer.share):>6s} {cell_text(layer.local):>8s} "
+            f"{cell_text(layer.err):>8s} {cell_text(layer.gain):>5s}"
         )
     return lines
 
@@ -139,7 +133,8 @@ def _environment(report: Report) -> list[str]:
     facts = report.environment
     names = ("torch", "cpu", "cpu capability", "torch threads", "mkl", "onednn version", "MKL_CBWR")
     known = [f"{name} {facts[name]}" for name in names if facts.get(name)]
-    known += [f"{name} {v}" for name, v in facts.items() if name.startswith(("cuda", "cudnn"))]
+    if report.device != "cpu":
+        known += [f"{name} {v}" for name, v in facts.items() if name.startswith(("cuda", "cudnn"))]
     lines = ["", "== environment ==", *_wrapped(f"{report.dtype} on {report.device}", known)]
     if report.switches:
         on = [f"{name} {value}" for name, value in report.switches.items()]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 from conformance.audit.measure import Output, worst_output
 from conformance.audit.report import Attention, Kept, Report
 from conformance.audit.search import Found
-from conformance.report.text import counted, number_text, one_line, pattern_of
+from conformance.report.text import counted, number_text, one_line
 from conformance.tolerance import LIMIT, badness
 
-_SHOWN = 8
 _BAR = 20
 
 
@@ -29,7 +30,7 @@ def questions_lines(report: Report) -> list[str]:
             ("bits", samples.bits),
             ("ratio", samples.ratio),
         ):
-            texts = [number_text(spread[key]) for key in ("p50", "p99", "max")]
+            texts = [cell_text(spread[key]) for key in ("p50", "p99", "max")]
             lead = samples.case if name == "error" else ""
             lines.append(f"{lead:36s} {name:6s}" + "".join(f" {text:>9s}" for text in texts))
     if report.attention:
@@ -60,29 +61,23 @@ def _target(case: str, found: Found) -> list[str]:
         return [f"{case}: target {found.target:g} is not reached: {text}"]
     if not found.layers:
         return [f"{case}: ratio {number_text(found.before)} is under {found.target:g} as it is"]
-    names = summarised(found.globs)
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     lead = "none of them can be left out" if found.minimal else "the search was cut short"
     ratios = f"{number_text(found.before)} to {number_text(found.ratio)}"
     count = f"{case}: {counted(len(found.layers), 'layer')} bring {ratios}"
     return [
         f"{count} (target {found.target:g}, {effort}; {lead}):",
-        *(f"  {one_line(name, 96)}" for name in names[:_SHOWN]),
-        *([f"  {more.strip()}"] if more else []),
+        f"  {keep_option(found)}",
     ]
 
 
-def summarised(layers: list[str]) -> list[str]:
-    """Write layers that differ in numbers alone as one pattern, with how many it stands for."""
-    groups: dict[tuple[str, int], list[str]] = {}
-    for layer in layers:
-        letters = "".join("#" if c.isdigit() else c for c in layer)
-        groups.setdefault((letters, layer.count(".")), []).append(layer)
-    texts = []
-    for names in groups.values():
-        text = pattern_of(names) if len(names) > 1 else names[0]
-        texts.append(f"{text} ({len(names)})" if len(names) > 1 else text)
-    return texts
+def cell_text(value: float | None) -> str:
+    """Write a number for a narrow column."""
+    return "NaN" if value is not None and math.isnan(value) else number_text(value)
+
+
+def keep_option(found: Found) -> str:
+    """Write the layers that a search found as the option that keeps them in float32."""
+    return f"--keep '{','.join(found.globs)}'"
 
 
 def _attention(attention: Attention) -> list[str]:
@@ -100,7 +95,7 @@ def _attention(attention: Attention) -> list[str]:
             if (c["size"], c["length"], c["causal"]) == (size, length, causal)
         ]
         texts = [
-            "none" if c["err"] is None else number_text(c["err"] / c["sdpa"] if c["sdpa"] else None)
+            "none" if c["err"] is None else cell_text(c["err"] / c["sdpa"] if c["sdpa"] else None)
             for c in cells
         ]
         ratios = [c["ratio"] for c in cells if c["ratio"] is not None]
@@ -111,7 +106,7 @@ def _attention(attention: Attention) -> list[str]:
         lines.append(
             f"{name}"
             + "".join(f" {text:>9s}" for text in texts)
-            + f" {number_text(worst):>9s} {mark} {bar}"
+            + f" {cell_text(worst):>9s} {mark} {bar}"
         )
     messages = dict.fromkeys(c["message"] for c in attention.cells if c["message"])
     lines += [f"  {one_line(message, 300)}" for message in list(messages)[:3]]

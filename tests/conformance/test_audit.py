@@ -11,7 +11,13 @@ import pytest
 
 from conformance.audit.measure import quantiles
 from conformance.audit.names import bits, kind, main_output, stage
+from conformance.audit.page import render
 from conformance.audit.picture import bits_picture
+from conformance.audit.report import Attention, Report
+from conformance.audit.search import Found
+from conformance.audit.text_questions import questions_lines
+from conformance.errors import UsageError
+from conformance.run_folder import AUDIT, RESULTS, require_own
 
 TEXT = ["--component", "text_encoder", "--variant", "tiny"]
 
@@ -67,7 +73,9 @@ def test_terminal_report(audited) -> None:
     for part in ("bits right", "tiny-outlier", "layers.2", "sum or gate", "the layers that cost"):
         assert part in component
     assert "kernels of text_encoder" in text
-    assert "cuda.matmul.allow_tf32" in text
+    assert "mkldnn.matmul.fp32_precision" in text
+    assert "cud" not in text.partition("== environment ==")[2]
+    assert all(line == line.rstrip() for line in text.splitlines())
     assert "3 inputs: p50, p99, worst" in text
 
 
@@ -134,6 +142,57 @@ def test_port_without_torch(main, port_file, tmp_path: Path) -> None:
     code, _, err = main("audit", port_file, "--out", tmp_path)
     assert code == 2
     assert "does not offer arithmetic bfloat16: choose from float32" in err
+
+
+@pytest.mark.parametrize(
+    ("files", "reason"),
+    [
+        (["results.jsonl", "index.html"], "holds results.jsonl: a run wrote it"),
+        (["index.html"], "holds index.html, but no audit.json: no audit wrote it"),
+    ],
+)
+def test_page_of_another(main, tmp_path: Path, files: list[str], reason: str) -> None:
+    """A page that no audit wrote is not replaced: exit 2 before anything is computed."""
+    pytest.importorskip("torch")
+    for name in files:
+        (tmp_path / name).write_text("mine", "utf-8")
+    code, out, err = main("audit", *TEXT, "--out", tmp_path)
+    assert (code, out) == (2, "")
+    assert reason in err
+    assert err.count("\n") == 1
+    assert {path.name: path.read_text("utf-8") for path in tmp_path.iterdir()} == dict.fromkeys(
+        files, "mine"
+    )
+
+
+def test_folders_of_ones_own(tmp_path: Path) -> None:
+    """An audit replaces an audit and fills an empty folder; a run does not replace an audit."""
+    page = ["index.html"]
+    require_own(tmp_path / "new", AUDIT, page)
+    for name in (AUDIT, *page):
+        (tmp_path / name).touch()
+    require_own(tmp_path, AUDIT, page)
+    with pytest.raises(UsageError, match=r"holds audit\.json: an audit wrote it"):
+        require_own(tmp_path, RESULTS, page)
+
+
+def test_target_as_an_option() -> None:
+    """What `--target` found is printed as the option that keeps it, all globs as they are."""
+    globs = [f"decoder.up_blocks.{i}.resnets.0.*" for i in range(12)]
+    found = Found(0.8, 2.0, 0.1, True, 0.7, ["x"] * 40, globs, 30, True)  # noqa: FBT003
+    report = Report("mine", "1", "bfloat16", "cpu", targets={"vae_decoder/tiny/base": found})
+    option = f"--keep '{','.join(globs)}'"
+    assert f"  {option}" in questions_lines(report)
+    assert option.replace("'", "&#39;") in render(report)
+
+
+def test_columns_of_what_is_no_number() -> None:
+    """In the table of an attention NaN takes no more room than a number."""
+    cell = {"size": 40, "length": 77, "causal": False, "sdpa": 1e-3, "message": ""}
+    cells = [{**cell, "err": err, "ratio": err, "verdict": "fail"} for err in (math.nan, 0.5)]
+    report = Report("mine", "1", "bfloat16", "cpu", attention=Attention("f", cells))
+    *_, row = questions_lines(report)
+    assert row.startswith(f"  40    77       {'NaN':>10s} {'500':>9s} {'NaN':>9s} fail")
 
 
 def test_names() -> None:

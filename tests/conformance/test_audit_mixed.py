@@ -123,3 +123,15 @@ def test_glob_without_layer(tmp_path: Path) -> None:
         read_policy(path).require_matches(["conv_in", "norm"])
     with pytest.raises(UsageError, match=r"--keep: 'x' matches no layer"):
         keeping(["x"]).require_matches(["conv_in"])
+
+
+def test_rule_that_decides_nothing(tmp_path: Path) -> None:
+    """A rule that later ones override in every layer is an error that names both and its line."""
+    path = tmp_path / "p.toml"
+    path.write_text('"*norm*" = "float32"\n"*" = "bfloat16"\n', "utf-8")
+    told = r"p\.toml:1: '\*norm\*' decides no layer: .* such as '\*'; .* put '\*norm\*' after it"
+    with pytest.raises(UsageError, match=told):
+        read_policy(path).require_matches(["conv_in", "norm"])
+    keeping(["*norm*", "*"]).require_matches(["conv_in", "norm"])
+    path.write_text('"*" = "bfloat16"\n"conv" = "float16"\n"*norm*" = "float32"\n', "utf-8")
+    read_policy(path).require_matches(["conv", "norm"])

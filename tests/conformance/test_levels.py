@@ -87,7 +87,7 @@ def test_level(lines: list[dict[str, Any]], expected: int | None) -> None:
 
 
 THREE = ("unet", DDIM, PICTURE)
-NOTHING = "nothing was judged in float32 or float64 by the port's own backend"
+NOTHING = "nothing was traced in float32 or float64 by the port's own backend"
 NEXT = {
     "no-scheduler": ([line()], ("unet",), 2, "it offers no scheduler"),
     "not-run": ([line(), line(component=DDIM)], THREE, 3, "its pipelines were not run"),
