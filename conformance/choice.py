@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -93,6 +93,37 @@ def default_modes(hello: Hello, packs: Path | None = None) -> str:
     """
     possible = hello.probes and hello.replace and (packs is not None or have_oracle())
     return f"{SPLICE},{TRACE}" if possible else TRACE
+
+
+def not_applying(cases: Iterable[Case], runs: Sequence[Execution]) -> str:
+    """Say which components are not run by the backends and in the modes that were asked for.
+
+    Args:
+        cases: Those that are run.
+        runs: How they were asked to be run.
+
+    Returns:
+        One sentence, components of a family under one glob; empty where there is nothing to say.
+    """
+    backends, modes = {run.backend for run in runs}, {run.mode for run in runs}
+    found: dict[str, dict[str, set[str]]] = {}
+    for case in {case.component: case for case in cases}.values():
+        own = [run.for_case(case) for run in runs]
+        axes = []
+        if SDPA not in backends and not {run.backend for run in own} <= backends:
+            axes.append("backend")
+        if TRACE not in modes and not {run.mode for run in own} <= modes:
+            axes.append("mode")
+        if axes:
+            family = case.component.partition("/")[0]
+            found.setdefault(" and ".join(axes), {}).setdefault(family, set()).add(case.component)
+    texts = []
+    for axes_text, families in found.items():
+        names = [f"{name}*" if len(all_) > 1 else min(all_) for name, all_ in families.items()]
+        verb = "knows" if len(names) == 1 else "know"
+        do = "do" if " " in axes_text else "does"
+        texts.append(f"{', '.join(names)} {verb} one way to be run: {axes_text} {do} not apply")
+    return "; ".join(texts)
 
 
 def scope_of(judged: list[tuple[Case, Execution]]) -> str:

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from conformance import cli_diff, cli_weights
 from conformance.case import Case
 from conformance.checkpoints import FileVariant
-from conformance.choice import default_modes, executions, scope_of
+from conformance.choice import default_modes, executions, not_applying, scope_of
 from conformance.cli_common import (
     add_limits,
     add_selection,
@@ -121,11 +121,12 @@ def _judge(
     selection = Selection([*judged, *slices], arguments.shard)
     own = [(case, run) for case, run in judged if run.item_id(case) in selection.own]
     control = control_of(arguments.control, arguments.port, own, job)
+    told = [not_applying(cases, runs), variant.text if variant else ""]
     results = Results(
         arguments.out,
         runner.hello,
         arguments.port,
-        scope_of(judged) + (f"; {variant.text}" if variant else ""),
+        "; ".join(text for text in (scope_of(judged), *told) if text),
         resume=selection.own if arguments.resume else None,
         machine=machine,
         xfails=arguments.xfails,
@@ -142,6 +143,8 @@ def _judge(
         live.record_missing(
             list(mine.values()), {run.dtype for run in runs}, partial(print, flush=True)
         )
+    if told[0]:
+        print(f"  {told[0]}")
     done = {line["case"] for line in results.lines}
     watched = {line["case"] for line in results.control}
     total = len(selection.own) + (len(control.items) if control else 0)

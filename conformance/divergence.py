@@ -13,6 +13,7 @@ from conformance.compare import Record
 from conformance.golden import SPLICE, Golden
 from conformance.hints import hint_for
 from conformance.precision import PRECISION, Finding, explained
+from conformance.training import GRADIENT
 
 if TYPE_CHECKING:
     from conformance.result import Result
@@ -121,7 +122,22 @@ def _hint(result: Result, record: Record) -> str:
         usual = f"this case asks for {result.case.scenario.asks}, as not in SD v1"
     if result.case.exact:
         usual = f"this text hunts: {result.case.scenario.hunts}"
-    return "; ".join(text for text in (record.note, usual) if text)
+    return "; ".join(text for text in (record.note, zeros(result.records), usual) if text)
+
+
+def zeros(records: list[Record]) -> str:
+    """Say which failing records hold nothing but zeros where the truth does not, if any do.
+
+    Args:
+        records: Of a case, in execution order.
+    """
+    empty = [r.name for r in records if r.verdict == "fail" and r.max_abs == 0 and r.err > 0]
+    if not empty:
+        return ""
+    gradients = [name for name in empty if name.startswith(GRADIENT)]
+    names, cause = (gradients, "detached") if gradients else (empty, "never written")
+    more = f", and {len(names) - 1} more" if len(names) > 1 else ""
+    return f"{names[0]} is all zeros{more}: is something {cause}?"
 
 
 def _quotient(error: float, inputs: float) -> float:

@@ -14,14 +14,21 @@ from typing import Any
 from tqdm import tqdm
 
 from conformance.case import COMPONENTS, Case, find_case
-from conformance.compare import Record
 from conformance.execution import STABILITY, Execution
 from conformance.fingerprint import Known, kind_of_probe, known_of, marks_of, rank
 from conformance.golden import SPLICE
 from conformance.report.text import one_line, pattern_of
 from conformance.runner import Runner
 from conformance.spec import TOKENIZER
-from conformance.tolerance import LIMIT, badness
+from conformance.told_causes import (
+    Told,
+    earliest_hint,
+    is_excused,
+    spliced_well,
+    told_causes,
+    unstable,
+)
+from conformance.tolerance import LIMIT
 
 TESTED = 5
 """So many hints are tested: the mutant becomes the reference."""
@@ -77,8 +84,9 @@ def explain(
     """
     found = Explanation()
     for component in COMPONENTS:
-        items = failing_items(lines, component, cases)
+        items, told = failing_items(lines, component, cases), told_causes(lines, component)
         if not items:
+            _conclude(found, lines, component, [told_fault(cause) for cause in told])
             continue
         ranked = rank(marks_of(lines, component), component)[:TESTED]
         candidates = ranked
@@ -87,16 +95,50 @@ def explain(
             candidates = [*ranked, *(k for k in known_of(component) if k not in ranked)]
             ranked = candidates if not runner.hello.probes else ranked
         faults = list(_tested(items, candidates, runner)) if _testable(items) else []
+        faults += _told(told, faults)
         explained = {name for fault in faults for name in fault["names"]}
         faults += _unexplained([item.wrong for item in items], explained, ranked)
-        found.hints[component] = _sentence(faults, ranked, candidates)
-        found.faults += [_for_footer(component, fault) for fault in faults]
+        _conclude(found, lines, component, faults, _sentence(faults, ranked, candidates))
     return found
+
+
+def _conclude(
+    found: Explanation,
+    lines: list[dict[str, Any]],
+    component: str,
+    faults: list[dict[str, Any]],
+    sentence: str = "",
+) -> None:
+    """Add the causes of a component, and its hint: what its first divergence does not say yet."""
+    if not faults:
+        return
+    said = earliest_hint(lines, component)
+    texts = [f["found_by"] for f in faults if f.get("found_by") and f["text"] not in said]
+    found.hints[component] = "; ".join(text for text in (sentence, *texts) if text)
+    found.faults += [_for_footer(component, fault) for fault in faults]
+
+
+def _told(told: list[Told], faults: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the causes that the failures tell, less what confirmed mutants explain."""
+    more: list[dict[str, Any]] = []
+    for cause in told:
+        explained = {name for fault in (*faults, *more) for name in fault["names"]}
+        left = {n for n in cause.names - explained if not _surrounds(n, explained)}
+        if cause.sure or left:
+            more.append(told_fault(cause, None if cause.sure else left))
+    return more
+
+
+def told_fault(cause: Told, names: set[str] | None = None) -> dict[str, Any]:
+    """Return a cause that the failures tell as a fault: it has a text, and no mutant."""
+    fault = _fault(cause.names if names is None else names, None) | {"text": cause.text}
+    return fault | ({"found_by": f"{cause.text} (`--mode {cause.mode}`)"} if cause.mode else {})
 
 
 def _for_footer(component: str, fault: dict[str, Any]) -> dict[str, Any]:
     """Return a cause as the footer of results.jsonl tells it."""
-    return {**fault, "component": component, "names": sorted(fault["names"])[:_MOST_NAMES]}
+    kept = {key: value for key, value in fault.items() if key != "found_by"}
+    return {**kept, "component": component, "names": sorted(fault["names"])[:_MOST_NAMES]}
 
 
 def in_short(fault: Mapping[str, Any]) -> dict[str, Any]:
@@ -110,18 +152,21 @@ def failing_items(
     cases: Mapping[str, Case] | None = None,
 ) -> list[Item]:
     """Return the failing items of a component, those of splice mode alone if there are any."""
-    return [_item(name, wrong, cases or {}) for name, wrong in _wrong(lines, component).items()]
+    wrong = _wrong([*lines], component)
+    return [_item(name, own, cases or {}) for name, own in wrong.items()]
 
 
-def _wrong(lines: Iterable[Mapping[str, Any]], component: str) -> dict[str, list[str]]:
+def _wrong(lines: list[Mapping[str, Any]], component: str) -> dict[str, list[str]]:
     """Return what is wrong by item, in splice mode alone if there is anything.
 
-    A port that differs from itself is none that a mutant could explain.
+    A port that differs from itself is none that a mutant could explain, nor is its trace where
+    every layer by itself is right.
     """
     found: dict[bool, dict[str, list[str]]] = {True: {}, False: {}}
+    where, passed = unstable(lines, component), spliced_well(lines, component)
     for line in lines:
-        unstable = line["mode"] in STABILITY
-        if line["component"] == component and line["verdict"] == "fail" and not unstable:
+        itself = line["mode"] in STABILITY or is_excused(line, where, passed)
+        if line["component"] == component and line["verdict"] == "fail" and not itself:
             spliced = line["mode"] == SPLICE
             names = [p["name"] for p in line["probes"] if p["verdict"] == "fail"]
             own = found[spliced].setdefault(line["case"].partition("::")[0], [])
@@ -148,8 +193,9 @@ def explain_merged(lines: list[dict[str, Any]], told: Iterable[Mapping[str, Any]
             other["ratio"] = max(other["ratio"], float(fault["ratio_if_so"]))
     found = Explanation()
     for component in COMPONENTS:
-        wrong = _wrong(lines, component)
+        wrong, said = _wrong([*lines], component), told_causes(lines, component)
         if not wrong:
+            _conclude(found, lines, component, [told_fault(cause) for cause in said])
             continue
         own = {mutant: facts for (of, mutant), facts in confirmed.items() if of == component}
         left = {name for names in wrong.values() for name in names}
@@ -160,11 +206,11 @@ def explain_merged(lines: list[dict[str, Any]], told: Iterable[Mapping[str, Any]
             if held := own[mutant]["names"] & left:
                 faults.append(_fault(held, mutant, own[mutant]["ratio"]))
                 left -= held
+        faults += _told(said, faults)
         explained = {name for fault in faults for name in fault["names"]}
         ranked = rank(marks_of(lines, component), component)[:TESTED]
         faults += _unexplained(wrong.values(), explained, ranked)
-        found.hints[component] = _sentence(faults, ranked, known_of(component))
-        found.faults += [_for_footer(component, fault) for fault in faults]
+        _conclude(found, lines, component, faults, _sentence(faults, ranked, known_of(component)))
     return found
 
 
@@ -228,21 +274,19 @@ def _agreed(reference: Any, runner: Runner, chosen: list[Item]) -> dict[str, flo
     """Return the names at which a port agrees with a mutant wherever it is wrong, with ratios."""
     worst: dict[str, float] = {}
     for item in chosen:
-        ratios = {r.name: badness(r.ratio) for r in _judged(reference, runner, item)}
-        if item.execution.mode != SPLICE and not all(r <= LIMIT for r in ratios.values()):
-            ratios = {}  # in a trace all that follows has to agree too
+        ratios = _confirmed(reference, runner, item)
         for name in item.wrong:
             worst[name] = max(worst.get(name, 0.0), ratios.get(name, math.inf))
     return {name: ratio for name, ratio in worst.items() if ratio <= LIMIT}
 
 
-def _judged(reference: Any, runner: Runner, item: Item) -> list[Record]:
+def _confirmed(reference: Any, runner: Runner, item: Item) -> dict[str, float]:
     try:
         with redirect_stdout(sys.stderr):  # what a port prints is no part of the report
-            records: list[Record] = reference.judge(runner, item.case, item.execution)
+            ratios: dict[str, float] = reference.confirm(runner, item.case, item.execution)
     except (Exception, SystemExit):  # noqa: BLE001 - a port may raise anything: no hint holds
-        return []
-    return records
+        return {}
+    return ratios
 
 
 def _unexplained(
@@ -289,7 +333,7 @@ def _sentence(faults: list[dict[str, Any]], ranked: list[Known], tested: list[Kn
                 f"confirmed: the port computes mutant {fault['mutant']} "
                 f"({one_line(wrong[fault['mutant']], _WORDS)}), ratio {fault['ratio_if_so']:.2g}"
             )
-    if not ranked or len(ranked) > TESTED:
+    if not ranked or len(ranked) > TESTED or all(fault.get("text") for fault in faults):
         return ""
     alike = ", ".join(known.id for known in ranked[:_SHOWN])
     return f"like the mutants {alike}, none confirmed"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -127,6 +128,21 @@ class Golden:
             message = f"{self.case} has no splice mode"
             raise UnsupportedError(message)
         return replace(self, noise=self.splice_noise, output_noise=self.splice_output_noise)
+
+    def narrowed(self, arithmetics: Collection[str]) -> Golden:
+        """Return the golden with the noise of these arithmetics alone."""
+
+        def kept(noise: dict[str, Any]) -> dict[str, Any]:
+            return {name: units for name, units in noise.items() if name in arithmetics}
+
+        return replace(
+            self,
+            noise=kept(self.noise),
+            output_noise=kept(self.output_noise),
+            table_noise=kept(self.table_noise),
+            splice_noise=kept(self.splice_noise),
+            splice_output_noise=kept(self.splice_output_noise),
+        )
 
     def output_norm(self, name: str) -> float:
         """Return the L2 norm of an output."""

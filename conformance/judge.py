@@ -183,7 +183,7 @@ def token_lists(golden: Golden, outputs: Arrays) -> str:
 
 
 def watching(plain: Arrays, watched: Arrays, golden: Golden, arithmetic: str) -> str:
-    """Say so if observing the probes changed the output by more than noise."""
+    """Say so if observing the probes, in a second call, changed the output by more than noise."""
     for name, array in plain.items():
         if name not in golden.output_noise[arithmetic]:
             continue
@@ -194,5 +194,8 @@ def watching(plain: Arrays, watched: Arrays, golden: Golden, arithmetic: str) ->
             change = float(np.linalg.norm(difference) / golden.output_norm(name))
         noise = float(golden.output_noise[arithmetic][name][0])
         if not change <= max(noise, tolerance.floor(arithmetic)):
-            return f"watching changes output {name} by {change:.2g}, more than noise {noise:.2g}"
+            return (
+                f"watching, or the second call, changes output {name} by {change:.2g}, more than "
+                f"noise {noise:.2g}: `--mode repeat` tells which"
+            )
     return ""

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import TYPE_CHECKING
 
-from conformance.errors import UnsupportedError
+from conformance.errors import PortError, UnsupportedError
 from conformance.judge import ISLAND, TIME_PROJ, time_proj_values
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from conformance.case import Case
     from conformance.compare import Record
     from conformance.execution import Execution
@@ -42,6 +45,29 @@ def require_offer(hello: Hello, case: Case, execution: Execution) -> None:
     if not hello.offers_variant(variant):
         message = f"{hello.name} does not offer variant {variant}"
         raise UnsupportedError(message)
+
+
+def require_backend(load: Callable[..., object], backend: str) -> None:
+    """Check that a port's `load` can be told the backend.
+
+    Args:
+        load: Bound to the port.
+        backend: Which one.
+
+    Raises:
+        PortError: It has no such argument.
+    """
+    try:
+        parameters = inspect.signature(load).parameters
+    except (TypeError, ValueError):  # of something compiled nothing can be read off
+        return
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    if not takes_any and "backend" not in parameters:
+        message = (
+            f"hello() offers backend {backend}, but load() takes no argument backend: add "
+            'backend="sdpa" to it, or leave backends out of hello()'
+        )
+        raise PortError(message)
 
 
 def _replaces(hello: Hello, execution: Execution) -> bool:

@@ -28,7 +28,7 @@ from conformance.headroom import facts as headroom_facts
 from conformance.headroom import overflow_text
 from conformance.judge import judge_outputs, judge_probes, token_lists, watching
 from conformance.layout import NHWC, ChannelsLast, require_shapes
-from conformance.offer import refuse_island, require_offer, supplied_embedding
+from conformance.offer import refuse_island, require_backend, require_offer, supplied_embedding
 from conformance.port import EXEC, Arrays, Component, Port, greet
 from conformance.precision import look, settings_on
 from conformance.recipe import SEED
@@ -220,6 +220,7 @@ class Runner:
         if backend in {"", SDPA}:
             return self.port.load(*own)
         load: Callable[..., Component] = self.port.load
+        require_backend(load, backend)
         return load(*own, backend=backend)
 
     def shows_probes(self, execution: Execution) -> bool:

@@ -57,7 +57,7 @@ def judge(runner: Runner, case: Case, execution: Execution) -> Result:
         exact=execution.mode in EXACT_MODES or case.exact,
     )
     result = Result(case, execution, "pass")
-    worst: dict[str, Record] = {}
+    worst: dict[str, tuple[Record, str]] = {}
     with closing(subject.runs()) as runs:
         first = next(runs).rows
         for run in runs:
@@ -69,14 +69,15 @@ def judge(runner: Runner, case: Case, execution: Execution) -> Result:
                     result.detail = _settings()
                 break
             for record in records:
-                before = worst.setdefault(record.name, record)
+                before, _ = worst.setdefault(record.name, (record, run.changed))
                 if record.ratio > before.ratio:
-                    worst[record.name] = record
+                    worst[record.name] = record, run.changed
     require_unchanged(case, subject.inputs, digests)
     if result.verdict != "fail":
-        result.records = list(worst.values())
-        warned = any(record.verdict == "warn" for record in result.records)
-        result.verdict = "warn" if warned else "pass"
+        result.records = [record for record, _ in worst.values()]
+        warned = [(r, changed) for r, changed in worst.values() if r.verdict == "warn"]
+        if warned:
+            result.verdict, result.message = "warn", _nearly(*max(warned, key=lambda w: w[0].ratio))
     return result
 
 
@@ -124,6 +125,12 @@ def _narrowed(
         if any(record.verdict == "fail" for record in found):
             return own.changed, found
     return run.changed, records
+
+
+def _nearly(record: Record, changed: str) -> str:
+    """Say what a result that is within the limit, but only just, was changed by."""
+    measured = f"ratio {record.ratio:.3g}, limit {tolerance.LIMIT:g}"
+    return f"nearly too far: {changed}, most at {record.name}, {measured}"
 
 
 def _settings() -> str:

@@ -56,13 +56,14 @@ def chosen(inputs: Arrays, samples: list[int]) -> Arrays:
     }
 
 
-def among_others(inputs: Arrays, batch: int, count: int) -> Arrays:
-    """Return a batch whose first sample is as it was, and all others are none of this case's.
+def among_others(inputs: Arrays, batch: int, count: int, kept: int = 0) -> Arrays:
+    """Return a batch of which one sample is as it was, and all others are none of this case's.
 
     Args:
         inputs: Of the case.
         batch: Its number of samples.
         count: How many there are to be.
+        kept: The sample that stays, at its place.
     """
     samples = [i % batch for i in range(count)]
     found = {}
@@ -71,8 +72,10 @@ def among_others(inputs: Arrays, batch: int, count: int) -> Arrays:
         if axis is None:
             found[name] = array
             continue
-        first, others = np.split(array, [1], axis)
-        found[name] = np.concatenate([first, _other_values(others)], axis)
+        before, own, after = np.split(array, [kept, kept + 1], axis)
+        others = _other_values(np.concatenate([before, after], axis))
+        before, after = np.split(others, [kept], axis)
+        found[name] = np.concatenate([before, own, after], axis)
     return found
 
 

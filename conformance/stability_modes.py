@@ -236,19 +236,41 @@ def _batch(subject: Subject) -> Runs:
     whole = subject.show()
     yield Run("", whole)
     alone = [subject.show(chosen(inputs, [i])) for i in range(batch)]
-    yield Run("a sample alone differs from the same in its batch", stacked(alone, whole))
+
+    def sample(rows: Rows, number: int, count: int = batch) -> Rows:
+        return taken(rows, alone[0], count, [number])
+
+    def company(number: int) -> Run:
+        """Replace the others: of an honest port this changes no bit, the sizes being the same."""
+        rows = subject.show(among_others(inputs, batch, batch, kept=number))
+        changed = f"sample {number} changes where the other samples are replaced"
+        return Run(changed, sample(rows, number), sample(whole, number))
+
+    def each(rows: Rows, changed: str) -> list[Callable[[], Run]]:
+        """Tell which sample it is that differs in other rows of the whole batch."""
+
+        def one(number: int) -> Run:
+            return Run(changed.format(number), sample(rows, number), sample(whole, number))
+
+        return [partial(one, number) for number in range(batch)]
+
+    yield company(0)
+    apart = stacked(alone, whole)
+    narrower: list[Callable[[], Run]] = [partial(company, number) for number in range(1, batch)]
+    narrower += each(apart, "sample {} alone differs from the same in its batch")
+    yield Run("a sample alone differs from the same in its batch", apart, narrower=narrower)
     moved = [*range(1, batch), 0]
     rows = subject.show(chosen(inputs, moved))
     back = taken(rows, alone[0], batch, [moved.index(i) for i in range(batch)])
-    yield Run("a sample changes with its place in the batch", back)
+    placed = each(back, "sample {} changes with its place in the batch")
+    yield Run("a sample changes with its place in the batch", back, narrower=placed)
+    count = batch + 1
     try:
-        count = batch + 1
         rows = subject.show(among_others(inputs, batch, count))
     except UnsupportedError:  # that many are too many for it
-        count = batch
-        rows = subject.show(among_others(inputs, batch, count))
-    before, after = taken(whole, alone[0], batch, [0]), taken(rows, alone[0], count, [0])
-    yield Run("sample 0 changes with the other samples", after, before)
+        return
+    changed = "sample 0 changes with the other samples and one more"
+    yield Run(changed, sample(rows, 0, count), sample(whole, 0))
 
 
 _RUNS: dict[str, Callable[[Subject], Runs]] = dict(

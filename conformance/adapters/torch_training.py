@@ -21,10 +21,11 @@ from conformance.adapters.torch_module import (
     observe,
     to_numpy,
 )
+from conformance.errors import PortError
 from conformance.judge import TIME_PROJ
 from conformance.port import Arrays, Component
 from conformance.sampling import read_config
-from conformance.training import GRADIENT, LOSS
+from conformance.training import FOLDERS, GRADIENT, LOSS, TERMS, TRAINED
 
 if TYPE_CHECKING:
     from conformance.variants import Variant, Weights
@@ -88,14 +89,59 @@ class TrainingComponent:
             if name in wanted:
                 callback(name, tensor.detach())
 
+        def see_term(name: str, tensor: Tensor) -> None:
+            self._require_term(name, tensor)
+            see(name, tensor)
+
         parameters = self.parameters
         own = dict(self.module.items()).get("unet", self.module)
         with torch.enable_grad(), observe(own, wanted & {TIME_PROJ}, callback):
-            loss = self.objective(self.module, tensors, see)
+            loss = self._scalar(self.objective(self.module, tensors, see_term))
             gradients = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
         for (name, parameter), gradient in zip(parameters.items(), gradients, strict=True):
             see(name, torch.zeros_like(parameter) if gradient is None else gradient)
         return {LOSS: loss.detach()}
+
+    @property
+    def component(self) -> str:
+        """Return its name: there is one for each network that is trained."""
+        return next(name for name, folder in TRAINED.items() if folder == self.trained)
+
+    def _require_term(self, name: str, tensor: object) -> None:
+        """Check what the loss observes.
+
+        Raises:
+            PortError: It is no term of this component, or no tensor.
+        """
+        terms = TERMS[self.component]
+        if name not in terms:
+            message = (
+                f"the loss of {self.component} observed {name!r}, which is none of its terms: "
+                f"choose from {', '.join(terms)}"
+            )
+            raise PortError(message)
+        if not isinstance(tensor, Tensor):
+            message = f"the loss of {self.component} observed {name} as {type(tensor).__name__}"
+            raise PortError(f"{message}: a tensor is wanted")
+
+    def _scalar(self, loss: object) -> Tensor:
+        """Return a loss that gradients can be taken of.
+
+        Raises:
+            PortError: It is something else.
+        """
+        if not isinstance(loss, Tensor):
+            found = "None" if loss is None else type(loss).__name__
+        elif loss.shape != ():
+            found = f"a tensor of shape {tuple(loss.shape)}"
+        elif not loss.requires_grad:
+            found = "a detached tensor"
+        else:
+            return loss
+        message = (
+            f"the loss of {self.component} returned {found}: a scalar tensor with a graph is wanted"
+        )
+        raise PortError(message)
 
     def run(
         self,
@@ -148,7 +194,11 @@ def assembled(
 
     Returns:
         The component.
+
+    Raises:
+        PortError: The networks are not those of the component that the weights are of.
     """
+    _require_folders(build, trained, weights)
     networks = nn.ModuleDict(
         {
             folder: assign_weights(make(variant), weights.part(folder), dtype, device)
@@ -157,6 +207,23 @@ def assembled(
     )
     networks[trained].requires_grad_(requires_grad=True)
     return TrainingComponent(networks, trained, objective, dtype, device)
+
+
+def _require_folders(build: Collection[str], trained: str, weights: Weights) -> None:
+    """Check the folders that a port names against those of the weights."""
+    own = {name.partition("/")[0] for name in weights}
+    component = next((name for name, folders in FOLDERS.items() if own == {*folders}), None)
+    if component is None:
+        message = f"loader() is for {', '.join(FOLDERS)}: nothing else goes through it"
+        raise PortError(message)
+    folders = FOLDERS[component]
+    if {*build} != own:
+        has = f"{component} has the folder{'s' if len(folders) > 1 else ''} {', '.join(folders)}"
+        message = f"{has}, not {', '.join(build) or 'none'}: mend the first argument of loader()"
+        raise PortError(message)
+    if trained != TRAINED[component]:
+        message = f"{component} trains {TRAINED[component]}, not {trained!r}: mend loader()"
+        raise PortError(message)
 
 
 def loader(build: Mapping[str, Build], trained: str, objective: Objective) -> Load:

@@ -22,7 +22,7 @@ from conformance.port import Arrays, Component, Port
 from conformance.runner import Runner
 from conformance.sampling import term_and_step
 from conformance.tensors import rounded
-from conformance.tolerance import badness
+from conformance.tolerance import LIMIT, badness
 from conformance.traces import Values, judged_by
 from conformance.training import scale_name
 
@@ -155,12 +155,51 @@ class Reference:
         Returns:
             The records; none where the mutant does not answer, or not with the same names.
         """
+        both = self._both(runner, case, execution)
+        if both is None:
+            return []
+        golden, own, reference = both
+        return _by_mutant(golden.in_mode(execution.mode), own, reference, execution.dtype)
+
+    def confirm(self, runner: Runner, case: Case, execution: Execution) -> dict[str, float]:
+        """Return where the port is the mutant and neither is the truth.
+
+        The port is asked anew: a port that answers otherwise now than when it was judged may be
+        right, and then it agrees with all that the case cannot tell from the truth.
+
+        Args:
+            runner: Holds the port.
+            case: A case in which the port is wrong.
+            execution: How it was run.
+
+        Returns:
+            By name, the ratio of the port against the mutant, within the limit. In a trace there is
+            none unless the two agree everywhere.
+        """
+        both = self._both(runner, case, execution)
+        if both is None:
+            return {}
+        golden, own, reference = both
+        truth = golden.in_mode(execution.mode)
+        records = _by_mutant(truth, own, reference, execution.dtype)
+        ratios = {record.name: badness(record.ratio) for record in records}
+        if execution.mode != SPLICE and any(ratio > LIMIT for ratio in ratios.values()):
+            return {}
+        if execution.mode == SPLICE:  # judged by the very values that were put in
+            truth = judged_by(truth, runner.values(case, golden))
+        wrong = _failing(truth, own, execution.dtype) & _failing(truth, reference, execution.dtype)
+        return {name: ratio for name, ratio in ratios.items() if ratio <= LIMIT and name in wrong}
+
+    def _both(
+        self, runner: Runner, case: Case, execution: Execution
+    ) -> tuple[Golden, Values, Values] | None:
+        """Ask the port and the mutant; None where the mutant does not answer."""
         golden = runner.golden(case)
         replace = runner.values(case, golden).probes if execution.mode == SPLICE else None
         try:
             reference = answer(self._load(case), case, golden, replace)
         except Exception:  # noqa: BLE001 - a mutant may raise anything
-            return []
+            return None
         item = (id(runner), case.seed, execution.item_id(case))
         own = None if replace else self._answers.get(item)
         if own is None:
@@ -168,19 +207,7 @@ class Reference:
             given = rounded(replace, execution.dtype) if replace else None
             own = answer(component, case, golden, given, probes_too=runner.hello.probes)
             self._answers[item] = own
-        with np.errstate(all="ignore"):  # a mutant may overflow
-            judged = judged_by(golden.in_mode(execution.mode), reference)
-        outputs = {n: a for n, a in own.outputs.items() if n in judged.output_shapes}
-        if PIXELS in outputs:
-            pixels = (outputs.pop(PIXELS), reference.outputs[PIXELS])
-            judged.output_names = [n for n in judged.output_names if n != PIXELS]
-            if not _same_pixels(*pixels):
-                return []
-        if set(judged.output_shapes) - set(outputs):
-            return []
-        with np.errstate(all="ignore"):
-            records = judge_probes(judged, own.probes, execution.dtype)
-            return records + judge_outputs(judged, outputs, execution.dtype)
+        return golden, own, reference
 
     def _load(self, case: Case) -> Component:
         key = (case.component, case.variant, case.seed)
@@ -191,6 +218,31 @@ class Reference:
     def agreement(self, runner: Runner, items: Iterable[tuple[Case, Execution]]) -> float:
         """Return the worst ratio of a port against the mutant; infinite for no items."""
         return max((worst(self.judge(runner, c, e)) for c, e in items), default=math.inf)
+
+
+def _by_mutant(golden: Golden, own: Values, reference: Values, dtype: str) -> list[Record]:
+    """Judge a port's answers by a mutant's; no records where the names are not the same."""
+    with np.errstate(all="ignore"):  # a mutant may overflow
+        judged = judged_by(golden, reference)
+    outputs = {n: a for n, a in own.outputs.items() if n in judged.output_shapes}
+    if PIXELS in outputs:
+        pixels = (outputs.pop(PIXELS), reference.outputs[PIXELS])
+        judged.output_names = [n for n in judged.output_names if n != PIXELS]
+        if not _same_pixels(*pixels):
+            return []
+    if set(judged.output_shapes) - set(outputs):
+        return []
+    with np.errstate(all="ignore"):
+        records = judge_probes(judged, own.probes, dtype)
+        return records + judge_outputs(judged, outputs, dtype)
+
+
+def _failing(truth: Golden, values: Values, dtype: str) -> set[str]:
+    """Return the names at which values are farther from the truth than the limit."""
+    with np.errstate(all="ignore"):
+        records = judge_probes(truth, values.probes, dtype)
+        records += judge_outputs(truth, values.outputs, dtype)
+    return {record.name for record in records if record.verdict == "fail"}
 
 
 _ROUNDED_OTHERWISE = 1e-2

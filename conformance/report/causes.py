@@ -26,6 +26,8 @@ def cause_name(fault: Fault) -> str:
     """Name one cause, and say how sure that is."""
     if fault.environment:
         return "the environment"
+    if fault.text:
+        return f"{fault.text}, at {shorten(fault.probes, _PROBES)}" if fault.probes else fault.text
     if not fault.mutant:
         return f"unknown, at {shorten(fault.probes, _PROBES)}" if fault.probes else "unknown"
     return f"{fault.mutant} (confirmed)" if fault.confirmed else f"perhaps {fault.mutant}"

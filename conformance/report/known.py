@@ -78,12 +78,20 @@ def _grouped(cases: Iterable[Case]) -> list[Group]:
     return [*found[: _GROUPS - 1], Group("", reason, [], sum(group.count for group in rest))]
 
 
+def _kind(name: str) -> str:
+    return name.partition(":")[0]
+
+
 def _stamps(summary: Summary) -> list[tuple[str, str, str]]:
     """Name every stamp, what it asks for and whether this run gives it."""
     rows = []
     for stamp, asks in STAMPS.items():
-        given = [name for name in summary.stamps if name.partition(":")[0] == stamp]
-        rows.append(
-            (stamp, asks, f"given: {', '.join(given)}" if given else "not judged in this run")
-        )
+        given = [name for name in summary.stamps if _kind(name) == stamp]
+        states = [f"given: {', '.join(given)}"] if given else []
+        states += [
+            f"{name} is not given: {gaps}"
+            for name, gaps in summary.stamps_missing.items()
+            if _kind(name) == stamp
+        ]
+        rows.append((stamp, asks, ". ".join(states) or "not judged in this run"))
     return rows

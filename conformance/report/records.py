@@ -92,7 +92,8 @@ class Case:
 class Fault:
     """One cause of failures: the probes it explains, and the mutant that it is or looks like.
 
-    `environment`: the reference fails there too, so that nothing is known of the port.
+    `environment`: the reference fails there too, so that nothing is known of the port. `text`: the
+    cause in words, where the failures themselves tell it.
     """
 
     probes: str
@@ -101,6 +102,7 @@ class Fault:
     confirmed: bool
     ratio_if_so: float | None
     environment: bool = False
+    text: str = ""
 
 
 @dataclass(frozen=True)
@@ -162,6 +164,7 @@ class Summary:
     depth: str = ""
     faults: tuple[Fault, ...] = ()
     missing_probes: dict[str, list[str]] = field(default_factory=dict)
+    stamps_missing: dict[str, str] = field(default_factory=dict)
     next_level: Next | None = None
     offers: tuple[str, ...] = ()
     expected: Expected | None = None
@@ -216,6 +219,10 @@ def parse_summary(record: dict[str, Any]) -> Summary:
             printable(component): _texts(names)
             for component, names in mapping(record.get("missing_probes")).items()
         },
+        stamps_missing={
+            printable(stamp): printable(gaps, _MESSAGE)
+            for stamp, gaps in mapping(record.get("stamps_missing")).items()
+        },
         next_level=_next(record.get("next_level")),
         offers=tuple(_texts(record.get("offers"))),
         expected=_expected(record.get("xfails")),
@@ -245,6 +252,7 @@ def _faults(value: object) -> tuple[Fault, ...]:
             confirmed=record.get("confirmed") is True,
             ratio_if_so=number(record.get("ratio_if_so")),
             environment=record.get("cause") == "environment",
+            text=printable(record.get("text")),
         )
         for record in records
     )

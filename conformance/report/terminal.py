@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterable, Sequence
 from typing import Any, TextIO
 
+from conformance.execution import SDPA, STABILITY
 from conformance.report.causes import causes_text
 from conformance.report.gates import gates
 from conformance.report.records import Summary, parse_case, parse_summary
@@ -46,9 +47,12 @@ def verdict_lines(
         worst ratio against the limit, scope, level and what else there is to say of the run; the
         table, about 80 columns wide; the causes in one line; the first divergence in at most 15.
     """
-    parsed = parse_summary(summary)
+    parsed, lines = parse_summary(summary), list(lines)
     lead = one_line(f"{headline(parsed).upper()}: {sentence(parsed)}", _LONGEST)
     written = [_painted(lead, parsed.verdict, colour=colour), *_facts(parsed)]
+    if parsed.stamps_missing and any(map(_is_for_stamps, lines)):
+        gaps = (f"{name}: {text}" for name, text in parsed.stamps_missing.items())
+        written.append(_fact("unmet", ". ".join(gaps)))
     written += [_fact(gate.name, gate.text) for gate in gates(summary)]
     written += _table([*tally(map(parse_case, lines), _ROWS)], colour=colour)
     if parsed.faults:
@@ -76,6 +80,11 @@ def _facts(summary: Summary) -> list[str]:
     if summary.stamps:
         facts.append(_fact("stamps", ", ".join(summary.stamps)))
     return facts
+
+
+def _is_for_stamps(line: dict[str, Any]) -> bool:
+    """Say whether a line is of a backend or of a mode that only stamps ask for."""
+    return line.get("backend") not in {"", SDPA, None} or line.get("mode") in STABILITY
 
 
 def _divergence(summary: Summary) -> list[str]:

@@ -208,3 +208,35 @@ def test_a_scheduler_has_one_way() -> None:
     case = find_case("scheduler/ddim/-/base")
     with pytest.raises(UnsupportedError, match="evaluated in one way"):
         loaded(case, PLAIN)
+
+
+class Deaf:
+    """A port that offers backends and cannot be told one."""
+
+    def hello(self) -> Any:
+        """Say what sd1_impl says."""
+        return SWITCHED.hello()
+
+    def load(self, component: Any, variant: Any, weights: Any, arithmetic: str, device: str) -> Any:
+        """Load what sd1_impl loads."""
+        return SWITCHED.load(component, variant, weights, arithmetic, device)
+
+
+class Listening(Deaf):
+    """One that takes whatever it is told."""
+
+    def load(self, *own: Any, **how: Any) -> Any:
+        """Load what sd1_impl loads."""
+        return SWITCHED.load(*own, **how)
+
+
+def test_load_without_a_backend() -> None:
+    """It is one clear line, where the port offers another backend than its own."""
+    result = judged(Deaf(), TEXT, PLAIN)
+    assert result.verdict == "error"
+    assert result.message == (
+        "hello() offers backend plain, but load() takes no argument backend: add "
+        'backend="sdpa" to it, or leave backends out of hello()'
+    )
+    assert judged(Deaf(), TEXT, SDPA).verdict == "pass"
+    assert judged(Listening(), TEXT, PLAIN).verdict == "pass"

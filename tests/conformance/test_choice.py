@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from conformance.case import find_case
-from conformance.choice import executions, scope_of
+from conformance.case import all_cases, find_case
+from conformance.choice import executions, not_applying, scope_of
 from conformance.errors import UsageError
 from conformance.execution import STABILITY, Execution
 from conformance.port import Hello
@@ -63,6 +63,31 @@ def test_what_fits_nothing(axis: str, text: str, told: str) -> None:
     with pytest.raises(UsageError) as error:
         chosen(axis, text)
     assert str(error.value).startswith(told)
+
+
+@pytest.mark.parametrize(
+    ("runs", "names", "told"),
+    [
+        ([Execution()], ["scheduler/ddim", "training"], ""),
+        ([Execution(backend="plain"), Execution()], ["scheduler/ddim", "training"], ""),
+        ([Execution(backend="plain", mode="repeat")], ["unet"], ""),
+        ([Execution(mode="repeat")], ["scheduler/ddim", "training"], ""),
+        (
+            [Execution(backend="plain", mode="splice")],
+            ["unet", "scheduler/ddim"],
+            "scheduler/ddim knows one way to be run: backend and mode do not apply",
+        ),
+        (
+            [Execution(backend="plain")],
+            ["training", "training/vae", "tokenizer"],
+            "training*, tokenizer know one way to be run: backend does not apply",
+        ),
+    ],
+)
+def test_one_way_to_be_run(runs: list[Execution], names: list[str], told: str) -> None:
+    """What is not run as it was asked to be is named; stability modes apply to everything."""
+    cases = [next(case for case in all_cases() if case.component == name) for name in names]
+    assert not_applying(cases, runs) == told
 
 
 def test_scope_names_other_backends() -> None:

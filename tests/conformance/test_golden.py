@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from conformance import cli, cli_golden, lint, spec
-from conformance.case import Case, select_cases
+from conformance.case import Case, find_case, select_cases
 from conformance.errors import ExitCode, GoldenError
 from conformance.golden import Golden
 from conformance.golden_files import check_inputs, load_golden
@@ -375,3 +375,13 @@ def test_golden_of_another_case(golden_copy, case: Case) -> None:
     golden_copy.write_manifest(manifest)
     with pytest.raises(GoldenError):
         load_golden(case)
+
+
+def test_narrowed() -> None:
+    """A golden narrowed to some arithmetics has the noise of no other, in any mode."""
+    golden = stored(find_case("unet/tiny/base"))
+    narrow = golden.narrowed({"float64", "tf32"})
+    parts = ("noise", "output_noise", "splice_noise", "splice_output_noise")
+    assert [set(getattr(narrow, part)) for part in parts] == [{"float64", "tf32"}] * len(parts)
+    assert set(golden.noise) > {"float64", "tf32"}
+    assert narrow.sketches is golden.sketches

@@ -124,7 +124,9 @@ NEXT = {
         3,
         "pipeline/txt2img fails in 1 of 1 case, first pipeline/txt2img/tiny/base",
     ),
-    "neither": ([line(component="training")], ("training",), 0, NOTHING),
+    "training": ([line(component="training")], ("training",), 0,
+                 "training counts for no level: its stamp says it"),
+    "training-and-more": ([line(component="training"), line(backend="plain")], THREE, 0, NOTHING),
     "other-arithmetic": ([line(dtype="bfloat16")], THREE, 0, NOTHING),
     "shape": (
         [line(), wrong("unet", WRONG_SHAPE, name="t0")],

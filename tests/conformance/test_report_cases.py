@@ -162,12 +162,16 @@ def test_many_reasons_are_folded(made_up) -> None:
 
 
 def test_what_was_not_judged(made_up) -> None:
-    """Every stamp is named; one that the run does not give was not judged, says the page."""
+    """Every stamp is named; of one that the run does not give the page says why."""
     given = ["precision:bfloat16", "precision:float16"]
-    rows = view(Known(), made_up.write([made_up.line()], stamps=given))["stamps"]
+    gaps = {"precision:tf32": "backend plain was not judged", "training": "training failed"}
+    facts = {"stamps": given, "stamps_missing": gaps}
+    rows = view(Known(), made_up.write([made_up.line()], **facts))["stamps"]
     assert [name for name, _, _ in rows] == list(STAMPS)
     states = {name: state for name, _, state in rows}
-    assert states["precision"] == "given: precision:bfloat16, precision:float16"
-    assert {states[name] for name in ("training", "memory", "real-weights")} == {
-        "not judged in this run"
-    }
+    assert states["precision"] == (
+        "given: precision:bfloat16, precision:float16. "
+        "precision:tf32 is not given: backend plain was not judged"
+    )
+    assert states["training"] == "training is not given: training failed"
+    assert {states[name] for name in ("memory", "real-weights")} == {"not judged in this run"}

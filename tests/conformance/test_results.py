@@ -156,17 +156,26 @@ def test_nan_is_the_worst_ratio(nan: object) -> None:
 
 
 def test_scope_names_what_is_not_offered() -> None:
-    """The scope lists the components of the ladder that the port lacks."""
+    """The scope lists the components that the port lacks; of a whole family the family."""
     scope = summary_of("pass")["scope"]
     assert scope == (
         "scope; not offered: tokenizer, text_encoder, vae_encoder, vae_decoder, scheduler/*, "
-        "pipeline/*"
+        "pipeline/*, training/*"
     )
     some = Hello("some", "1", tuple(n for n in COMPONENTS if n not in SCHEDULERS[-2:]))
     scope = summarise([line()], PORT, some, "scope")["scope"]
     assert scope == "scope; not offered: scheduler/heun, scheduler/dpmpp_2m"
     offered = Hello("all", "1", COMPONENTS)
     assert summarise([line()], PORT, offered, "scope")["scope"] == "scope"
+
+
+def test_scope_names_what_was_only_skipped() -> None:
+    """An arithmetic or a backend that judged nothing is marked, where others judged something."""
+    port = Hello("all", "1", COMPONENTS)
+    skips = [line("skip", backend="efficient"), line("skip", dtype="tf32")]
+    scope = summarise([line(), *skips], PORT, port, "scope")["scope"]
+    assert scope == "scope; skipped: tf32, efficient"
+    assert summarise(skips, PORT, port, "scope")["scope"] == "scope"
 
 
 @pytest.mark.parametrize(

@@ -180,8 +180,8 @@ WRONG = {
     by_default_dtype: ("state", "depends on the default dtype (float64 for float32)"),
     by_gradients: ("state", "depends on the grad mode"),
     by_threads: ("threads", "two threads against one"),
-    by_batch: ("batch", "a sample alone differs from the same in its batch"),
-    by_place: ("batch", "a sample"),
+    by_batch: ("batch", "sample 0 alone differs from the same in its batch"),
+    by_place: ("batch", "sample "),
     by_company: ("batch", "sample 0 changes with the other samples"),
 }
 

@@ -147,3 +147,12 @@ def test_every_case_has_a_batch_or_says_why_not() -> None:
         except UnsupportedError:
             counts.add(1)
     assert {1, 2, 3} <= counts
+
+
+@pytest.mark.parametrize("kept", [0, 1, 2])
+def test_any_sample_can_be_the_one_that_stays(kept: int) -> None:
+    """It keeps its place, and every other sample is another."""
+    _, inputs = inputs_of(UNET)
+    found = among_others(inputs, 3, 3, kept)["sample"]
+    same = [np.array_equal(a, b) for a, b in zip(found, inputs["sample"], strict=True)]
+    assert same == [i == kept for i in range(3)]

@@ -27,7 +27,7 @@ CAUSES = {
     "rt-default-dtype": "depends on the default dtype (float64 for float32)",
     "rt-dropout-with-gradients": "depends on the grad mode",
     "rt-thread-tail": "two threads against one",
-    "rt-one-sample-kernel": "a sample alone differs from the same in its batch",
+    "rt-one-sample-kernel": "sample 0 alone differs from the same in its batch",
     "rt-batch-beyond-a-pair": "sample 0 changes with the other samples",
 }
 

@@ -9,7 +9,7 @@ import pytest
 from conformance.case import NETWORKS
 from conformance.execution import STABILITY
 from conformance.port import Hello
-from conformance.stamps import stamps
+from conformance.stamps import stamps, stamps_missing
 
 BACKENDS = ("sdpa", "plain", "compile")
 PORT = Hello("mine", "1", (*NETWORKS, "training", "training/vae"), backends=BACKENDS)
@@ -52,6 +52,21 @@ def test_a_failure(verdict: str) -> None:
     assert stamps([*WHOLE, extra], PORT) == []
     for harmless in (line("training", verdict=verdict), {**extra, "dtype": "float16"}):
         assert stamps([*WHOLE, harmless], PORT) == ["precision:bfloat16"]
+
+
+def test_what_is_missing() -> None:
+    """Of a stamp that was begun, what failed and what was not judged is told; of others nothing."""
+    assert stamps_missing(WHOLE, PORT) == {}
+    few = [*WHOLE[1:-2], line("vae_decoder", verdict="fail"), line("training", dtype="float32")]
+    assert stamps_missing(few, PORT) == {
+        "precision:bfloat16": f"vae_decoder failed; {NETWORKS[0]} was not judged in trace mode; "
+        f"modes {', '.join(STABILITY[-2:])} were not judged",
+        "training": "training/vae was not judged",
+    }
+    own = [row for row in WHOLE if row["backend"] == "sdpa"]
+    told = {"precision:bfloat16": "backend plain was not judged"}
+    assert stamps_missing(own, PORT) == told
+    assert stamps_missing([line("scheduler/ddim", "", "")], PORT) == {}
 
 
 def test_a_port_without_networks() -> None:

@@ -57,6 +57,16 @@ def test_table(told, made_up) -> None:
     ]
 
 
+def test_what_stamps_lack(told, made_up) -> None:
+    """It is told where a backend or a mode was asked for that only stamps need."""
+    gaps = {"precision:float32": "mode batch was not judged", "training": "training failed"}
+    line = made_up.line()
+    text = "  unmet  precision:float32: mode batch was not judged. training: training failed"
+    assert text not in told([line], stamps_missing=gaps)
+    for other in ({"backend": "plain"}, {"mode": "repeat"}):
+        assert text in told([line | other], stamps_missing=gaps)
+
+
 def test_table_is_narrow(told, made_up) -> None:
     """Whatever names and counts there are, a row fits a terminal of 80 columns."""
     verdicts = ("pass", "warn", "fail", "error", "skip", "xfail", "xpass")

@@ -189,24 +189,34 @@ def test_half_precision_is_skipped():
 
 
 @pytest.fixture
-def page_port(monkeypatch):
-    """Return the port of docs/training.md."""
+def page(monkeypatch):
+    """Return what docs/training.md defines."""
     from conformance.adapters import sd1_impl_networks
 
-    (source,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+    blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
     monkeypatch.setitem(sys.modules, "my_model", sd1_impl_networks)
     names: dict = {}
-    exec(compile(source, str(PAGE), "exec"), names)  # noqa: S102 - what the page says
-    return names["factory"]()
+    exec(compile("\n".join(blocks), str(PAGE), "exec"), names)  # noqa: S102 - what the page says
+    return names
+
+
+@pytest.fixture
+def page_port(page):
+    """Return the first port of docs/training.md."""
+    return page["factory"]()
 
 
 @pytest.mark.parametrize(
-    ("case", "dtype"),
-    [("training/tiny/batch1", "float64"), ("training/tiny/v_prediction", "float32")],
+    ("case", "dtype", "factory"),
+    [
+        ("training/tiny/batch1", "float64", "factory"),
+        ("training/tiny/v_prediction", "float32", "factory"),
+        (QUICK, "float32", "vae_factory"),
+    ],
 )
-def test_the_port_of_the_page_conforms(page_port, case, dtype):
+def test_the_ports_of_the_page_conform(page, case, dtype, factory):
     """The few lines that the documentation shows are all that it takes."""
-    result = Runner(page_port).run(find_case(case), Execution(dtype=dtype))
+    result = Runner(page[factory]()).run(find_case(case), Execution(dtype=dtype))
     assert result.verdict == "pass", result.message
     assert not result.missing
 
@@ -234,6 +244,60 @@ def test_a_batch_in_pieces_is_seen_whole(page_port):
     result = Runner(port).run(case, Execution(dtype="float64"))
     assert result.verdict == "pass", result.message
     assert "time_proj" in {record.name for record in result.records}
+
+
+BAD_LOSSES = {
+    "none": (lambda _: None, "returned None"),
+    "float": (lambda loss: loss.item(), "returned float"),
+    "vector": (lambda loss: loss.repeat(3), "returned a tensor of shape (3,)"),
+    "detached": (lambda loss: loss.detach(), "returned a detached tensor"),
+}
+
+
+def told(port):
+    """Return what a run of the quickest case says of a port that breaks the contract."""
+    result = Runner(port).run(find_case(QUICK), TRACE)
+    assert result.verdict == "error"
+    return result.message
+
+
+@pytest.mark.parametrize(("change", "found"), BAD_LOSSES.values(), ids=BAD_LOSSES)
+def test_a_loss_without_gradients_is_named(page, change, found):
+    """What a loss returned, and what is wanted, stand in one line."""
+    right_loss = page["vae_loss"]
+    page["vae_loss"] = lambda *asked: change(right_loss(*asked))
+    text = f"the loss of training/vae {found}: a scalar tensor with a graph is wanted"
+    assert told(page["vae_factory"]()) == text
+
+
+def test_what_is_observed_is_a_term(page):
+    """A name that is none is told with those there are; so is what is no tensor."""
+    right_loss = page["vae_loss"]
+    for name, value, found in (
+        ("latent", None, "observed 'latent', which is none of its terms: choose from mean, logvar"),
+        ("mean", 0.5, "observed mean as float: a tensor is wanted"),
+    ):
+
+        def loss(networks, tensors, observe, name=name, value=value):
+            observe(name, value)
+            return right_loss(networks, tensors, observe)
+
+        page["vae_loss"] = loss
+        assert told(page["vae_factory"]()).startswith(f"the loss of training/vae {found}")
+
+
+@pytest.mark.parametrize(
+    ("build", "trained", "found"),
+    [
+        (["unet"], "unet", "training/vae has the folder vae, not unet"),
+        (["vae"], "decoder", "training/vae trains vae, not 'decoder'"),
+    ],
+)
+def test_wrong_folders_are_named(page, build, trained, found):
+    """Those that the component has are told."""
+    load = page["loader"](dict.fromkeys(build, page["build_vae"]), trained, None)
+    port = replace(page["vae_factory"](), others={"training/vae": load})
+    assert told(port).startswith(found)
 
 
 def test_training_crosses_the_border():

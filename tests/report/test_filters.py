@@ -6,6 +6,8 @@ import re
 
 import pytest
 
+from conformance.report.html import Page, write_html
+
 COUNT = "#cases-count"
 
 
@@ -43,6 +45,27 @@ def test_set_reload_back(table) -> None:
     page.go_forward()
     assert page.locator(COUNT).inner_text() == failing
     assert found.complaints == []
+
+
+def test_backends(faulty, visit, tmp_path) -> None:
+    """Where there are several backends, one can be chosen, and stands in the address."""
+    lines = (faulty / "results.jsonl").read_text("utf-8").splitlines(keepends=True)
+    own, other = '"backend":"sdpa"', '"backend":"plain"'
+    for i in [i for i, text in enumerate(lines) if own in text][:2]:
+        lines[i] = lines[i].replace(own, other).replace("-cpu-sdpa-", "-cpu-plain-")
+    for name in ("summary.json", "results.jsonl"):
+        text = "".join(lines) if name == "results.jsonl" else (faulty / name).read_text("utf-8")
+        (tmp_path / name).write_text(text, "utf-8")
+    seen = visit(write_html(Page(tmp_path)))
+    page = seen.page
+    page.locator("#cases-form [name=backend]").select_option("plain")
+    assert page.locator(COUNT).inner_text() == "2 of 22 cases"
+    assert "backend=plain" in page.url
+    page.reload()
+    assert page.locator(COUNT).inner_text() == "2 of 22 cases"
+    assert seen.complaints == []
+    alone = visit(faulty / "index.html").page
+    assert not alone.locator("#cases-form [name=backend]").is_visible()
 
 
 def test_words(table) -> None:

@@ -8,7 +8,7 @@
  * sd1.go({k: v})      the same as a step that the browser's back takes back
  * sd1.onState(fn)     calls fn(state) now and whenever they change
  *                     Keys that mean the same everywhere: `case` (the id of a case to open), `probe`,
- *                     `component`, `variant`, `dtype`, `device`, `mode`, `verdict`, `q` (words).
+ *                     `component`, `variant`, `dtype`, `device`, `backend`, `mode`, `verdict`, `q` (words).
  *                     So a link to a case is <a href="#case=..."> with the id URI-encoded.
  * sd1.colour(ratio)   the one colour scale of ratios: blue within the limit, orange beyond it
  * sd1.ink(colour)     black or white, whichever can be read on a colour of that scale

@@ -4,7 +4,7 @@
   const count = data.id.length;
   if (count === 0) return;
   const PAGE = 50;
-  const keys = ["verdict", "component", "variant", "dtype", "device", "mode"];
+  const keys = ["verdict", "component", "variant", "dtype", "device", "backend", "mode"];
   const get = (id) => document.getElementById(id);
   const [form, table, total, apart, pages] = [
     "cases-form",
