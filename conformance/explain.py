@@ -17,6 +17,7 @@ from conformance.case import COMPONENTS, Case, find_case
 from conformance.execution import STABILITY, Execution
 from conformance.fingerprint import Known, kind_of_probe, known_of, marks_of, rank
 from conformance.golden import SPLICE
+from conformance.precision import products
 from conformance.report.text import one_line, pattern_of
 from conformance.runner import Runner
 from conformance.spec import TOKENIZER
@@ -90,8 +91,9 @@ def explain(
             continue
         ranked = rank(marks_of(lines, component), component)[:TESTED]
         candidates = ranked
-        if not (runner.hello.probes and runner.hello.replace):
-            # A trace says too little of where it begins: all are tested, the likeliest first.
+        blind = not (runner.hello.probes and runner.hello.replace)
+        if blind or _guessed(told, items[0]):
+            # A trace, or a block, says too little of where it begins: all are tested.
             candidates = [*ranked, *(k for k in known_of(component) if k not in ranked)]
             ranked = candidates if not runner.hello.probes else ranked
         faults = list(_tested(items, candidates, runner)) if _testable(items) else []
@@ -100,6 +102,15 @@ def explain(
         faults += _unexplained([item.wrong for item in items], explained, ranked)
         _conclude(found, lines, component, faults, _sentence(faults, ranked, candidates))
     return found
+
+
+def _guessed(told: list[Told], item: Item) -> bool:
+    """Say whether a precision was read from whole blocks, where a formula may look like it."""
+    rounded = [cause for cause in told if not cause.mode]
+    return any(
+        not cause.names & products(item.case.component, item.case.variant.size).keys()
+        for cause in rounded
+    )
 
 
 def _conclude(

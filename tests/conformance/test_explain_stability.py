@@ -234,3 +234,20 @@ def test_zeros() -> None:
     assert zeros([*right, record("mid")]) == "mid is all zeros: is something never written?"
     many = [record("mid"), record("grad.a"), record("grad.b")]
     assert zeros(many) == "grad.a is all zeros, and 1 more: is something detached?"
+
+
+def test_a_precision_of_whole_blocks_is_doubted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Exact GELU looks like bfloat16 where blocks alone are seen: every mutant is asked."""
+    monkeypatch.undo()
+    (mutant,) = find_mutants(["clip-exact-gelu"])
+    known = Known(mutant.id, mutant.component, mutant.wrong, {})
+    monkeypatch.setattr(explaining, "rank", lambda *_: [])
+    monkeypatch.setattr(explaining, "known_of", lambda _: [known])
+    case = find_case("text_encoder/tiny/short")
+    values = answer(load(sd1_impl.port(), case, "float64"), case, load_golden(case), None)
+    runner = Runner(MutantPort(mutant), lambda *_: values)
+    runner.asks_for_age = False
+    spliced = runner.run(case, Execution(mode="splice")).as_json()
+    assert spliced["first_divergence"]["kind"] == "precision"
+    (fault,) = explain([spliced], runner).faults
+    assert (fault["mutant"], fault["confirmed"], fault.get("text")) == (mutant.id, True, None)
