@@ -228,8 +228,8 @@ def _report(results: Results, bar: Any, selection: Selection, line: dict[str, An
         print(f"[{place}] {text}", flush=True)
     elif line["verdict"] != "pass":
         bar.write(text)
-    if line["verdict"] in {"fail", "error", "skip", "xfail"}:
-        for text in [line["message"], *line["detail"].splitlines()]:
+    if line["verdict"] != "pass":
+        for text in filter(None, [line["message"], *line["detail"].splitlines()]):
             bar.write(f"      {text}", file=sys.stdout if bar.disable else None)
 
 

@@ -32,6 +32,7 @@ def header_of(
     *,
     suite: str,
     offers: Collection[str],
+    backends: Collection[str],
     options: Collection[str] = (),
     weights: Mapping[str, Any] | None = None,
     xfails: Xfails | None = None,
@@ -49,6 +50,7 @@ def header_of(
         started: When the run began.
         suite: Version of this suite.
         offers: Components that the port offers.
+        backends: Its backends.
         options: What a command that runs one of these cases again must repeat.
         weights: What is to be said of the user's own weights.
         xfails: The failures that are expected of the port.
@@ -72,6 +74,7 @@ def header_of(
         "options": list(options),
         "started": started.isoformat(timespec="seconds"),
         "offers": list(offers),
+        "backends": list(backends),
         "xfails": None if xfails is None else _xfails_json(xfails),
         "shard": shard,
         "items": None if items is None else dict(items),

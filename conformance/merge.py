@@ -44,11 +44,11 @@ def merged(folders: Sequence[Path], out: Path, baseline: Path | None = None) -> 
     present = {part.shard.index for part in parts}
     missing = tuple(str(Shard(i, total)) for i in range(1, total + 1) if i not in present)
     port = {str(name): str(text) for name, text in mapping(header.get("port")).items()}
-    offers = header.get("offers")
     hello = Hello(
         one_line(port.get("name")),
         one_line(port.get("version")),
-        tuple(map(str, offers)) if isinstance(offers, list) else (),
+        tuple(_texts(header.get("offers"))),
+        backends=tuple(_texts(header.get("backends"))),
     )
     started = [_time(part) for part in parts]
     weights = parts[0].summary.get("weights")

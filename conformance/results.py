@@ -129,6 +129,7 @@ class Results:
             self.started,
             suite=__version__,
             offers=hello.components,
+            backends=hello.backends,
             options=options,
             weights=weights,
             xfails=xfails,

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 def test_every_hint_can_be_looked_up() -> None:
     """What fingerprints can name, the report can explain in the same words."""
-    told = {bug.id: (bug.component, bug.wrong) for bug in known_bugs().values()}
-    assert told == {known.id: (known.component, known.wrong) for known in library()}
+    told = {(bug.id, bug.component, bug.wrong) for bug in known_bugs().values()}
+    assert told >= {(known.id, known.component, known.wrong) for known in library()}
 
 
 def test_it_is_the_catalogue() -> None:
