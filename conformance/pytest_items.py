@@ -24,6 +24,7 @@ from conformance.traces import NO_SPLICE
 DEFAULT_DTYPES = "float32,float64"
 CUDA_DTYPES = ("float32", "bfloat16", "float16")
 
+TINY = "tiny"
 AXES = ("--sd1-dtype", "--sd1-device", "--sd1-backend", "--sd1-mode")
 """Options that choose how cases are run, in place of the axes of the default matrix."""
 
@@ -118,7 +119,10 @@ def _item(case: Case, run: Execution) -> Any:
 
 def _live_cases(config: pytest.Config) -> list[Any]:
     cases = [case for case in _cases(config) if not case.refused]
-    return [pytest.param(c, id=c.id, marks=_group(c)) for c in cases]
+    return [
+        pytest.param(c, id=c.id, marks=[_group(c), *([pytest.mark.full] if _is_long(c) else [])])
+        for c in cases
+    ]
 
 
 JUDGED = ("sd1_block", "sd1_item", "sd1_axis", "sd1_cuda_item")
@@ -134,22 +138,31 @@ PARAMETERS: dict[str, Callable[[pytest.Config], list[Any]]] = {
 """By fixture, what makes its parameters."""
 
 
+_FEW_CALLS = 10
+
+
 def _marks(case: Case, run: Execution) -> list[pytest.MarkDecorator]:
-    """Return the marks of an item: its group, and `full` where `base` shows the same in less time.
+    """Return the marks of an item: its group, and `full` where others show the same in less time.
 
     Pipelines differ from their base in what they do, which float32 shows; what float64 adds,
     constants and casts, is the same in all of them and costs as much as all else together. A
-    pipeline compared with itself is its networks many times over.
+    pipeline compared with itself is its networks many times over. The steps of a long run are
+    those of a short one once each is set right; that they add up to no more is the trace's affair.
     """
-    long = run.dtype == "float64" and case.scenario.name != BASE
-    long = case.is_pipeline and (long or run.mode in STABILITY)
+    exact = run.dtype == "float64" and (case.scenario.name, case.variant.size) != (BASE, TINY)
+    long = exact or run.mode in STABILITY or (run.mode == SPLICE and _is_long(case))
     # New processes serve all components: there is one pair of them, on one worker.
     group = pytest.mark.xdist_group(FRESH) if run.mode == FRESH else _group(case)
     return [
         group,
-        *([pytest.mark.full] if long else []),
+        *([pytest.mark.full] if case.is_pipeline and long else []),
         *([pytest.mark.compile] if run.backend == COMPILE else []),
     ]
+
+
+def _is_long(case: Case) -> bool:
+    """Say whether the oracle takes seconds to compute a pipeline whole."""
+    return case.is_pipeline and case.scenario.calls > _FEW_CALLS
 
 
 def _group(case: Case) -> pytest.MarkDecorator:
