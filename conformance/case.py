@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -156,6 +157,7 @@ def select_cases(
             is left.
     """
     cases = all_cases()
+    ids = {case.id for case in cases}
     variants = variants if variants is not None else list(DEFAULT_VARIANTS)
     for kind, globs, known in (
         ("component", components, list(COMPONENTS)),
@@ -171,7 +173,7 @@ def select_cases(
         if _matches(case.component, components)
         and (case.variant.name == NO_VARIANT or _matches(case.variant.name, variants))
         and _matches(case.scenario.name, scenario_names)
-        and (expression is None or _holds(expression, case.id))
+        and (expression is None or _holds(expression, case.id, ids))
     ]
     if not chosen:
         message = (
@@ -190,9 +192,9 @@ def _matches(name: str, globs: list[str] | None) -> bool:
 _WORDS = re.compile(r"[()]|[^\s()]+")
 
 
-def _holds(expression: str, case_id: str) -> bool:
-    """Evaluate `-k` for one case id."""
-    reader = _Expression(expression, case_id)
+def _holds(expression: str, case_id: str, ids: Collection[str]) -> bool:
+    """Evaluate `-k` for one case id, of those that there are."""
+    reader = _Expression(expression, case_id, ids)
     try:
         value = reader.any_of()
     except RecursionError:
@@ -205,9 +207,10 @@ def _holds(expression: str, case_id: str) -> bool:
 class _Expression:
     """Reads words, `and`, `or`, `not`, parentheses by recursive descent, evaluating on the way."""
 
-    def __init__(self, text: str, case_id: str) -> None:
+    def __init__(self, text: str, case_id: str, ids: Collection[str]) -> None:
         self.text = text
         self.case_id = case_id
+        self.ids = ids
         self.words = _WORDS.findall(text)
 
     def unreadable(self) -> UsageError:
@@ -245,5 +248,5 @@ class _Expression:
         word = self.words.pop(0).partition("[")[0]
         if "*" in word:
             return fnmatchcase(self.case_id, word)
-        whole = word.count("/") == self.case_id.count("/")  # a case id means that case alone
-        return word == self.case_id if whole else word in self.case_id
+        # A case id means that case alone, though it be part of another one.
+        return word == self.case_id if word in self.ids else word in self.case_id

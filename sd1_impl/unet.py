@@ -240,7 +240,7 @@ class UNet(nn.Module):
         """Name what is wrong, instead of failing inside a convolution."""
         name, width = "encoder_hidden_states", self.config.cross_attention_dim
         check_map("sample", sample, self.config.in_channels)
-        check_context(name, context, width, batch=len(sample))
+        check_context(name, context, width, batch=sample.shape[0])
         check_kind("sample", sample, self)
         check_kind(name, context, self)
 

@@ -7,7 +7,7 @@ import inspect
 import re
 import textwrap
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,12 @@ from typing import Any
 from torch import nn
 
 import sd1_impl
+import sd1_impl.training
 from conformance.adapters.sd1_impl_networks import NETWORKS
 from conformance.case import Case
 from conformance.sampling import IMAGE_TO_IMAGE, INPAINT, TEXT_TO_IMAGE, term_and_step
 from conformance.spec import TOKENIZER
+from conformance.training import GRADIENT, TRAINED, VAE_TRAINING
 from conformance.variants import Variant
 from sd1_impl.image_to_image import Image2Image
 from sd1_impl.inpainting import Inpaint
@@ -79,6 +81,12 @@ _IN_THE_LOOP = {"timestep": r"\btimesteps\b|, t,", "model_input": r"\bmodel_inpu
 """What marks the lines of `denoise`, which makes several terms."""
 
 
+_LOSSES = {False: sd1_impl.training.denoising_loss, True: sd1_impl.training.autoencoder_loss}
+"""By whether the autoencoder is trained."""
+_ENCODER = ("encoder.", "quant_conv")
+"""How the names of what the encoder owns begin."""
+
+
 def source_of(case: Case, probe: str) -> dict[str, Any] | None:
     """Return the lines that compute a probe or output right.
 
@@ -96,7 +104,9 @@ def source_of(case: Case, probe: str) -> dict[str, Any] | None:
             return _snippet(CLIPTokenizer, ["encode"])
         if case.is_scheduler:
             return _of_scheduler(case.component.partition("/")[2], term_and_step(probe)[0])
-        return _of_pipeline(case, term_and_step(probe)[0])
+        if case.is_pipeline:
+            return _of_pipeline(case, term_and_step(probe)[0])
+        return _of_training(case, probe)
     except Exception:  # noqa: BLE001 - a name that sd1_impl has not, a file that is not there
         return None
 
@@ -161,6 +171,35 @@ def _of_pipeline(case: Case, term: str) -> dict[str, Any] | None:
     if term == "vae.post_quant_conv.input":
         return _snippet(AutoencoderKL, ["decode"])
     return _snippet(pipeline, [_PIPELINE_TERMS[term]], _IN_THE_LOOP.get(term))
+
+
+def _of_training(case: Case, probe: str) -> dict[str, Any] | None:
+    """Return the lines of a term of a loss, or of the layer whose parameter has a gradient."""
+    network, of_vae = TRAINED[case.component], case.component == VAE_TRAINING
+    layer = probe.removeprefix(GRADIENT).rpartition(".")[0] if probe.startswith(GRADIENT) else ""
+    if of_vae:
+        network = "vae_encoder" if layer.startswith(_ENCODER) else "vae_decoder"
+    if layer or probe.startswith("time_"):
+        return _of_network(replace(case, component=network), layer or probe)
+    if probe == "target":
+        return _of_function(sd1_impl.training.prediction_target)
+    if probe in {"mean", "logvar"}:
+        return _snippet(AutoencoderKL, ["encode"])
+    return _of_function(_LOSSES[of_vae], rf"^    {probe} =")
+
+
+def _of_function(function: Any, pattern: str | None = None) -> dict[str, Any] | None:
+    """Show a function of a module: see `_snippet`."""
+    path = Path(inspect.getfile(function))
+    text = path.read_text(encoding="utf-8").splitlines()
+    lines, start = inspect.getsourcelines(function)
+    end = start + len(lines) - 1
+    returns = [n for n in range(start, end + 1) if re.search(r"\breturn\b", text[n - 1])]
+    method = _Method(start, end, frozenset(returns))
+    marks = _marks(method, text, pattern)
+    if not marks:
+        return None
+    return {"file": path.relative_to(_ROOT).as_posix(), **_shown([(method, marks)], text)}
 
 
 @dataclass(frozen=True)
