@@ -18,10 +18,10 @@ import torch
 from torch import Tensor, nn
 
 from conformance.case import Case
+from conformance.determinism import thread_count
 from conformance.modes import (
     Float32Sums,
     HalfUlp,
-    MatMul,
     MovedProducts,
     OnePass,
     Summation,
@@ -88,16 +88,6 @@ class Evaluation:
 
 
 @contextmanager
-def _threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-@contextmanager
 def _channels_last(module: nn.Module) -> Iterator[None]:
     module.to(memory_format=torch.channels_last)
 
@@ -122,17 +112,19 @@ _IMAGE_AXES = 4
 
 
 @contextmanager
-def _summation(
-    module: nn.Module, matmul: MatMul, total: Callable[[Tensor], Tensor]
-) -> Iterator[None]:
-    with plain_attention(module), Summation(matmul, total):
+def summed_in_order(module: nn.Module, mode: type[Summation] = Summation) -> Iterator[None]:
+    """Run every long sum that a mode replaces as one naive running sum."""
+    with plain_attention(module), mode(sequential_matmul, sequential_total):
         yield
 
 
 @contextmanager
-def _random_blocks(module: nn.Module, seed: int) -> Iterator[None]:
+def summed_in_blocks(
+    module: nn.Module, seed: int, mode: type[Summation] = Summation
+) -> Iterator[None]:
+    """Run every long sum that a mode replaces in blocks of random length."""
     generator = np.random.default_rng(seed)
-    with _summation(module, blocked_matmul(generator), blocked_total(generator)):
+    with plain_attention(module), mode(blocked_matmul(generator), blocked_total(generator)):
         yield
 
 
@@ -183,11 +175,11 @@ difference is one of that rounding, and a few outliers may decide an output."""
 CALIBRATION: tuple[Evaluation, ...] = (
     Evaluation(
         "two threads",
-        lambda _: _threads(2),
+        lambda _: thread_count(2),
         at_full_size=FLOATS,
         in_pipelines=(*FLOATS, *NARROW),
     ),
-    Evaluation("one thread", lambda _: _threads(1), FLOATS, at_full_size=FLOATS),
+    Evaluation("one thread", lambda _: thread_count(1), FLOATS, at_full_size=FLOATS),
     Evaluation(
         "channels last", _channels_last, components=(*IMAGES, PICTURES), at_full_size=FLOATS
     ),
@@ -195,7 +187,7 @@ CALIBRATION: tuple[Evaluation, ...] = (
     Evaluation("batch split", lambda _: nullcontext(), split=True, at_full_size=FLOATS),
     Evaluation(
         "sequential sums",
-        lambda m: _summation(m, sequential_matmul, sequential_total),
+        summed_in_order,
         FLOATS,
         at_full_size=("float32",),
     ),
@@ -223,8 +215,8 @@ def _without_onednn(_: nn.Module) -> Iterator[None]:
 
 HELD_OUT: tuple[Evaluation, ...] = (
     Evaluation("oneDNN off", _without_onednn),
-    Evaluation("random blocked sums 1", lambda m: _random_blocks(m, 1), WIDE),
-    Evaluation("random blocked sums 2", lambda m: _random_blocks(m, 2), WIDE),
+    Evaluation("random blocked sums 1", lambda m: summed_in_blocks(m, 1), WIDE),
+    Evaluation("random blocked sums 2", lambda m: summed_in_blocks(m, 2), WIDE),
 )
 
 

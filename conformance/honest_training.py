@@ -14,7 +14,6 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -25,45 +24,25 @@ from conformance.honest import (
     HELD_OUT,
     Around,
     Evaluation,
+    summed_in_blocks,
+    summed_in_order,
 )
-from conformance.modes import (
-    MatMul,
-    TableUlp,
-    blocked_matmul,
-    blocked_total,
-    sequential_matmul,
-    sequential_total,
-)
-from conformance.modes_training import LayerUlp, TrainingSummation
-from conformance.oracle import float64_scheduler, plain_attention
+from conformance.modes import MovedProducts, TableUlp
+from conformance.modes_training import TrainingSummation
+from conformance.oracle import float64_scheduler
 from conformance.tolerance import FLOATS
 from conformance.training import scale_name
 
 COMPONENTS = ("training",)
 
 
-@contextmanager
-def _summation(
-    module: nn.Module, matmul: MatMul, total: Callable[[Tensor], Tensor]
-) -> Iterator[None]:
-    with plain_attention(module), TrainingSummation(matmul, total):
-        yield
-
-
-@contextmanager
-def _random_blocks(module: nn.Module, seed: int) -> Iterator[None]:
-    generator = np.random.default_rng(seed)
-    with _summation(module, blocked_matmul(generator), blocked_total(generator)):
-        yield
-
-
 _IN_DOUBLE = ("plain attention", "batch split", "oneDNN off")
 """Evaluations in double precision too, where noise is that of single, scaled."""
 
-_SUMS = {
-    "sequential sums": lambda m: _summation(m, sequential_matmul, sequential_total),
-    "random blocked sums 1": lambda m: _random_blocks(m, 1),
-    "random blocked sums 2": lambda m: _random_blocks(m, 2),
+_SUMS: dict[str, Around] = {
+    "sequential sums": partial(summed_in_order, mode=TrainingSummation),
+    "random blocked sums 1": partial(summed_in_blocks, seed=1, mode=TrainingSummation),
+    "random blocked sums 2": partial(summed_in_blocks, seed=2, mode=TrainingSummation),
 }
 
 
@@ -119,7 +98,7 @@ def noised(component: Any, case: Case) -> Tensor:
 
 @contextmanager
 def _layers_moved(_: nn.Module, seed: int) -> Iterator[None]:
-    with LayerUlp(seed):
+    with MovedProducts(seed):
         yield
 
 

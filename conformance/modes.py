@@ -261,7 +261,10 @@ class HalfUlp(Moves):
 
 
 class MovedProducts(Moves):
-    """The result of every convolution and matrix product, moved: sums in other orders."""
+    """The result of every convolution and matrix product, moved: sums in other orders.
+
+    Backwards too, where products are made of the same operations.
+    """
 
     def moves(self, func: Any, result: Any) -> bool:
         """Move what products make."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from conformance.modes import Moves, Summation, aten
+from conformance.modes import Summation, aten
 
 Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
 """Of input, weight and bias."""
@@ -145,21 +145,4 @@ _BACKWARD: dict[Any, Callable[..., Any]] = {
     aten._softmax_backward_data.default: TrainingSummation.softmax_backward,  # noqa: SLF001
     aten.sum.dim_IntList: TrainingSummation.sum_dims,
     aten.mse_loss.default: TrainingSummation.mse_loss,
-}
-
-
-class LayerUlp(Moves):
-    """The results of all layers, forwards and backwards, moved: other roundings of long sums."""
-
-    def moves(self, func: Any, result: Any) -> bool:
-        """Move what convolutions and matrix products make."""
-        return func in _PRODUCTS and bool(result.is_floating_point())
-
-
-_PRODUCTS = {
-    aten.convolution.default,
-    aten.mm.default,
-    aten.addmm.default,
-    aten.bmm.default,
-    aten.baddbmm.default,
 }

@@ -5,8 +5,8 @@ import pytest
 torch = pytest.importorskip("torch")
 F = torch.nn.functional
 
-from conformance.modes import Mode, sequential_matmul, sequential_total
-from conformance.modes_training import _BACKWARD, LayerUlp, TrainingSummation
+from conformance.modes import Mode, MovedProducts, sequential_matmul, sequential_total
+from conformance.modes_training import _BACKWARD, TrainingSummation
 
 
 def normal(*shape, seed=0):
@@ -72,7 +72,7 @@ def test_a_moved_layer_moves_its_gradient():
         return torch.autograd.grad(F.linear(x, w).square().sum(), w)[0]
 
     plain = gradient()
-    with LayerUlp(1):
+    with MovedProducts(1):
         moved = gradient()
     change = ((moved - plain).norm() / plain.norm()).item()
     assert 0 < change < 2 * torch.finfo(torch.float32).eps
