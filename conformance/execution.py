@@ -16,7 +16,13 @@ FRESH = "fresh"
 STABILITY = ("repeat", FRESH, "state", "threads", "batch")
 """Modes that compare a port with another run of itself: `conformance.stability`."""
 
-MODES = (SPLICE, TRACE, *STABILITY)
+MEMORY = "memory"
+"""The mode that judges how much a port holds instead of what it computes: `conformance.memory`."""
+
+SAVINGS = ("by_sample", "tiled", "recompute")
+"""Backends of mode `memory` alone: the VAE sample by sample or tile by tile, checkpointing."""
+
+MODES = (SPLICE, TRACE, *STABILITY, MEMORY)
 """In the order in which they are run: a trace is explained by what splicing found."""
 
 _TRAINING = "training"
@@ -29,7 +35,8 @@ class Execution:
     Attributes:
         dtype: Arithmetic asked of the port.
         device: Device asked of the port.
-        backend: One of `BACKENDS`; empty for what is no network.
+        backend: One of `BACKENDS`, in mode `memory` one of `SAVINGS` too; empty for what is no
+            network.
         mode: One of `MODES`. A scheduler is neither traced nor spliced: then it is empty.
     """
 
@@ -45,6 +52,8 @@ class Execution:
 
     def for_case(self, case: Case) -> Execution:
         """Return how a case is run when this is asked for: what is exact knows one way only."""
+        if self.mode == MEMORY:
+            return self
         own = self.mode if self.mode in STABILITY else ""
         if case.is_scheduler:
             return replace(self, backend="", mode=own)
@@ -63,7 +72,7 @@ class Execution:
         """
         parts = item_id.partition("[")[2].partition("]")[0].split("-")
         mode = parts.pop() if parts[-1] in MODES else ""
-        backend = parts.pop() if parts and parts[-1] in BACKENDS else ""
+        backend = parts.pop() if parts and parts[-1] in (*BACKENDS, *SAVINGS) else ""
         *arithmetic, device = parts or [""]  # the name of an arithmetic may have a hyphen
         return cls("-".join(arithmetic), device if arithmetic else "", backend, mode)
 
