@@ -31,6 +31,8 @@ class Result:
         missing: Probes that a port that has some was asked for and did not hand out.
         rounding: What was found behind a failure that a lower precision explains.
         headroom: How near its values came to the end of a half type, from `headroom.facts`.
+        memory: What it holds, in mode `memory`: `peak`, `weights` and `ceiling` in bytes, `at` (the
+            operation), `where` (the module) and `blocks` (bytes by name).
         evidence: Makes what a report shows beside the numbers; None where there is nothing.
     """
 
@@ -47,6 +49,7 @@ class Result:
     evidence: Callable[[Result], dict[str, Any]] | None = None
     rounding: Finding | None = None
     headroom: dict[str, Any] = field(default_factory=dict)
+    memory: dict[str, Any] = field(default_factory=dict)
 
     @property
     def item_id(self) -> str:
@@ -85,5 +88,6 @@ class Result:
             **({"trajectory": trajectory(self.records)} if self.case.is_pipeline else {}),
             **({"evidence": evidence} if evidence else {}),
             **({"headroom": self.headroom} if self.headroom else {}),
+            **({"memory": self.memory} if self.memory else {}),
             "probes": [record.as_json() for record in self.records],
         }

@@ -21,7 +21,7 @@ from conformance.divergence import Local, as_precision, describe, first_divergen
 from conformance.environment import environment
 from conformance.errors import PortError, RaisedError, SuiteError, UnsupportedError
 from conformance.evidence.collect import Answer, Evidence
-from conformance.execution import SDPA, STABILITY, Execution
+from conformance.execution import MEMORY, SDPA, STABILITY, Execution
 from conformance.golden import SPLICE, Golden
 from conformance.golden_files import drawn_inputs, load_golden
 from conformance.headroom import facts as headroom_facts
@@ -96,8 +96,9 @@ class Runner:
 
     def _run(self, case: Case, execution: Execution) -> Result:
         require_offer(self.hello, case, execution)
-        if execution.mode in STABILITY:
-            judge = importlib.import_module("conformance.stability").judge
+        if execution.mode in (*STABILITY, MEMORY):
+            own = "memory.judge" if execution.mode == MEMORY else "stability"
+            judge = importlib.import_module(f"conformance.{own}").judge
             judged: Result = judge(self, case, execution)
             return judged
         if case.refused:
