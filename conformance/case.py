@@ -138,6 +138,7 @@ def select_cases(
     variants: list[str] | None = None,
     scenario_names: list[str] | None = None,
     expression: str | None = None,
+    among: list[Case] | None = None,
 ) -> list[Case]:
     """Choose cases by globs.
 
@@ -148,15 +149,16 @@ def select_cases(
         scenario_names: Globs of scenario names; None for all.
         expression: Words with `and`, `or`, `not` and parentheses; a word holds where it is part of
             the case id; a whole id means that case alone, and a word with `*` is a glob.
+        among: What is chosen from; None for `all_cases`.
 
     Returns:
-        The cases, in the order of `all_cases`.
+        The cases, in that order.
 
     Raises:
         UsageError: A glob names nothing that exists, the expression cannot be read, or no case
             is left.
     """
-    cases = all_cases()
+    cases = all_cases() if among is None else among
     ids = {case.id for case in cases}
     variants = variants if variants is not None else list(DEFAULT_VARIANTS)
     for kind, globs, known in (

@@ -11,9 +11,10 @@ from pathlib import Path
 from conformance.case import Case
 from conformance.cli_common import split
 from conformance.errors import UsageError, unknown_name
-from conformance.execution import BACKENDS, MODES, SDPA, STABILITY, Execution
+from conformance.execution import BACKENDS, MEMORY, MODES, SAVINGS, SDPA, STABILITY, Execution
 from conformance.golden import SPLICE, TRACE
 from conformance.port import Hello
+from conformance.report.text import counted
 from conformance.tolerance import EVERY_ARITHMETIC
 from conformance.traces import have_oracle
 
@@ -37,19 +38,26 @@ def executions(
         packs: Folder of trace packs, or None.
 
     Returns:
-        The executions: device by device and backend by backend, and there splice mode first.
+        The executions: device by device and backend by backend, and there splice mode first. Mode
+        `memory` has none: `conformance.memory_choice` knows its configurations.
 
     Raises:
-        UsageError: An unknown name, a device that the port lacks, a glob that fits nothing.
+        UsageError: An unknown name, a device that the port lacks, a glob that fits nothing, a
+            saving without mode `memory`.
     """
+    asked = split(mode) or [""]
+    left = [name for name in asked if not is_memory_alone(name)]
+    ways = _without_savings(split(backend) or [""], asked)
+    if not (left and ways):
+        return []
     modes = (*default_modes(hello, packs).split(","), *STABILITY)
-    dtypes = _chosen("dtype", dtype, hello.arithmetics, EVERY_ARITHMETIC)
+    dtypes = chosen_names("dtype", dtype, hello.arithmetics, EVERY_ARITHMETIC)
     for name in split(device) or [""]:
         if not any(fnmatchcase(offered, name) for offered in hello.devices):
             raise _no_device(name, hello)
-    devices = _chosen("device", device, hello.devices, hello.devices)
-    backends = _chosen("backend", backend, hello.backends, BACKENDS)
-    ordered = sorted(_chosen("mode", mode, modes, MODES), key=MODES.index)
+    devices = chosen_names("device", device, hello.devices, hello.devices)
+    backends = chosen_names("backend", ",".join(ways), hello.backends, BACKENDS)
+    ordered = sorted(chosen_names("mode", ",".join(left), modes, MODES), key=MODES.index)
     return [
         Execution(d, where, b, m)
         for where in devices
@@ -59,7 +67,30 @@ def executions(
     ]
 
 
-def _chosen(kind: str, text: str, offered: Sequence[str], known: Sequence[str]) -> list[str]:
+def asks_memory(mode: str | None) -> bool:
+    """Say whether mode `memory` is among those of an option."""
+    return any(fnmatchcase(MEMORY, name) for name in split(mode) or [])
+
+
+def is_memory_alone(mode: str) -> bool:
+    """Say whether a name or glob means mode `memory` and no other."""
+    return [own for own in MODES if fnmatchcase(own, mode)] == [MEMORY]
+
+
+def _without_savings(backends: Sequence[str], modes: Sequence[str]) -> list[str]:
+    """Leave out what is a backend in mode `memory` alone.
+
+    Raises:
+        UsageError: That mode is not asked for.
+    """
+    savings = [name for name in backends if name in SAVINGS]
+    if savings and not asks_memory(",".join(modes)):
+        message = f"backend {savings[0]} is one in mode {MEMORY} alone: --mode {MEMORY}"
+        raise UsageError(message)
+    return [name for name in backends if name not in savings]
+
+
+def chosen_names(kind: str, text: str, offered: Sequence[str], known: Sequence[str]) -> list[str]:
     """Return the names that an option lists; a glob stands for what is offered."""
     names: list[str] = []
     for name in split(text) or [""]:
@@ -134,8 +165,18 @@ def scope_of(judged: list[tuple[Case, Execution]]) -> str:
 
     Returns:
         Components; variants; arithmetics; devices; backends, if there are others than the port's
-        own; modes.
+        own; modes; how many memory configurations.
     """
+    computed = [(case, run) for case, run in judged if run.mode != MEMORY]
+    budgets = len(judged) - len(computed)
+    told = f"memory of {counted(budgets, 'configuration')}" if budgets else ""
+    return "; ".join(text for text in (_computed_text(computed), told) if text)
+
+
+def _computed_text(judged: list[tuple[Case, Execution]]) -> str:
+    """Describe what is computed; empty where nothing is."""
+    if not judged:
+        return ""
     others = any(run.backend not in {"", SDPA} for _, run in judged)
     facts = [
         (c.component, c.variant.name, r.dtype, r.device, r.backend if others else "", r.mode)
