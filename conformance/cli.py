@@ -3,39 +3,38 @@
 from __future__ import annotations
 
 import argparse
-import math
+import importlib
 import os
 import sys
+from collections.abc import Collection
 
-import numpy as np
-
-from conformance import (
-    __version__,
-    cli_audit,
-    cli_bench,
-    cli_diff,
-    cli_golden,
-    cli_merge,
-    cli_mutants,
-    cli_report,
-    cli_run,
-    cli_smoke,
-    cli_weights,
-)
-from conformance.case import find_case
-from conformance.cli_common import (
-    add_selection,
-    command,
-    selected,
-)
+from conformance import __version__
 from conformance.errors import ExitCode, SuiteError
-from conformance.golden import Golden
-from conformance.golden_files import load_golden
-from conformance.port import EXEC, greet, known_ports, resolve
-from conformance.report.text import shorten
-from conformance.tolerance import LIMIT
-from conformance.vocabulary import Vocabulary
 from sd1_weights.errors import CheckpointError
+
+COMMANDS = {
+    "run": ("cli_run:add_command", "judge a port"),
+    "list": ("cli_list:add_commands", "print case ids"),
+    "show": ("cli_list:add_commands", "print what a golden holds"),
+    "ports": ("cli_list:add_commands", "print the ports that can be named"),
+    "audit": ("cli_audit:add_command", "say where an arithmetic loses precision"),
+    "smoke": ("cli_smoke:add_command", "check a port's harness before its mathematics"),
+    "weights": ("cli_weights:add_commands", "files of weights: write, inspect, convert"),
+    "golden": ("cli_golden:add_commands", "record and check goldens"),
+    "repro": ("cli_golden:add_commands", "write one layer's weights, inputs and output"),
+    "mutants": (
+        "cli_mutants:add_commands",
+        "hunt deliberately wrong ports: every one must be caught",
+    ),
+    "bench": ("cli_bench:add_commands", "measure speed and memory beside the reference"),
+    "report": (
+        "cli_report:add_command",
+        "write the reports of a run anew, or one site of several runs",
+    ),
+    "merge": ("cli_merge:add_command", "put the shards of a run together"),
+    "diff": ("cli_diff:add_command", "say what got worse or better between two runs"),
+}
+"""By command: what declares it, imported only when it is asked for, and its line of `--help`."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -47,12 +46,15 @@ def main(argv: list[str] | None = None) -> int:
     Returns:
         0 conformant, 1 not conformant, 2 bad usage, 3 the port or the suite broke.
     """
-    parser = _parser()
+    words = sys.argv[1:] if argv is None else argv
+    parser = _parser([word for word in words if word in COMMANDS][:1])
     try:
-        arguments, rest = parser.parse_known_args(argv)
+        arguments, rest = parser.parse_known_args(words)
         if rest:
             port = getattr(arguments, "port", "")
-            hint = f'; quote the command: "{port} {rest[0]} ..."' if port.startswith(EXEC) else ""
+            hint = (
+                f'; quote the command: "{port} {rest[0]} ..."' if port.startswith("exec:") else ""
+            )
             parser.error(f"unrecognized arguments: {' '.join(rest)}{hint}")
         return int(arguments.command(arguments))
     except SuiteError as error:
@@ -69,107 +71,21 @@ def main(argv: list[str] | None = None) -> int:
         return int(ExitCode.BROKEN)
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(asked: Collection[str] = tuple(COMMANDS)) -> argparse.ArgumentParser:
+    """Make the parser, with the options of the commands that are asked for alone."""
     parser = argparse.ArgumentParser(
         prog="sd1-conformance",
         description="Says whether a port of Stable Diffusion v1 computes what SD v1 computes.",
     )
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-
-    cli_run.add_command(commands)
-
-    listing = command(commands, "list", _list, "print case ids")
-    add_selection(listing)
-    listing.add_argument("--all", action="store_true", help="every variant, sd1 too")
-
-    show = command(commands, "show", _show, "print what a golden holds")
-    show.add_argument("case", metavar="CASE", help="component/variant/scenario")
-    show.add_argument("--probes", action="store_true", help="every probe, in order of execution")
-
-    command(commands, "ports", _ports, "print the ports that can be named")
-
-    cli_audit.add_command(commands)
-    cli_smoke.add_command(commands)
-    cli_weights.add_commands(commands)
-    cli_golden.add_commands(commands)
-    cli_mutants.add_commands(commands)
-    cli_bench.add_commands(commands)
-    cli_report.add_command(commands)
-    cli_merge.add_command(commands)
-    cli_diff.add_command(commands)
+    for target in dict.fromkeys(COMMANDS[name][0] for name in asked):
+        module, _, function = target.partition(":")
+        getattr(importlib.import_module(f"conformance.{module}"), function)(commands)
+    for name, (_, text) in COMMANDS.items():
+        if name not in commands.choices:
+            commands.add_parser(name, help=text)
     return parser
-
-
-def _list(arguments: argparse.Namespace) -> int:
-    if arguments.all and arguments.variant is None:
-        arguments.variant = "*"
-    for case in selected(arguments):
-        print(f"{case.id:40s} {case.scenario.hunts}")
-    return 0
-
-
-def _show(arguments: argparse.Namespace) -> int:
-    case = find_case(arguments.case)
-    if case.refused:
-        print(f"{case.id}\nhunts   {case.scenario.hunts}\nrefused {case.refused}")
-        return 0
-    golden = load_golden(case)
-    if arguments.probes:
-        print("\n".join(golden.asked))
-        return 0
-    print(f"{case.id}\nhunts   {golden.hunts}\nlimit   {LIMIT:g}")
-    for name, facts in golden.inputs.items():
-        value = f" {shorten(str(facts['value']), 100)}" if "value" in facts else ""
-        print(
-            f"input   {name} {facts['dtype']} {tuple(facts['shape'])} from {facts['recipe']}{value}"
-        )
-    for name, shape in golden.output_shapes.items():
-        print(f"output  {name} {shape}, {_output_text(golden, name)}")
-    if golden.probes:
-        what = "probes and steps of outputs, " if golden.sketched else ""
-        print(f"probes  {len(golden.probes)}, {what}{golden.probes[0]} to {golden.probes[-1]}")
-    for arithmetic, noise in golden.noise.items():
-        outputs = ", ".join(f"{n} {v[0]:.2g}" for n, v in golden.output_noise[arithmetic].items())
-        told = f", output {outputs}" if outputs else ""
-        print(f"noise   {arithmetic}: median of the probes {np.median(noise):.2g}{told}")
-    print("from    " + ", ".join(f"{k} {v}" for k, v in golden.provenance.items()))
-    return 0
-
-
-def _output_text(golden: Golden, name: str) -> str:
-    """Describe an output of a golden in words."""
-    if name in golden.sketched:
-        steps = sum(golden.sketched_output(row) == name for row in golden.probes)
-        return f"kept as sketches, {steps} of them" if steps else "not kept"
-    if name in golden.pictures:
-        return "judged by the port's own image"
-    whole = golden.outputs.get(name)
-    if whole is not None and name == "timesteps":
-        return ", ".join(map(str, whole.tolist()))
-    if whole is not None and whole.dtype == np.uint8:
-        return f"mean {whole.mean():.4g}"
-    if golden.exact:
-        words = Vocabulary.load()
-        rows = [[words.name(i) for i in row] for row in golden.outputs[name].tolist()]
-        return "; ".join(shorten(" ".join(row), 200) for row in rows)
-    rms = golden.output_norm(name) / math.sqrt(math.prod(golden.output_shapes[name]))
-    kept = ", kept as a sketch and its first and last rows and columns"
-    return f"RMS {rms:.4g}{kept if name in golden.large else ''}"
-
-
-def _ports(_: argparse.Namespace) -> int:
-    for name, target in known_ports().items():
-        try:
-            hello = greet(resolve(name))
-        except SuiteError as error:
-            print(f"{name:12s} not available: {error}")
-        else:
-            print(
-                f"{name:12s} {hello.version:10s} {', '.join(hello.components)}; "
-                f"{', '.join(hello.arithmetics)}; {', '.join(hello.devices)} ({target})"
-            )
-    return 0
 
 
 if __name__ == "__main__":
