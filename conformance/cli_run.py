@@ -30,7 +30,8 @@ from conformance.cli_common import (
     split,
 )
 from conformance.errors import SuiteError, UsageError
-from conformance.execution import Execution, items
+from conformance.execution import MEMORY, SDPA, Execution, items
+from conformance.memory_choice import Wanted, cases_and_budgets
 from conformance.parallel import Job, Report, run_parallel
 from conformance.port import Hello, close
 from conformance.ray_executor import greet_on_ray, run_on_ray, session
@@ -44,6 +45,7 @@ from conformance.witness_rows import WITNESSES
 from conformance.xfails import Xfails
 
 CONTROL_HELP = "the reference, in the same job; default diffusers but on the CPU; none: without"
+DTYPE = "float32"
 EXECUTORS = ("local", "ray")
 EXECUTOR_HELP = "where: this machine, or the Ray cluster that RAY_ADDRESS names (extra `ray`)"
 
@@ -53,9 +55,10 @@ def add_command(commands: Any) -> None:
     run = command(commands, "run", _run, "judge a port")
     run.add_argument("port", nargs="?", default="sd1_impl", metavar="PORT", help="default sd1_impl")
     add_selection(run)
-    run.add_argument("--dtype", default="float32", help="arithmetics, default float32; globs too")
+    every = f"(mode {MEMORY}: all); globs too"
+    run.add_argument("--dtype", help=f"arithmetics, default {DTYPE} {every}")
     run.add_argument("--device", default="cpu", help="devices of the port, default cpu; globs")
-    run.add_argument("--backend", default="sdpa", help="backends, default sdpa; globs too")
+    run.add_argument("--backend", help=f"backends, default {SDPA} {every}")
     run.add_argument("--mode", help="default trace, splice, where possible; globs")
     weights, inputs, packs = (
         given(option, what, Path)
@@ -88,7 +91,7 @@ def add_command(commands: Any) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    cases, variant = cli_weights.cases_of(arguments)
+    cases, variant, budgets = cases_and_budgets(arguments)
     arguments.xfails = Xfails.read(arguments.xfails) if arguments.xfails else None
     arguments.shard = Shard.parse(arguments.shard) if arguments.shard else None
     job = Job(arguments.port, limits_of(arguments), arguments.traces)
@@ -99,7 +102,7 @@ def _run(arguments: argparse.Namespace) -> int:
             machine = None
             if on_ray:
                 runner.hello, machine = greet_on_ray(job, on_gpu=arguments.device == "cuda")
-            return _judge(arguments, cases, job, runner, variant, machine)
+            return _judge(arguments, cases, budgets, job, runner, variant, machine)
         finally:
             close(runner.port)
 
@@ -107,20 +110,24 @@ def _run(arguments: argparse.Namespace) -> int:
 def _judge(
     arguments: argparse.Namespace,
     cases: list[Case],
+    budgets: Wanted | None,
     job: Job,
     runner: Runner,
     variant: FileVariant | None,
     machine: dict[str, str] | None,
 ) -> int:
-    cases = offered(cases, runner.hello, named=split(arguments.component) or [])
+    held = budgets.items(runner.hello) if budgets else []
+    named = split(arguments.component) or []
+    cases = [] if held and not cases else offered(cases, runner.hello, named)
     mode = arguments.mode or default_modes(runner.hello, arguments.traces)
-    axes = (arguments.dtype, arguments.device, arguments.backend, mode)
-    runs = executions(*axes, runner.hello, arguments.traces)
-    judged = list(items(cases, runs))
+    dtype, backend = arguments.dtype or DTYPE, arguments.backend or SDPA
+    runs = executions(dtype, arguments.device, backend, mode, runner.hello, arguments.traces)
+    judged = [*items(cases, runs), *held]
     witness, slices = cli_weights.slices_of(arguments, runner, variant)
     selection = Selection([*judged, *slices], arguments.shard)
     own = [(case, run) for case, run in judged if run.item_id(case) in selection.own]
-    control = control_of(arguments.control, arguments.port, own, job)
+    computed = [(case, run) for case, run in own if run.mode != MEMORY]
+    control = control_of(arguments.control, arguments.port, computed, job)
     told = [not_applying(cases, runs), variant.text if variant else ""]
     results = Results(
         arguments.out,
@@ -139,7 +146,7 @@ def _judge(
     )
     if variant is not None:
         live = oracle_module("conformance.live_goldens")
-        mine = {case.id: case for case, _ in own}
+        mine = {case.id: case for case, _ in computed}
         live.record_missing(
             list(mine.values()), {run.dtype for run in runs}, partial(print, flush=True)
         )

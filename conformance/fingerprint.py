@@ -18,7 +18,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from conformance.execution import STABILITY
+from conformance.execution import MEMORY, STABILITY
 from conformance.golden import SPLICE
 from conformance.variants import parse_variant
 
@@ -54,7 +54,8 @@ def marks_of(lines: Iterable[Mapping[str, Any]], component: str) -> Marks:
     Returns:
         The marks; cases that were skipped leave none, nor do those that differ from themselves.
     """
-    judged = [line for line in lines if line["verdict"] != "skip" and line["mode"] not in STABILITY]
+    others = (*STABILITY, MEMORY)
+    judged = [line for line in lines if line["verdict"] != "skip" and line["mode"] not in others]
     own = [line for line in judged if line["component"] == component]
     wrong = [line for line in own if line["verdict"] in {"fail", "error"}]
     own = [line for line in own if _kind_of_run(line) == _kind_of_run((wrong or own)[0])]

@@ -8,17 +8,18 @@ from typing import Any
 
 from conformance import spec
 from conformance.case import COMPONENTS, all_cases
+from conformance.execution import MEMORY
 from conformance.golden import SPLICE
 from conformance.tolerance import badness
 
-Position = tuple[int, bool, bool, tuple[int, ...], int, float]
+Position = tuple[bool, int, bool, bool, tuple[int, ...], int, float]
 
 
 def position(line: Mapping[str, Any]) -> Position:
     """Return a key that orders failing lines: the earliest in execution, of equals the clearest.
 
     Of a component, what splice mode found comes first. Settings of SD v1 come before others: a
-    port that ignores those is told so last.
+    port that ignores those is told so last. What is held comes after all that is computed.
 
     Args:
         line: A case line, with its first divergence.
@@ -26,6 +27,7 @@ def position(line: Mapping[str, Any]) -> Position:
     component, first = line["component"], line["first_divergence"]
     outputs = [p["name"] for p in line["probes"] if p["kind"] == "output"]
     return (
+        line["mode"] == MEMORY,
         COMPONENTS.index(component),
         line["case"].partition("[")[0] in _beyond_sd1(),
         line["mode"] != SPLICE,

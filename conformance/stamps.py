@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from conformance.case import NETWORKS
-from conformance.execution import COMPILE, STABILITY
+from conformance.execution import COMPILE, MEMORY, SDPA, STABILITY
 from conformance.golden import TRACE
 from conformance.levels import FAILING
 from conformance.port import Hello
@@ -15,6 +15,8 @@ from conformance.training import TRAININGS
 from conformance.witness import is_witness, stamp
 
 PRECISION, TRAINING, REAL_WEIGHTS = "precision", "training", "real-weights"
+ATTENTION = (SDPA, "plain", "sliced")
+"""Backends by which an attention holds more or less."""
 
 Line = Mapping[str, Any]
 
@@ -30,7 +32,7 @@ def stamps(lines: Sequence[Line], hello: Hello) -> list[str]:
         hello: What the port offers.
 
     Returns:
-        Their names: `precision:bfloat16` and the like, `training`, `real-weights`.
+        Their names: `precision:bfloat16` and the like, `training`, `memory`, `real-weights`.
     """
     given = [name for name, _, gaps in _asked(lines, hello) if not gaps]
     return [*given, *([REAL_WEIGHTS] if stamp(lines) else [])]
@@ -51,7 +53,8 @@ def stamps_missing(lines: Sequence[Line], hello: Hello) -> dict[str, str]:
 
 def _asked(lines: Sequence[Line], hello: Hello) -> Iterator[tuple[str, bool, list[str]]]:
     """Yield every stamp that the port could earn: whether a part was judged, and what it lacks."""
-    judged = [line for line in lines if line["verdict"] != "skip" and not is_witness(line)]
+    known = [line for line in lines if line["verdict"] != "skip" and not is_witness(line)]
+    judged = [line for line in known if line["mode"] != MEMORY]
     others = [line for line in judged if line["component"] not in TRAININGS]
     networks = [name for name in hello.components if name in NETWORKS]
     if networks:
@@ -63,6 +66,17 @@ def _asked(lines: Sequence[Line], hello: Hello) -> Iterator[tuple[str, bool, lis
     if offered := [name for name in hello.components if name in TRAININGS]:
         lacking = _without(offered, {line["component"] for line in trained})
         yield TRAINING, bool(trained), [*_failed(trained), *_told(lacking, "not judged")]
+    held = [line for line in known if line["mode"] == MEMORY]
+    if networks:
+        yield MEMORY, bool(held), [*_failed(held), *_unheld(held, networks, hello)]
+
+
+def _unheld(held: Iterable[Line], networks: Sequence[str], hello: Hello) -> list[str]:
+    """Say which networks were not judged in mode `memory`, by each attention that is offered."""
+    judged = {(line["component"], line["backend"]) for line in held}
+    ways = [name for name in ATTENTION if name in hello.backends]
+    lacking = {way: [name for name in networks if (name, way) not in judged] for way in ways}
+    return [gap for way, names in lacking.items() for gap in _told(names, f"not judged by {way}")]
 
 
 def _gaps(judged: Sequence[Line], networks: Sequence[str], hello: Hello) -> list[str]:

@@ -9,6 +9,7 @@ from typing import Any
 from conformance import __version__
 from conformance.case import COMPONENTS, all_cases
 from conformance.errors import ExitCode
+from conformance.execution import MEMORY
 from conformance.levels import depth, level, missing_probes, next_level
 from conformance.port import Hello
 from conformance.position import position
@@ -80,6 +81,7 @@ def summarise(
         "stamps_missing": stamps_missing(lines, hello),
         "counts": counts,
         "selection": _selection(lines),
+        "memory": _held(lines),
         "limit": LIMIT,
         "worst_ratio": max(ratios, key=badness) if ratios else None,
         "first_divergence": earliest(lines),
@@ -115,10 +117,18 @@ def _selection(lines: Collection[dict[str, Any]]) -> dict[str, int]:
 
     Of the same kind are cases of a component and variant of which any was run.
     """
-    names = {case_name(line["case"]) for line in lines if not is_witness(line)}
+    own = [line for line in lines if line["mode"] != MEMORY]
+    names = {case_name(line["case"]) for line in own if not is_witness(line)}
     kinds = {name.rpartition("/")[0] for name in names}
     known = {case.id for case in all_cases() if case.id.rpartition("/")[0] in kinds}
     return {"cases": len(names), "of": len(known | names)}
+
+
+def _held(lines: Collection[dict[str, Any]]) -> dict[str, int] | None:
+    """Count the memory budgets that were judged, and those that were not kept; None for none."""
+    verdicts = [n["verdict"] for n in lines if n["mode"] == MEMORY and n["verdict"] != "skip"]
+    failed = sum(verdict == "fail" for verdict in verdicts)
+    return {"judged": len(verdicts), "failed": failed} if verdicts else None
 
 
 def verdict_of(

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+from conformance.execution import MEMORY
 from conformance.report.records import Case, Summary
 from conformance.report.run import Run
 from conformance.report.sections import Section, View
@@ -15,7 +16,7 @@ from conformance.stamps import PRECISION, REAL_WEIGHTS, TRAINING
 STAMPS = {
     PRECISION: "in one arithmetic: every network; each backend and each stability mode once",
     TRAINING: "the loss and every gradient",
-    "memory": "memory budgets: how much a run may hold",
+    MEMORY: "no more held than the budget: every network, by each attention that it offers",
     REAL_WEIGHTS: "published values with the trained weights",
 }
 """What stands beside the ladder of levels, and what each asks for."""

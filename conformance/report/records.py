@@ -137,6 +137,14 @@ class Share:
 
 
 @dataclass(frozen=True)
+class Held:
+    """How many memory budgets were judged, and how many of them were not kept."""
+
+    judged: int = 0
+    failed: int = 0
+
+
+@dataclass(frozen=True)
 class Summary:
     """What summary.json says, or what the cases say where it is missing.
 
@@ -170,6 +178,7 @@ class Summary:
     expected: Expected | None = None
     options: tuple[str, ...] = ()
     selection: Share | None = None
+    memory: Held = Held()
     missing_shards: tuple[str, ...] = ()
     control: str = ""
     control_broke: int = 0
@@ -192,7 +201,9 @@ def parse_summary(record: dict[str, Any]) -> Summary:
     """Read the fields of summary.json, whatever is missing or malformed in it."""
     port = mapping(record.get("port"))
     counts = mapping(record.get("counts"))
-    control, baseline = (mapping(record.get(key)) for key in ("control", "baseline"))
+    control, baseline, memory = (
+        mapping(record.get(key)) for key in ("control", "baseline", "memory")
+    )
     verdict = record.get("verdict")
     name = printable(port.get("name")) or "unnamed port"
     return Summary(
@@ -228,6 +239,7 @@ def parse_summary(record: dict[str, Any]) -> Summary:
         expected=_expected(record.get("xfails")),
         options=tuple(_texts(record.get("options"))),
         selection=_share(record.get("selection")),
+        memory=Held(count(memory.get("judged")), count(memory.get("failed"))),
         missing_shards=tuple(_texts(record.get("missing_shards"))),
         control=printable(control.get("port")),
         control_broke=len(_texts(control.get("broke"))),

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterable, Sequence
 from typing import Any, TextIO
 
-from conformance.execution import SDPA, STABILITY
+from conformance.execution import MEMORY, SDPA, STABILITY
 from conformance.report.causes import causes_text
 from conformance.report.gates import gates
 from conformance.report.records import Summary, parse_case, parse_summary
@@ -84,7 +84,7 @@ def _facts(summary: Summary) -> list[str]:
 
 def _is_for_stamps(line: dict[str, Any]) -> bool:
     """Say whether a line is of a backend or of a mode that only stamps ask for."""
-    return line.get("backend") not in {"", SDPA, None} or line.get("mode") in STABILITY
+    return line.get("backend") not in {"", SDPA, None} or line.get("mode") in (*STABILITY, MEMORY)
 
 
 def _divergence(summary: Summary) -> list[str]:

@@ -7,7 +7,7 @@ import re
 import shlex
 from collections.abc import Iterable
 
-from conformance.execution import Execution
+from conformance.execution import MEMORY, Execution
 from conformance.golden import SPLICE, TRACE
 from conformance.levels import LADDER, NAMES
 from conformance.report.records import Divergence, Expected, Share, Summary
@@ -30,6 +30,7 @@ KINDS = {
     "unexplained": (
         "the error grows beyond what is honest, but no single layer could be shown to be wrong"
     ),
+    MEMORY: "more is held at once than the budget allows; what is computed may be right",
     "environment": (
         "the reference itself is wrong here: a driver, a library or the device, not the port"
     ),
@@ -78,6 +79,8 @@ def sentence(summary: Summary) -> str:
     if not measured:
         return f"Nothing of {port} was measured, so nothing contradicts Stable Diffusion v1."
     but = f", {counts['xfail']} of them known to fail" if counts["xfail"] else ""
+    if measured == summary.memory.judged:
+        return f"{port} holds no more than its memory budgets allow ({cases}{but})."
     return f"{port} computes what Stable Diffusion v1 computes, as far as tried ({cases}{but})."
 
 
@@ -110,11 +113,20 @@ def _what_is_wrong(summary: Summary, port: str, cases: str) -> str:
             f"The reference itself is wrong here, so nothing is known of {port} ({cases}): "
             "mend the environment first."
         )
+    held = summary.memory.failed
+    if counts["fail"] and counts["fail"] == held:
+        one = held == 1
+        return (
+            f"{port} holds more than its memory budget{'' if one else 's'} allow"
+            f"{'s' if one else ''} in {held} of {cases}."
+        )
     if counts["fail"]:
+        wrong = counts["fail"] - held
+        more = f", and {held} hold{'s' if held == 1 else ''} more than the budget" if held else ""
         return (
             f"{port} does not compute what Stable Diffusion v1 computes: "
-            f"{counts['fail']} of {cases} differ{'s' if counts['fail'] == 1 else ''} by more than "
-            "rounding explains."
+            f"{wrong} of {cases} differ{'s' if wrong == 1 else ''} by more than "
+            f"rounding explains{more}."
         )
     if counts["xpass"]:
         return f"{port}: {counts['xpass']} of {cases} passed though listed as expected to fail."
@@ -227,8 +239,10 @@ def rerun_command(port: str, case_id: str, options: Iterable[str] = ()) -> str:
     variant = segments[-2] if len(segments) > 2 else "-"  # noqa: PLR2004 - component/variant/scenario
     if variant not in ("", "-") and not variant.startswith(("tiny", "odd")):
         words += ["--variant", shlex.quote(variant)]
-    for option, value, default in zip(_OPTIONS, _execution(case_id), _DEFAULTS, strict=True):
-        if value not in ("", "int64", default):  # a tokenizer has no arithmetic
+    execution = _execution(case_id)
+    named = execution[-1] == MEMORY  # there nothing said means all
+    for option, value, default in zip(_OPTIONS, execution, _DEFAULTS, strict=True):
+        if value not in ("", "int64", "cpu" if named else default):  # a tokenizer has no arithmetic
             words += [option, shlex.quote(value)]
     return " ".join([*words, *(shlex.quote(word) for word in options)])
 
