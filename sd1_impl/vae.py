@@ -9,7 +9,9 @@ Attribute names are the keys of diffusers; the published file of SD v1-5 still c
 Shapes: B batch, C channels, H W height and width of a feature map, N = H W pixels as tokens.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +21,7 @@ from sd1_impl.attention_kernels import Kernel, fused
 from sd1_impl.config import VAEConfig
 from sd1_impl.network_inputs import check_kind, check_like, check_map
 from sd1_impl.recomputation import call
+from sd1_impl.savings import Tiling, by_sample, by_tile
 
 
 class ResnetBlock(nn.Module):
@@ -284,7 +287,15 @@ class AutoencoderKL(nn.Module):
 
     Args:
         config: Its shape.
+
+    Attributes:
+        by_sample: Whether the samples of a batch are computed one after the other.
+        tiling: How pictures larger than a tile are cut; None for not at all. `sd1_impl.savings`
+            says what both save and cost.
     """
+
+    by_sample = False
+    tiling: Tiling | None = None
 
     def __init__(self, config: VAEConfig) -> None:
         super().__init__()
@@ -310,7 +321,9 @@ class AutoencoderKL(nn.Module):
         """
         check_map("image", image, self.config.in_channels, self.config.downsampling_factor)
         check_kind("image", image, self.encoder)
-        mean, logvar = self.quant_conv(self.encoder(image)).chunk(2, dim=1)
+        factor = self.config.downsampling_factor
+        moments = self._in_parts(self._encode, image, reads=factor, writes=1)
+        mean, logvar = moments.chunk(2, dim=1)
         logvar = logvar.clamp(self.config.logvar_min, self.config.logvar_max)
         return DiagonalGaussian(mean, logvar)
 
@@ -340,7 +353,24 @@ class AutoencoderKL(nn.Module):
         """
         check_map("latents", latents, self.config.latent_channels)
         check_kind("latents", latents, self.decoder)
+        factor = self.config.downsampling_factor
+        return self._in_parts(self._decode, latents, reads=1, writes=factor)
+
+    def _encode(self, image: Tensor) -> Tensor:
+        """Return the mean and the logarithm of the variance of an image's latents, as channels."""
+        return self.quant_conv(self.encoder(image))
+
+    def _decode(self, latents: Tensor) -> Tensor:
+        """Return the image of latents at the UNet's scale."""
         return self.decoder(self.post_quant_conv(latents / self.config.scaling_factor))
+
+    def _in_parts(
+        self, compute: Callable[[Tensor], Tensor], whole: Tensor, *, reads: int, writes: int
+    ) -> Tensor:
+        """Compute all at once, unless memory is to be saved."""
+        if self.tiling is not None:
+            compute = partial(by_tile, compute, tiling=self.tiling, reads=reads, writes=writes)
+        return by_sample(compute, whole) if self.by_sample else compute(whole)
 
 
 def _group_norm(config: VAEConfig, channels: int) -> nn.GroupNorm:
