@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 from dataclasses import dataclass, replace
-from typing import Any
 
 from conformance.case import Case, select_cases
 from conformance.checkpoints import FileVariant
@@ -14,12 +12,9 @@ from conformance.cli_common import split
 from conformance.cli_weights import cases_of
 from conformance.errors import UsageError
 from conformance.execution import BACKENDS, MEMORY, SAVINGS, Execution
+from conformance.memory.cases import configurations, memory_cases
 from conformance.port import Hello
 from conformance.tolerance import EVERY_ARITHMETIC
-
-
-def _known() -> Any:
-    return importlib.import_module("conformance.memory.cases")
 
 
 @dataclass(frozen=True)
@@ -55,7 +50,7 @@ class Wanted:
             self.variants or ["*"],
             self.scenarios,
             self.expression,
-            among=_known().memory_cases(),
+            among=memory_cases(),
         )
 
     def items(self, hello: Hello) -> list[tuple[Case, Execution]]:
@@ -81,7 +76,7 @@ class Wanted:
         return [
             (case, replace(run, device=device))
             for device in devices
-            for case, run in _known().memory_items()
+            for case, run in configurations()
             if case.id in cases and run.dtype in dtypes and run.backend in backends
         ]
 

@@ -11,12 +11,13 @@ import pytest
 
 from conformance.blocks import block_names
 from conformance.case import Case, select_cases
-from conformance.choice import default_modes, executions
+from conformance.choice import asks_memory, default_modes, executions
 from conformance.cli_common import split
 from conformance.errors import SuiteError
-from conformance.execution import COMPILE, FRESH, SDPA, STABILITY, Execution, items
+from conformance.execution import COMPILE, FRESH, MEMORY, SDPA, STABILITY, Execution, items
 from conformance.golden import SPLICE
 from conformance.matrix import CPU, CUDA, axis_items
+from conformance.memory_choice import Wanted
 from conformance.port import BUILTIN, Port, close, greet, resolve
 from conformance.scenarios import BASE
 from conformance.traces import NO_SPLICE
@@ -104,10 +105,37 @@ def _axes(config: pytest.Config) -> list[Any]:
     return [_item(*item) for item in axis_items(_cases(config), greet(port_of(config)))]
 
 
+def _memory_items(config: pytest.Config) -> list[Any]:
+    return _held(config, CPU)
+
+
+def _cuda_memory_items(config: pytest.Config) -> list[Any]:
+    if given := [option for option in AXES if config.getoption(option)]:
+        return [_skipped(f"{', '.join(given)} chose: test_memory runs that")]
+    if CUDA not in greet(port_of(config)).devices:
+        return [_no_cuda()]
+    return _held(config, CUDA)
+
+
+def _held(config: pytest.Config, device: str) -> list[Any]:
+    """Make an item of every memory configuration that the options leave."""
+    dtype, chosen, backend, mode = map(config.getoption, AXES)
+    given = [option for option in AXES if config.getoption(option)]
+    if given and not asks_memory(mode):
+        return [_skipped(f"{', '.join(given)} chose, and mode {MEMORY} is not among the modes")]
+    variants = split(config.getoption("--sd1-variant"))
+    wanted = Wanted(None, variants, None, None, dtype, chosen or device, backend)
+    return [_item(*item) for item in wanted.items(greet(port_of(config)))]
+
+
+def _no_cuda() -> Any:
+    return _skipped("no CUDA device is visible to the port")
+
+
 def _cuda_items(config: pytest.Config) -> list[Any]:
     cases, hello = _cases(config), greet(port_of(config))
     if CUDA not in hello.devices:
-        return [_skipped("no CUDA device is visible to the port")]
+        return [_no_cuda()]
     runs = [Execution(dtype, CUDA) for dtype in CUDA_DTYPES]
     chosen = [*items(cases, runs), *axis_items(cases, hello, CUDA)]
     return [_item(case, run) for case, run in dict.fromkeys(chosen) if not case.exact]
@@ -125,7 +153,7 @@ def _live_cases(config: pytest.Config) -> list[Any]:
     ]
 
 
-JUDGED = ("sd1_block", "sd1_item", "sd1_axis", "sd1_cuda_item")
+JUDGED = ("sd1_block", "sd1_item", "sd1_axis", "sd1_cuda_item", "sd1_memory", "sd1_cuda_memory")
 """Fixtures whose parameters are items of the matrix."""
 
 PARAMETERS: dict[str, Callable[[pytest.Config], list[Any]]] = {
@@ -133,6 +161,8 @@ PARAMETERS: dict[str, Callable[[pytest.Config], list[Any]]] = {
     "sd1_item": _items,
     "sd1_axis": _axes,
     "sd1_cuda_item": _cuda_items,
+    "sd1_memory": _memory_items,
+    "sd1_cuda_memory": _cuda_memory_items,
     "sd1_case": _live_cases,
 }
 """By fixture, what makes its parameters."""

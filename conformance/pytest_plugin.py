@@ -3,7 +3,8 @@
 A test that asks for `sd1_item` is parametrised over the selected cases and executions; calling
 `sd1_judge(sd1_item)` runs one and passes, fails or skips as the verdict says. `sd1_block` is the
 same for splice mode, one item per named block: one run of the case serves them all. `sd1_axis` is
-the same for the other arithmetics, backends and modes (`conformance.matrix`).
+the same for the other arithmetics, backends and modes (`conformance.matrix`), `sd1_memory` for the
+budgets of memory.
 """
 
 from __future__ import annotations

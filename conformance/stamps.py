@@ -6,17 +6,16 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from conformance.case import NETWORKS
-from conformance.execution import COMPILE, MEMORY, SDPA, STABILITY
+from conformance.execution import COMPILE, MEMORY, STABILITY
 from conformance.golden import TRACE
 from conformance.levels import FAILING
+from conformance.memory.cases import PATHS, configurations
 from conformance.port import Hello
 from conformance.tolerance import EVERY_ARITHMETIC
 from conformance.training import TRAININGS
 from conformance.witness import is_witness, stamp
 
 PRECISION, TRAINING, REAL_WEIGHTS = "precision", "training", "real-weights"
-ATTENTION = (SDPA, "plain", "sliced")
-"""Backends by which an attention holds more or less."""
 
 Line = Mapping[str, Any]
 
@@ -74,8 +73,9 @@ def _asked(lines: Sequence[Line], hello: Hello) -> Iterator[tuple[str, bool, lis
 def _unheld(held: Iterable[Line], networks: Sequence[str], hello: Hello) -> list[str]:
     """Say which networks were not judged in mode `memory`, by each attention that is offered."""
     judged = {(line["component"], line["backend"]) for line in held}
-    ways = [name for name in ATTENTION if name in hello.backends]
-    lacking = {way: [name for name in networks if (name, way) not in judged] for way in ways}
+    known = {(case.component, run.backend) for case, run in configurations()}
+    ways = [name for name in PATHS if name in hello.backends]
+    lacking = {way: [name for name in networks if (name, way) in known - judged] for way in ways}
     return [gap for way, names in lacking.items() for gap in _told(names, f"not judged by {way}")]
 
 

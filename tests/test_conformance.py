@@ -33,6 +33,17 @@ def test_axes(sd1_axis, sd1_judge):
     sd1_judge(sd1_axis)
 
 
+def test_memory(sd1_memory, sd1_judge):
+    """No block holds more than its budget: predicted, and equal to what real tensors take."""
+    sd1_judge(sd1_memory)
+
+
+@pytest.mark.gpu
+def test_memory_on_cuda(sd1_cuda_memory, sd1_judge):
+    """The same on a CUDA device, and what its allocator asks of it."""
+    sd1_judge(sd1_cuda_memory)
+
+
 @pytest.mark.gpu
 def test_golden_on_cuda(sd1_cuda_item, sd1_judge):
     """The same on a CUDA device, float32 without TF32 and the half types; and all the axes."""
