@@ -60,7 +60,7 @@ def observe(
     Yields:
         How often each probe fired.
     """
-    hooks = _Hooks(callback, _storages(module))
+    hooks = _Hooks(callback, _storages(module) if names else frozenset())
     modules = dict(module.named_modules())
     if places is not None:
         modules = {canonical: modules[place.path] for canonical, place in places.items()}

@@ -1,0 +1,1 @@
+"""How much a port holds: predicted without weights, recorded, and judged (docs/memory.md)."""
