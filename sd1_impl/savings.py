@@ -14,7 +14,6 @@ Shapes: B batch, C channels, H W height and width.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import product
 from typing import Any
 
 import torch
@@ -69,52 +68,32 @@ def by_tile(
     """
     if max(whole.shape[-2:]) <= reads * tiling.size:
         return compute(whole)
-    height, width = (length // reads for length in whole.shape[-2:])
     step = tiling.size - tiling.overlap
-    canvas = _Canvas(writes * height, writes * width, writes * step)
-    for top, left in product(range(0, height, step), range(0, width, step)):
-        rows, columns = (slice(reads * i, reads * (i + tiling.size)) for i in (top, left))
-        canvas.paste(compute(whole[..., rows, columns]), writes * top, writes * left)
-    return canvas.picture
+    tops, lefts = (range(0, length // reads, step) for length in whole.shape[-2:])
+    rows: list[Tensor] = []
+    above: list[Tensor | None] = [None] * len(lefts)
+    for top in tops:
+        row: list[Tensor] = []
+        for left, edge in zip(lefts, above, strict=True):
+            area = (slice(reads * start, reads * (start + tiling.size)) for start in (top, left))
+            before = row[-1][..., writes * step :] if row else None
+            row.append(_blended(compute(whole[..., *area]), edge, before))
+        rows.append(
+            torch.cat([tile[..., : writes * step, : writes * step] for tile in row], dim=-1)
+        )
+        above = [tile[..., writes * step :, :].clone() for tile in row]  # a view would keep all
+    return torch.cat(rows, dim=-2)
 
 
-class _Canvas:
-    """A picture in the making, and the edges of tiles that the next ones are blended with.
-
-    Args:
-        height: Of the picture.
-        width: Likewise.
-        step: From a tile to the next: what is beyond in a tile is its edge.
-    """
-
-    picture: Tensor
-
-    def __init__(self, height: int, width: int, step: int) -> None:
-        self.size = height, width
-        self.step = step
-        self.lower_edges: dict[int, Tensor] = {}  # by column, of the tiles above
-        self.right_edge: Tensor | None = None  # of the tile before
-
-    def paste(self, tile: Tensor, top: int, left: int) -> None:
-        """Blend a tile with those above and before, which were so themselves; put it down."""
-        if top == left == 0:
-            self.picture = tile.new_empty(*tile.shape[:-2], *self.size)
-        if top > 0:
-            _fade(self.lower_edges[left], tile, dim=-2)
-        if left > 0:
-            _fade(self.right_edge, tile, dim=-1)
-        self.lower_edges[left] = tile[..., self.step :, :].clone()  # a view would keep the tile
-        self.right_edge = tile[..., self.step :].clone()
-        own = tile[..., : self.step, : self.step]
-        self.picture[..., top : top + self.step, left : left + self.step] = own
-
-
-def _fade(edge: Tensor, tile: Tensor, dim: int) -> None:
-    """Let a tile, which is changed, begin as the edge of another and become itself, linearly."""
-    length = edge.shape[dim]
-    start = tile.narrow(dim, 0, length)
-    share = torch.arange(length, dtype=tile.dtype, device=tile.device) / length
-    start.copy_(torch.lerp(edge, start, share if dim == -1 else share[:, None]))
+def _blended(tile: Tensor, above: Tensor | None, before: Tensor | None) -> Tensor:
+    """Return a tile, changed: it begins as the edges of those above and before it."""
+    for edge, dim in ((above, -2), (before, -1)):
+        if edge is not None:
+            start = tile.narrow(dim, 0, edge.shape[dim])
+            share = torch.arange(edge.shape[dim], dtype=tile.dtype, device=tile.device)
+            share = (share / len(share)).view(-1, *[1] * (-dim - 1))
+            start.copy_(torch.lerp(edge, start, share))
+    return tile
 
 
 SAVINGS: dict[str, tuple[str, Any]] = {
