@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
-from itertools import pairwise
 
 import numpy as np
 
@@ -21,24 +20,21 @@ BLOCK_BUCKETS = 32
 STEP_BUCKETS = 16
 """Those of a scheduler's steps: many small tensors, of which each differs in few ways."""
 
-_WIDE_EPS = 2.0**-63
-_WIDE = np.finfo(np.longdouble).eps <= _WIDE_EPS
-"""Whether the machine can add in 11 bits more than float64 has: x86. Others add exactly, slowly."""
+_CHUNK = 2**16
+"""Elements at a time: what is made of them stays in the processor's cache."""
+_LARGEST = 2.0**900
+"""Magnitudes up to which float64 values are split: far above them the split would overflow."""
 
 
 @lru_cache(maxsize=64)
-def _table(length: int, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return (order, signs, starts): elements sorted by bucket, their signs, the buckets' starts.
+def _table(length: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the bucket of each element, uint8, and its sign, int8.
 
     One byte an element, from the generator named `sketch/<length>`: the low six bits (five of
     them for 32 buckets, four for 16) are the bucket, the next bit the sign.
     """
     draws = int8_stream(SEED, f"sketch/{length}", length).view(np.uint8)
-    buckets = draws & (count - 1)
-    order = np.argsort(buckets, kind="stable").astype(np.uint32)
-    signs = (1 - 2 * ((draws >> 6) & 1).astype(np.int8))[order]
-    starts = np.searchsorted(buckets[order], np.arange(count + 1))
-    return order, signs, starts
+    return draws & (count - 1), 1 - 2 * ((draws >> 6) & 1).astype(np.int8)
 
 
 def sketch(array: np.ndarray, buckets: int = BUCKETS) -> np.ndarray:
@@ -53,19 +49,34 @@ def sketch(array: np.ndarray, buckets: int = BUCKETS) -> np.ndarray:
         residual sum in float64 is smaller than the rounding of a bucket's sum would be.
     """
     flat = np.ascontiguousarray(array).reshape(-1)
-    order, signs, starts = _table(flat.size, buckets)
-    values = flat.astype(np.float64)[order] * signs
+    places, signs = _table(flat.size, buckets)
+    grid = _grid(flat) if flat.dtype == np.float64 else 0.0
+    upper, lower = np.zeros(buckets), np.zeros(buckets)
     with np.errstate(all="ignore"):
-        if _WIDE or values.dtype != flat.dtype:
-            sums = np.zeros(buckets)
-            filled = starts[1:] > starts[:-1]
-            if filled.any():
-                wide = values.astype(np.longdouble)
-                sums[filled] = np.add.reduceat(wide, starts[:-1][filled])
-            return sums
-        exact = np.isfinite(np.abs(values).sum())
-    parts = [values[a:b] for a, b in pairwise(starts)]
-    return np.array([math.fsum(part.tolist()) if exact else part.sum() for part in parts])
+        for start in range(0, flat.size, _CHUNK):
+            part = slice(start, start + _CHUNK)
+            values = flat[part].astype(np.float64)
+            values *= signs[part]
+            if grid:
+                high = (values + grid) - grid
+                upper += np.bincount(places[part], high, buckets)
+                values -= high
+            lower += np.bincount(places[part], values, buckets)
+        return upper + lower
+
+
+def _grid(flat: np.ndarray) -> float:
+    """Return what, added and taken off again, leaves the upper 26 bits of float64 values.
+
+    Those are multiples of one power of two, so that sums of 2**27 of them are exact; what is cut
+    off is so small that its own sum's rounding is none of the whole's (Rump, Ogita and Oishi,
+    Accurate floating-point summation, part I, algorithm 3.2: ExtractVector).
+
+    Returns:
+        1.5 times a power of two; 0 where values cannot, or need not, be split.
+    """
+    largest = float(max(flat.max(), -flat.min())) if flat.size else 0.0
+    return math.ldexp(1.5, math.frexp(largest)[1] + 26) if 0 < largest < _LARGEST else 0.0
 
 
 def distance(first: np.ndarray, second: np.ndarray) -> float:

@@ -150,15 +150,26 @@ def test_lengths_have_their_own_tables() -> None:
     assert sketch(np.ones(LENGTH)).shape == (BUCKETS,)
 
 
-@pytest.mark.parametrize("buckets", [64, 32, 16])
-def test_slow_sums_are_the_same(
-    tensor: np.ndarray, buckets: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Machines without a wider float add exactly; both lose no more than the last bit."""
-    fast = sketch(tensor, buckets)
-    monkeypatch.setattr(sketches, "_WIDE", False)
-    slow = sketch(tensor, buckets)
-    assert np.abs(fast - slow).max() <= np.spacing(np.abs(slow).max())
+@pytest.mark.parametrize("scale", [1e-300, 1.0, 1e250], ids="{:g}".format)
+def test_float64_is_rounded_once(scale: float) -> None:
+    """Of any size, sums of float64 that nearly cancel are those of exact addition."""
+    generator = np.random.default_rng(5)
+    values = (generator.standard_normal(LENGTH) + 1e6 * generator.choice([-1, 1], LENGTH)) * scale
+    exact = np.array(plain_sketch(values.tolist()))
+    assert np.all(np.abs(sketch(values) - exact) <= np.spacing(np.abs(exact)))
+
+
+def test_largest_values_do_not_overflow(tensor: np.ndarray) -> None:
+    """Values that are too large to be split are added as they are."""
+    assert np.allclose(sketch(tensor * 2.0**1000) * 2.0**-1000, sketch(tensor), atol=1e-12)
+
+
+def test_chunks_leave_no_seam(monkeypatch: pytest.MonkeyPatch, tensor: np.ndarray) -> None:
+    """A tensor is summed the same whatever is taken at a time."""
+    whole = sketch(tensor)
+    monkeypatch.setattr(sketches, "_CHUNK", 7)
+    assert np.array_equal(sketch(tensor), whole)
+    assert np.allclose(sketch(tensor.astype(np.float32)), whole, rtol=0, atol=1e-5)
 
 
 def test_fewer_buckets_are_folded(tensor: np.ndarray) -> None:
