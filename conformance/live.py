@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from conformance import oracle
-from conformance.cache import cache_folder
+from conformance.cache import cache_folder, shrink
 from conformance.case import Case
 from conformance.errors import SuiteError
 from conformance.golden import Golden
@@ -37,7 +37,7 @@ class LiveTraces:
         if path is not None and folder is not None:
             with suppress(OSError, SuiteError):  # what cannot be kept costs time, not a verdict
                 write_pack(path, case, values)
-                _shrink(folder)
+                shrink(folder, CACHE_BYTES)
         return values
 
     def reference(self, case: Case) -> Reference:
@@ -71,14 +71,3 @@ def _cached(path: Path | None, case: Case, golden: Golden) -> Values | None:
     with suppress(OSError):
         path.touch()
     return values
-
-
-def _shrink(folder: Path) -> None:
-    """Delete the packs that were not used for longest until the cache has its size."""
-    packs = [(p.stat().st_mtime, p.stat().st_size, p) for p in folder.rglob("*.safetensors")]
-    total = sum(size for _, size, _ in packs)
-    for _, size, path in sorted(packs, key=lambda row: row[0]):
-        if total <= CACHE_BYTES:
-            return
-        path.unlink(missing_ok=True)
-        total -= size

@@ -10,8 +10,8 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import json
-import os
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from conformance.cache import beside
 from conformance.case import Case
 from conformance.compare import relative_error
 from conformance.errors import GoldenError, UnsupportedError, UsageError
@@ -85,7 +86,7 @@ def write_pack(path: Path, case: Case, values: Values) -> None:
         UsageError: The file cannot be written.
     """
     facts = _facts(case)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = beside(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         arrays = values.probes | {_OUTPUT + name: a for name, a in values.outputs.items()}
@@ -93,6 +94,8 @@ def write_pack(path: Path, case: Case, values: Values) -> None:
         save_file(whole, temporary, {"pack": json.dumps(facts)})
         temporary.replace(path)
     except (OSError, SafetensorError) as error:
+        with suppress(OSError):
+            temporary.unlink()  # a disk that is full stays less full
         message = f"cannot write the trace pack {path}: {error}; give another folder"
         raise UsageError(message) from error
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from conformance import spec
 from conformance.errors import unknown_name
+from conformance.mapped import mapped
 from conformance.recipe import SEED, TensorRecipe
 from conformance.regimes import REGIMES, UNIT, tensor_recipe
 from conformance.sampling import INPAINT, PIPELINES, SCHEDULERS
@@ -26,6 +27,9 @@ _TRAINED_VARIANTS = {
     TEXT_TRAINING: ("tiny", "odd"),
     VAE_TRAINING: ("tiny", "tiny-outlier", "odd"),
 }
+
+PUBLISHED = "sd1"
+"""How the names of sizes begin that were published."""
 
 NO_VARIANT = "-"
 """Stands for the variant where none applies: a tokenizer or scheduler has no weights."""
@@ -91,7 +95,8 @@ class Weights(Mapping[str, np.ndarray]):
     """The weights of one component of one variant: a mapping from name to float32 array.
 
     Arrays are drawn from the recipe each time they are read, so that 860 million parameters cost
-    no disk and no memory until a port takes them.
+    no memory until a port takes them. Large ones of the published size are mapped from the cache:
+    all processes of a machine share them.
     """
 
     def __init__(
@@ -105,7 +110,10 @@ class Weights(Mapping[str, np.ndarray]):
 
     def __getitem__(self, name: str) -> np.ndarray:
         """Draw one tensor, float32."""
-        return self.recipes[name].draw(np.float32, self.seed)
+        recipe = self.recipes[name]
+        if isinstance(recipe, TensorRecipe) and self.variant.size.startswith(PUBLISHED):
+            return mapped(recipe, self.seed)
+        return recipe.draw(np.float32, self.seed)
 
     def __iter__(self) -> Iterator[str]:
         """Iterate over the canonical names in the checkpoint's order."""
