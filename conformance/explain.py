@@ -14,7 +14,7 @@ from typing import Any
 from tqdm import tqdm
 
 from conformance.case import COMPONENTS, Case, find_case
-from conformance.execution import STABILITY, Execution
+from conformance.execution import MEMORY, STABILITY, Execution
 from conformance.fingerprint import Known, kind_of_probe, known_of, marks_of, rank
 from conformance.golden import SPLICE
 from conformance.precision import products
@@ -29,6 +29,7 @@ from conformance.told_causes import (
     told_causes,
     unstable,
 )
+from conformance.told_memory import memory_faults
 from conformance.tolerance import LIMIT
 
 TESTED = 5
@@ -86,8 +87,9 @@ def explain(
     found = Explanation()
     for component in COMPONENTS:
         items, told = failing_items(lines, component, cases), told_causes(lines, component)
+        held = memory_faults(lines, component)
         if not items:
-            _conclude(found, lines, component, [told_fault(cause) for cause in told])
+            _conclude(found, lines, component, [*map(told_fault, told), *held])
             continue
         ranked = rank(marks_of(lines, component), component)[:TESTED]
         candidates = ranked
@@ -100,7 +102,8 @@ def explain(
         faults += _told(told, faults)
         explained = {name for fault in faults for name in fault["names"]}
         faults += _unexplained([item.wrong for item in items], explained, ranked)
-        _conclude(found, lines, component, faults, _sentence(faults, ranked, candidates))
+        sentence = _sentence(faults, ranked, candidates)
+        _conclude(found, lines, component, [*faults, *held], sentence)
     return found
 
 
@@ -124,7 +127,14 @@ def _conclude(
     if not faults:
         return
     said = earliest_hint(lines, component)
-    texts = [f["found_by"] for f in faults if f.get("found_by") and f["text"] not in said]
+    computes = all(fault.get("held") for fault in faults)  # else there is a worse thing to say
+    texts = [
+        fault["found_by"]
+        for fault in faults
+        if fault.get("found_by")
+        and fault.get("text", fault["found_by"]) not in said
+        and (computes or not fault.get("held"))
+    ]
     found.hints[component] = "; ".join(text for text in (sentence, *texts) if text)
     found.faults += [_for_footer(component, fault) for fault in faults]
 
@@ -176,7 +186,7 @@ def _wrong(lines: list[Mapping[str, Any]], component: str) -> dict[str, list[str
     found: dict[bool, dict[str, list[str]]] = {True: {}, False: {}}
     where, passed = unstable(lines, component), spliced_well(lines, component)
     for line in lines:
-        itself = line["mode"] in STABILITY or is_excused(line, where, passed)
+        itself = line["mode"] in (*STABILITY, MEMORY) or is_excused(line, where, passed)
         if line["component"] == component and line["verdict"] == "fail" and not itself:
             spliced = line["mode"] == SPLICE
             names = [p["name"] for p in line["probes"] if p["verdict"] == "fail"]
@@ -197,7 +207,7 @@ def explain_merged(lines: list[dict[str, Any]], told: Iterable[Mapping[str, Any]
     """
     confirmed: dict[tuple[str, str], dict[str, Any]] = {}
     for fault in told:
-        if fault["confirmed"]:
+        if fault["confirmed"] and not fault.get("held"):
             key = (fault["component"], fault["mutant"])
             other = confirmed.setdefault(key, {"names": set(), "ratio": 0.0})
             other["names"].update(fault["names"])
@@ -205,8 +215,9 @@ def explain_merged(lines: list[dict[str, Any]], told: Iterable[Mapping[str, Any]
     found = Explanation()
     for component in COMPONENTS:
         wrong, said = _wrong([*lines], component), told_causes(lines, component)
+        held = memory_faults(lines, component)
         if not wrong:
-            _conclude(found, lines, component, [told_fault(cause) for cause in said])
+            _conclude(found, lines, component, [*map(told_fault, said), *held])
             continue
         own = {mutant: facts for (of, mutant), facts in confirmed.items() if of == component}
         left = {name for names in wrong.values() for name in names}
@@ -214,14 +225,15 @@ def explain_merged(lines: list[dict[str, Any]], told: Iterable[Mapping[str, Any]
         left = {name for name in left if not _surrounds(name, known)}
         faults = []
         for mutant in sorted(own, key=lambda m: -len(own[m]["names"] & left)):
-            if held := own[mutant]["names"] & left:
-                faults.append(_fault(held, mutant, own[mutant]["ratio"]))
-                left -= held
+            if explained := own[mutant]["names"] & left:
+                faults.append(_fault(explained, mutant, own[mutant]["ratio"]))
+                left -= explained
         faults += _told(said, faults)
         explained = {name for fault in faults for name in fault["names"]}
         ranked = rank(marks_of(lines, component), component)[:TESTED]
         faults += _unexplained(wrong.values(), explained, ranked)
-        _conclude(found, lines, component, faults, _sentence(faults, ranked, known_of(component)))
+        sentence = _sentence(faults, ranked, known_of(component))
+        _conclude(found, lines, component, [*faults, *held], sentence)
     return found
 
 

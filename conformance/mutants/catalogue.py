@@ -7,8 +7,10 @@ from fnmatch import fnmatchcase
 from conformance.errors import UsageError, unknown_name
 from conformance.mutants import (
     checkpoint,
+    memory,
     nulls,
     nulls_checkpoint,
+    nulls_memory,
     nulls_numerics,
     nulls_runtime,
     nulls_sampling,
@@ -52,12 +54,14 @@ _MODULES = (
     runtime,
     training,
     training_networks,
+    memory,
     nulls,
     nulls_checkpoint,
     nulls_numerics,
     nulls_sampling,
     nulls_runtime,
     nulls_training,
+    nulls_memory,
 )
 
 CATALOGUE: tuple[Mutant, ...] = tuple(m for module in _MODULES for m in module.MUTANTS)

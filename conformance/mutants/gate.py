@@ -20,7 +20,9 @@ from conformance.explain import TESTED, failing_items, witnesses
 from conformance.fingerprint import Known, Marks, marks_of, rank
 from conformance.golden import SPLICE, TRACE, Golden
 from conformance.golden_files import load_golden
-from conformance.mutants import unstable
+from conformance.memory.cases import memory_cases
+from conformance.memory.footprint import Footprint
+from conformance.mutants import held, unstable
 from conformance.mutants.answer import Reference, expected_probe
 from conformance.mutants.catalogue import NOT_RUN, find_mutants
 from conformance.mutants.mutant import Mutant
@@ -66,7 +68,7 @@ class Trial:
 
 def cases_of(mutant: Mutant) -> list[Case]:
     """Return the cases that hunt a mutant."""
-    known = {case.id: case for case in all_cases()}
+    known = {case.id: case for case in (memory_cases() if mutant.heavy else all_cases())}
     unknown = [name for name in mutant.case_ids if name not in known]
     if unknown:
         message = f"mutant {mutant.id} is hunted by {unknown[0]}, which is no case"
@@ -78,7 +80,8 @@ def executions_of(mutant: Mutant, case: Case) -> list[Execution]:
     """Return how a case is run on a mutant: in its modes, or spliced too, where that can be."""
     spliced = case.has_splice_mode and not mutant.refuses
     modes = mutant.modes or ((SPLICE, TRACE) if spliced else (TRACE,))
-    return [Execution(dtype=mutant.dtype, mode=mode).for_case(case) for mode in modes]
+    how = Execution(mutant.dtype, backend=mutant.backend)
+    return [replace(how, mode=mode).for_case(case) for mode in modes]
 
 
 def panel(mutant: Mutant, size: str) -> list[tuple[Case, Execution]]:
@@ -161,11 +164,13 @@ def try_mutant(mutant_id: str) -> Trial:
     lines = run_items(runner, [(c, e) for c in cases for e in executions_of(mutant, c)])
     killed_by = [line["case"] for line in lines if _kills(mutant, line)]
     first = earliest(lines)
-    ratio = badness(float(first["ratio"])) if first else _worst_ratio(lines)
+    nothing = 1.0 if mutant.heavy else _worst_ratio(lines)  # of the budget, which is kept
+    ratio = badness(float(first["ratio"])) if first else nothing
     row = {
         "id": mutant.id,
         "component": mutant.component,
         "dtype": mutant.dtype,
+        "heavy": mutant.heavy,
         "killed_by": killed_by,
         "expected_probe": None,
         "first_divergence": first,
@@ -176,6 +181,11 @@ def try_mutant(mutant_id: str) -> Trial:
     if mutant.null:  # a skip or an error proves nothing
         broken = [line for line in lines if line["verdict"] in {"error", "skip"}]
         return Trial(mutant.id, row, error=broken[0]["message"] if broken else "")
+    if mutant.heavy:
+        case, execution = cases[0], executions_of(mutant, cases[0])[0]
+        row["expected_probe"] = held.expected_block(mutant, case, execution)
+        row["confirmed"] = mutant in held.fitting(Footprint.of(lines[0]["memory"]), case, execution)
+        return Trial(mutant.id, row)
     if mutant.unstable:  # no fingerprint: the mode itself says what was changed
         row["expected_probe"] = unstable.expected_probe(mutant, cases[0], mutant.modes[0])
         return Trial(mutant.id, row)

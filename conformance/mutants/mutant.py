@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from conformance.adapters.torch_module import TorchPort
+from conformance.execution import MEMORY, SDPA
 
 SIZES = ("catastrophic", "visible", "subtle", "dormant", "none")
 """What a person sees of it in a picture; `none` for what is right, if computed in another way."""
@@ -91,11 +92,13 @@ class Mutant:
         port: Makes the port that is spoiled, where it is not plainly sd1_impl's: one whose weights
             travel through files, which alone is a null mutant.
         dtype: The arithmetic in which it must die.
+        backend: The backend in which it must die, where that is not the port's own.
         refuses: It ends in an exception, which kills it: the row says crash.
         dormant: It has no effect on the shapes and settings of stock SD v1.
         gpu: It needs a CUDA device.
         modes: In which it is hunted; none for trace mode, and splice mode where there is one. A
-            wrong port that is right in one run has one stability mode, in which it must die.
+            wrong port that is right in one run has one stability mode, in which it must die; one
+            that holds too much has mode `memory`.
     """
 
     id: str
@@ -109,6 +112,7 @@ class Mutant:
     patch: Change | None = None
     port: Callable[[], TorchPort] | None = None
     dtype: str = "float32"
+    backend: str = SDPA
     refuses: bool = False
     dormant: bool = False
     gpu: bool = False
@@ -128,8 +132,13 @@ class Mutant:
 
     @property
     def unstable(self) -> bool:
-        """Whether it is wrong in comparison with another run of itself only."""
+        """Whether one run computes what is right: it is wrong in a stability mode, or in memory."""
         return bool(self.modes) and not self.null
+
+    @property
+    def heavy(self) -> bool:
+        """Whether it is judged by what it holds, and not by what it computes."""
+        return MEMORY in self.modes
 
     @property
     def case_ids(self) -> list[str]:

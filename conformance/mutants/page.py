@@ -31,6 +31,10 @@ This page is written by `sd1-conformance mutants --update`.
 | smallest ratio of a mutant | {smallest} |
 | largest ratio of a null mutant | {largest} |
 
+A mutant that computes what is right and holds too much dies in mode `memory` alone
+([memory](memory.md)): its ratio is what it holds over the budget, in the first block that is over
+it, and it is confirmed where a prediction of it equals what was held, to the byte.
+
 Hints are learnt on `tiny` and scored on `odd`, with other weights and inputs; a mutant that is
 right in one run needs none: the stability mode that kills it says what was changed
 ([determinism](determinism.md)). A ratio says how
@@ -53,9 +57,9 @@ def page(summary: dict[str, Any]) -> str:
     rows = {row["id"]: row for row in summary["mutants"]}
     wrong = [m for m in CATALOGUE if not m.null and m.id in rows]
     nulls = [m for m in CATALOGUE if m.null and m.id in rows]
-    killed = [m for m in wrong if not m.refuses]
+    killed = [m for m in wrong if not (m.refuses or m.heavy)]
     smallest = min(killed, key=lambda m: rows[m.id]["ratio"])
-    largest = max(nulls, key=lambda m: rows[m.id]["ratio"])
+    largest = max((m for m in nulls if not m.heavy), key=lambda m: rows[m.id]["ratio"])
     used = {m.evidence for m in CATALOGUE}
     text = _HEAD.format(
         **{k: summary[k] for k in ("killed", "total", "localised", "hint_top3", "confirmed")},
@@ -84,7 +88,7 @@ def _table(mutants: list[Mutant], rows: dict[str, dict[str, Any]]) -> str:
         row = rows[mutant.id]
         first = row["first_divergence"]
         by = first["case"] if first else row["killed_by"][0] if row["killed_by"] else "nothing"
-        ratio = "raises" if mutant.refuses else _ratio(row["ratio"])
+        ratio = "raises" if mutant.refuses else _measured(mutant, row["ratio"])
         where = f"`{first['probe']}`" if first else "-"
         seen = _cell(mutant.seen) or "-"
         facts = f"{mutant.evidence}, {mutant.size}"
@@ -96,7 +100,7 @@ def _table(mutants: list[Mutant], rows: dict[str, dict[str, Any]]) -> str:
 def _null_table(mutants: list[Mutant], rows: dict[str, dict[str, Any]]) -> str:
     lines = ["| id | component | how it is computed | worst ratio |", "|---|---|---|---|"]
     lines += [
-        f"| `{m.id}` | `{m.component}` | {_cell(m.wrong)} | {_ratio(rows[m.id]['ratio'])} |"
+        f"| `{m.id}` | `{m.component}` | {_cell(m.wrong)} | {_measured(m, rows[m.id]['ratio'])} |"
         for m in mutants
     ]
     return "\n".join(lines) + "\n"
@@ -108,6 +112,11 @@ def _left_out(rows: list[Any], summary: dict[str, Any]) -> str:
     lines = ["| id | why |", "|---|---|"]
     lines += [f"| `{name}` | {_cell(reason)} |" for name, reason in reasons.items()]
     return "\n".join(lines) + "\n"
+
+
+def _measured(mutant: Mutant, ratio: float) -> str:
+    """Write a ratio: of an error to noise, or of what is held to its budget."""
+    return f"{ratio:.4g} of the budget" if mutant.heavy else _ratio(ratio)
 
 
 def _ratio(value: float) -> str:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from conformance.adapters import sd1_impl
+from conformance.execution import SDPA
 from conformance.mutants.mutant import Mutant
 from conformance.port import Arrays, Component, Hello
 
@@ -34,6 +35,17 @@ class Spoiled:
             answer: tuple[Arrays, Arrays] = self.component.run(inputs, probes, replace)
             return answer
 
+    def traced(self, *arguments: Any) -> Any:
+        """Call it on tensors, which mode `memory` counts."""
+        with self.mutant.living():
+            return self.component.traced(*arguments)
+
+    def __getattr__(self, name: str) -> Any:
+        """Return what the component has beside: its module, how it reads inputs."""
+        if name.startswith("_") or name == "component":  # not there yet, where it is copied
+            raise AttributeError(name)
+        return getattr(self.component, name)
+
 
 class MutantPort:
     """A mutant behind the port contract."""
@@ -47,10 +59,16 @@ class MutantPort:
         return replace(self.port.hello(), name=f"sd1_impl with {self.mutant.id}")
 
     def load(
-        self, component: str, variant: Variant, weights: Weights, arithmetic: str, device: str
+        self,
+        component: str,
+        variant: Variant,
+        weights: Weights,
+        arithmetic: str,
+        device: str,
+        backend: str = SDPA,
     ) -> Component:
         """Build sd1_impl's component and spoil it; see `conformance.port.Port`."""
         with self.mutant.living():
-            loaded = self.port.load(component, variant, weights, arithmetic, device)
+            loaded = self.port.load(component, variant, weights, arithmetic, device, backend)
         self.mutant.spoil(getattr(loaded, "module", None))
         return Spoiled(loaded, self.mutant)

@@ -21,11 +21,12 @@ def record(summary: dict[str, Any]) -> tuple[list[KnownBug], Margin]:
     rows = {row["id"]: row for row in summary["mutants"]}
     wrong = [m for m in CATALOGUE if not m.null and m.id in rows]
     nulls = [m for m in CATALOGUE if m.null and m.id in rows]
+    computing, lawful = ([m for m in own if not m.heavy] for own in (wrong, nulls))
     measured = Margin(
-        honest=max(float(rows[m.id]["ratio"]) for m in nulls),
-        nulls=len(nulls),
-        wrong=min(float(rows[m.id]["ratio"]) for m in wrong if not m.refuses),
-        mutants=len(wrong),
+        honest=max(float(rows[m.id]["ratio"]) for m in lawful),
+        nulls=len(lawful),
+        wrong=min(float(rows[m.id]["ratio"]) for m in computing if not m.refuses),
+        mutants=len(computing),
     )
     return [_bug(m, rows[m.id]) for m in wrong], measured
 

@@ -276,17 +276,12 @@ NOT_RUN: tuple[NotRun, ...] = (
         "case is that large",
     ),
     NotRun(
-        "vae-upcast-check-always-false",
-        "It leaves the decoder in float32 where half precision was meant: every value comes "
-        "nearer to the truth, and only memory, speed and the dtype of the weights tell",
-    ),
-    NotRun(
         "vae-tile-blend-extent",
-        "It is in the blending of tiles, and sd1_impl does not decode in tiles",
+        "It is in the blending of tiles, and no golden is decoded in tiles",
     ),
     NotRun(
         "vae-tile-groupnorm",
-        "It is in norms that see one tile at a time, and sd1_impl does not decode in tiles",
+        "It is in norms that see one tile at a time, and no golden is decoded in tiles",
     ),
 )
 """Rows of the catalogue about the autoencoder that are no mutants here."""

@@ -93,7 +93,7 @@ class Fault:
     """One cause of failures: the probes it explains, and the mutant that it is or looks like.
 
     `environment`: the reference fails there too, so that nothing is known of the port. `text`: the
-    cause in words, where the failures themselves tell it.
+    cause in words, where the failures themselves tell it. `held`: it is of memory, not of values.
     """
 
     probes: str
@@ -103,6 +103,7 @@ class Fault:
     ratio_if_so: float | None
     environment: bool = False
     text: str = ""
+    held: bool = False
 
 
 @dataclass(frozen=True)
@@ -265,6 +266,7 @@ def _faults(value: object) -> tuple[Fault, ...]:
             ratio_if_so=number(record.get("ratio_if_so")),
             environment=record.get("cause") == "environment",
             text=printable(record.get("text")),
+            held=record.get("held") is True,
         )
         for record in records
     )
