@@ -8,6 +8,7 @@ Shapes: B batch, N queries, L keys and values, S size of a head.
 """
 
 from collections.abc import Callable
+from itertools import product
 
 import torch
 import torch.nn.functional as F
@@ -26,24 +27,30 @@ def fused(query: Tensor, key: Tensor, value: Tensor, **mask: bool) -> Tensor:
 def plain(query: Tensor, key: Tensor, value: Tensor, *, is_causal: bool = False) -> Tensor:
     """Attend as the paper writes it: a product, a softmax, a product; all scores at once.
 
-    Of half types scores and softmax are float32: their sums are long, and a score may overflow.
+    Two tensors of scores are held, before and after the softmax. In half types each score is
+    rounded once it is scaled, where it seldom overflows; the softmax's own sums are float32.
     """
-    wide = torch.promote_types(query.dtype, torch.float32)
-    scores = query.to(wide) @ key.to(wide).transpose(-2, -1) * query.shape[-1] ** -0.5
-    if is_causal:
-        later = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
-        scores = scores.masked_fill(later, -torch.inf)
-    return scores.softmax(dim=-1).to(value.dtype) @ value
+    return _scores(query, key, is_causal=is_causal).softmax(dim=-1) @ value
 
 
 def sliced(query: Tensor, key: Tensor, value: Tensor, *, is_causal: bool = False) -> Tensor:
     """Attend plainly, one head of one sample after the other: one ``(N, L)`` of scores at once."""
-    return torch.stack(
-        [
-            torch.stack([plain(*head, is_causal=is_causal) for head in zip(*sample, strict=True)])
-            for sample in zip(query, key, value, strict=True)
-        ]
-    )
+    attended = torch.empty_like(query)
+    for sample, head in product(*map(range, query.shape[:2])):
+        one = slice(sample, sample + 1), slice(head, head + 1)
+        attended[one] = plain(query[one], key[one], value[one], is_causal=is_causal)
+    return attended
+
+
+def _scores(query: Tensor, key: Tensor, *, is_causal: bool) -> Tensor:
+    """Return ``(B, heads, N, L)``: products over the root of S; -inf where a key is not read."""
+    added = query.new_zeros(())
+    if is_causal:
+        added = query.new_full((query.shape[-2], key.shape[-2]), -torch.inf).triu(1)
+    queries, keys = query.flatten(0, 1), key.flatten(0, 1).mT
+    scale = query.shape[-1] ** -0.5
+    scores = torch.baddbmm(added, queries, keys, beta=int(is_causal), alpha=scale)
+    return scores.unflatten(0, query.shape[:2])
 
 
 KERNELS: dict[str, Kernel] = {"fused": fused, "plain": plain, "sliced": sliced}
