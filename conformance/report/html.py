@@ -22,12 +22,13 @@ from conformance.report.faults import Faults, linked
 from conformance.report.headroom import Headroom
 from conformance.report.heat import Heat
 from conformance.report.known import Known
+from conformance.report.memory import Memory
 from conformance.report.opening import Opening
 from conformance.report.pictures import Pictures
 from conformance.report.run import Run, read_run
 from conformance.report.sections import Section, View
 from conformance.report.tensor import WrongTensor
-from conformance.report.text import number_text, shorten
+from conformance.report.text import number_text, shorten, size_text
 from conformance.report.trajectories import Trajectories
 from conformance.report.verdict import Verdict
 from conformance.report.words import headline, measured
@@ -42,6 +43,7 @@ SECTIONS: tuple[type[Section], ...] = (
     WrongTensor,
     Heat,
     Headroom,
+    Memory,
     Architecture,
     Trajectories,
     Pictures,
@@ -113,6 +115,7 @@ def template_environment() -> Environment:
     )
     environment.filters["number"] = number_text
     environment.filters["shorten"] = shorten
+    environment.filters["bytes"] = size_text
     environment.filters["breakable"] = breakable
     environment.filters["linked"] = linked
     environment.globals["measured"] = measured

@@ -111,6 +111,14 @@ def number_text(value: float | None) -> str:
     return f"{value:.3g}" if size < _PLAIN_TO else f"{value:.0f}"
 
 
+def size_text(size: float | None) -> str:
+    """Write a number of bytes in four significant digits, for people: `130 MiB`, `1.054 GiB`."""
+    if size is None or not math.isfinite(size):
+        return number_text(size)
+    power = next((p for p in (3, 2) if size >= 1024**p), 1)
+    return f"{size / 1024**power:.4g} {'KMG'[power - 1]}iB"
+
+
 def with_article(name: str) -> str:
     """Put `a` or `an` before a name: `an int`, but `a UNet`."""
     return f"{'an' if name[:1].lower() in tuple('aeio') else 'a'} {name}"
