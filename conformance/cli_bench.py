@@ -1,13 +1,9 @@
-"""Benchmarks: what the suite and its model cost, beside the reference."""
+"""`sd1-conformance bench`: what the model and the suite cost, beside the reference."""
 
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import statistics
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -15,41 +11,97 @@ from typing import Any
 from tqdm import tqdm
 
 from conformance import export
-from conformance.cli_common import command, given, oracle_module
-from conformance.environment import environment
-from conformance.errors import ExitCode, SuiteError, UsageError
-from conformance.variants import parse_variant
+from conformance.bench import loading, models, record, table
+from conformance.bench.tasks import DECODER, choose
+from conformance.cli_common import command, given, oracle_module, split
+from conformance.errors import ExitCode, UsageError
+from conformance.variants import parse_variant, sizes
+from sd1_weights import sizes as network_sizes
 from sd1_weights.layouts import read_checkpoint
 from sd1_weights.save import write_network
-from sd1_weights.sizes import sizes
 from sd1_weights.stored import WEIGHTS
 
-LOADERS = ("sd1_impl", "diffusers")
+DTYPES = ("float32", "bfloat16", "float16")
+
 _MIB = 2**20
+_REPEAT, _QUICK = 7, 3
+"""Rounds: the fewest from which `diff` can decide dozens of rows; with `--quick`."""
+
+_LOADS = 5
+_OF_MODELS = ("device", "dtype", "case", "variant", "compile", "quick")
+"""Options that mean nothing to the other benchmarks."""
 
 
 def add_commands(commands: Any) -> None:
     """Declare `bench`."""
-    bench = command(commands, "bench", None, "measure speed and memory beside the reference")
-    own = bench.add_subparsers(required=True, metavar="COMMAND")
+    bench = command(commands, "bench", _models, "measure speed and memory beside the reference")
+    bench.add_argument("--device", metavar="D", help="cpu (default), cuda or cuda:1")
+    bench.add_argument("--dtype", choices=DTYPES, help="default float32")
+    bench.add_argument("--case", metavar="GLOB,..", help="what to time; default: all")
+    bench.add_argument("--variant", metavar="V", help="size of the model, default sd1")
+    bench.add_argument("--compile", action="store_true", default=None, help="compile both")
+    bench.add_argument("--quick", action="store_true", default=None, help="small sizes, 3 rounds")
+    _add_common(bench, f"rounds, default {_REPEAT}", None)
+    own = bench.add_subparsers(metavar="COMMAND")
     load = command(own, "load", _load, "load the UNet of a checkpoint: time and memory")
     load.add_argument("--weights", type=Path, metavar="PATH", help="default: sd1, written first")
-    load.add_argument("--repeat", type=int, default=5, metavar="N", help="of each, default 5")
-    load.add_argument(
-        "--out",
-        type=given("--out", "a file", Path),
-        metavar="FILE",
-        help="write the figures as JSON",
+    _add_common(load, f"of each, default {_LOADS}", argparse.SUPPRESS)
+
+
+def _add_common(parser: argparse.ArgumentParser, repeat: str, default: Any) -> None:
+    """Offer what every benchmark takes; those of a subcommand do not undo what stood before it."""
+    out = given("--out", "a file", Path)
+    parser.add_argument("--repeat", type=int, default=default, metavar="N", help=repeat)
+    parser.add_argument(
+        "--out", type=out, default=default, metavar="FILE", help="write the figures as JSON"
     )
 
 
+def _check(arguments: argparse.Namespace, default: int) -> int:
+    """Check what every benchmark takes, before anything is measured; return the rounds."""
+    repeat = default if arguments.repeat is None else arguments.repeat
+    if repeat < 1:
+        message = f"--repeat {repeat}: give a positive number"
+        raise UsageError(message)
+    if arguments.out is not None:
+        record.require_writable(arguments.out)
+    return int(repeat)
+
+
+def _models(arguments: argparse.Namespace) -> int:
+    """Time `sd1_impl` and diffusers."""
+    repeat = _check(arguments, _QUICK if arguments.quick else _REPEAT)
+    device = arguments.device or "cpu"
+    variant = parse_variant(arguments.variant or "sd1")
+    known = sizes(DECODER)  # of the VAE: none is made for inpainting
+    if variant.name not in known:
+        message = f"--variant {variant.name}: what is timed is one of {', '.join(known)}"
+        raise UsageError(message)
+    tasks = choose(
+        variant.name,
+        split(arguments.case),
+        quick=bool(arguments.quick),
+        on_gpu=device.startswith("cuda"),
+    )
+    torch_side = oracle_module("conformance.adapters.bench_models")
+    dtype = arguments.dtype or DTYPES[0]
+    place = torch_side.Device(device, torch_side.DTYPES[dtype])
+    both = torch_side.Models(variant, place)
+    choice = models.Choice(tasks, dtype, device, repeat, bool(arguments.compile))
+    rows = models.measure(choice, torch_side, both, place, tqdm)
+    print("\n".join(table.table(rows)))
+    if arguments.out is not None:
+        record.write(arguments.out, "models", rows)
+    return int(ExitCode.CONFORMANT)
+
+
 def _load(arguments: argparse.Namespace) -> int:
-    if arguments.repeat < 1:
-        message = f"--repeat {arguments.repeat}: give a positive number"
+    """Load the UNet of a checkpoint by both, each time in a fresh process."""
+    foreign = next((n for n in _OF_MODELS if getattr(arguments, n) is not None), None)
+    if foreign is not None:
+        message = f"--{foreign} is an option of `bench` alone, not of `bench load`"
         raise UsageError(message)
-    if arguments.out is not None and not os.access(arguments.out.absolute().parent, os.W_OK):
-        message = f"cannot write {arguments.out}: its folder has to exist and be writable"
-        raise UsageError(message)
+    repeat = _check(arguments, _LOADS)
     oracle_module("diffusers")
     with tempfile.TemporaryDirectory(prefix="sd1-bench-") as scratch:
         path = arguments.weights
@@ -57,60 +109,39 @@ def _load(arguments: argparse.Namespace) -> int:
             path = Path(scratch) / "sd1.safetensors"
             export.write_checkpoint(parse_variant("sd1"), "compvis", "float32", path)
         network = read_checkpoint(path).network("unet")
-        write_network(Path(scratch) / "unet", "unet", {}, sizes("unet")[network.size], {})
+        known = network_sizes.sizes("unet")[network.size]
+        write_network(Path(scratch) / "unet", "unet", {}, known, {})
         size = sum(tensor.nbytes for tensor in network.tensors.values())
         dtypes = {code: name for name, code in WEIGHTS.items()}
         dtype = dtypes[next(iter(network.tensors.values())).dtype]
-        rows = [
-            _measured(name, path.resolve(), Path(scratch), dtype)
-            for _ in tqdm(range(arguments.repeat), unit="round", disable=None)
-            for name in LOADERS  # in turns, so that a busy machine is busy for both
+        runs = [
+            loading.measured(name, path.resolve(), Path(scratch), dtype)
+            for _ in tqdm(range(repeat), unit="round", disable=None)
+            for name in loading.LOADERS  # in turns, so that a busy machine is busy for both
         ]
-    figures = _figures(rows, size)
-    print(f"{path}: UNet, {rows[0]['parameters']:,} parameters, {size / _MIB:,.0f} MiB")
+    rows = loading.rows(runs, network.size)
+    print(f"{path}: UNet, {runs[0]['parameters']:,} parameters, {size / _MIB:,.0f} MiB")
     print(f"{'':10s} {'call':>8s} {'ready':>8s} {'spread':>8s} {'memory':>12s}  of the weights")
-    for name in LOADERS:
-        row = figures[name]
+    medians = {
+        name: {key: statistics.median(_runs(row, name)) for key, row in rows.items()}
+        for name in loading.LOADERS
+    }
+    for name, row in medians.items():
+        ready = _runs(rows["ready"], name)
         print(
-            f"{name:10s} {row['call']:7.2f}s {row['ready']:7.2f}s {row['spread']:7.2f}s "
+            f"{name:10s} {row['call']:7.2f}s {row['ready']:7.2f}s {max(ready) - min(ready):7.2f}s "
             f"{row['peak'] / _MIB:8,.0f} MiB  {row['peak'] / size:.2f}"
         )
-    ratio = figures["sd1_impl"]["ready"] / figures["diffusers"]["ready"]
-    print(f"ratio {ratio:.2f} until every weight was read once (medians of {arguments.repeat})")
+    ratio = medians[loading.OURS]["ready"] / medians[loading.THEIRS]["ready"]
+    print(f"ratio {ratio:.2f} until every weight was read once (medians of {repeat})")
     if arguments.out is not None:
-        report = {"bench": "load", "environment": environment(), "bytes": size, "runs": rows}
-        report |= {"medians": figures, "ratio": ratio}
-        try:
-            arguments.out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-        except OSError as error:
-            message = f"cannot write {arguments.out}: {error.strerror}"
-            raise UsageError(message) from error
+        extra = {"bytes": size, "parameters": runs[0]["parameters"]}
+        record.write(arguments.out, "load", rows.values(), extra)
     return int(ExitCode.CONFORMANT)
 
 
-def _measured(name: str, path: Path, config: Path, dtype: str) -> dict[str, Any]:
-    """Load once in a fresh process."""
-    words = [name, str(path), str(config), dtype]
-    start = [sys.executable, "-m", "conformance.adapters.loaders"]
-    done = subprocess.run([*start, *words], capture_output=True, text=True, check=False)  # noqa: S603 - ours
-    if done.returncode:
-        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        message = f"{name} could not load {path}: {last}"
-        raise SuiteError(message)
-    row: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return row
-
-
-def _figures(rows: list[dict[str, Any]], size: int) -> dict[str, dict[str, float]]:
-    """Return the medians of every loader, and the spread of its times."""
-    figures = {}
-    for name in LOADERS:
-        own = [row for row in rows if row["loader"] == name]
-        ready = [row["ready"] for row in own]
-        figures[name] = {
-            key: statistics.median(row[key] for row in own)
-            for key in ("call", "ready", "peak", "growth")
-        }
-        figures[name]["spread"] = max(ready) - min(ready)
-        figures[name]["peak_ratio"] = figures[name]["peak"] / size
-    return figures
+def _runs(row: record.Row, loader: str) -> tuple[float, ...]:
+    """Return what a loader took."""
+    if loader == loading.OURS or row.reference is None:
+        return row.runs
+    return row.reference.runs

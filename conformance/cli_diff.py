@@ -1,4 +1,4 @@
-"""`sd1-conformance diff`: two runs compared; and what `run --baseline` prints of it."""
+"""`sd1-conformance diff`: two runs, or two bench files; and what `run --baseline` prints."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ from typing import Any
 
 from conformance.cli_common import command, given
 from conformance.environment import changes_text
-from conformance.errors import ExitCode
+from conformance.errors import ExitCode, UsageError
 from conformance.regression.baseline import Baseline
+from conformance.regression.bench import bench_diff
+from conformance.regression.bench_text import bench_lines
 from conformance.regression.diff import Diff, diff
 from conformance.report.terminal import verdict_lines, wants_colour
 from conformance.report.text import counted, number_text, one_line
@@ -37,10 +39,13 @@ _LABELS = {"fell": "worse", "rose": "better"}
 
 def add_command(commands: Any) -> None:
     """Declare the command."""
-    own = command(commands, "diff", _diff, "say what got worse or better between two runs")
-    before, after = (given(name, "the folder of a run", Path) for name in "AB")
-    own.add_argument("before", type=before, metavar="A", help="folder of the earlier run")
-    own.add_argument("after", type=after, metavar="B", help="folder of the later run")
+    own = command(
+        commands, "diff", _diff, "say what got worse or better between two runs or benchmarks"
+    )
+    what = "the folder of a run, or a bench file"
+    before, after = (given(name, what, Path) for name in "AB")
+    own.add_argument("before", type=before, metavar="A", help=f"of the earlier: {what}")
+    own.add_argument("after", type=after, metavar="B", help="of the later: the same kind")
     own.add_argument("--json", action="store_true", help="everything, as one JSON object")
 
 
@@ -68,6 +73,16 @@ def baseline_of(arguments: argparse.Namespace, port: str) -> Baseline | None:
 
 
 def _diff(arguments: argparse.Namespace) -> int:
+    files = [path.is_file() for path in (arguments.before, arguments.after)]
+    if all(files):
+        return _bench_diff(arguments)
+    if any(files):
+        file, other = sorted((arguments.before, arguments.after), key=Path.is_file)[::-1]
+        what = "a folder" if other.is_dir() else "not there"
+        message = (
+            f"{file} is a file, {other} is {what}: name two folders of runs, or two bench files"
+        )
+        raise UsageError(message)
     found = diff(arguments.before, arguments.after)
     if arguments.json:
         for text in _json(found, arguments.after):
@@ -81,6 +96,17 @@ def _diff(arguments: argparse.Namespace) -> int:
     if found.nothing:
         return int(ExitCode.USAGE)
     return int(ExitCode.NONCONFORMANT if found.regressed else ExitCode.CONFORMANT)
+
+
+def _bench_diff(arguments: argparse.Namespace) -> int:
+    found = bench_diff(arguments.before, arguments.after)
+    if arguments.json:
+        print(json.dumps(plain(found.as_json()), indent=1))
+    else:
+        print("\n".join(bench_lines(found)))
+    if found.regressed:
+        return int(ExitCode.NONCONFORMANT)
+    return int(ExitCode.USAGE if found.nothing else ExitCode.CONFORMANT)
 
 
 def print_verdict(lines: list[dict[str, Any]], summary: dict[str, Any]) -> None:
