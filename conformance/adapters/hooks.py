@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -26,7 +26,7 @@ def to_numpy(tensor: Tensor) -> np.ndarray:
     tensor = tensor.detach()
     if tensor.dtype is torch.bfloat16:
         tensor = tensor.float()
-    return tensor.to("cpu", copy=True).contiguous().numpy()
+    return tensor.to("cpu", copy=True, memory_format=torch.contiguous_format).numpy()
 
 
 def first_tensor(value: Any) -> Tensor | None:
@@ -54,13 +54,14 @@ def observe(
         module: The network.
         names: Canonical probe names: a module path, or a path with `.input` for what enters it.
             Names that the module does not have are left out.
-        callback: Gets name and tensor (not a copy); a returned tensor takes its place.
+        callback: Gets name and tensor (not a copy); a returned tensor takes its place. It is only
+            read: what the network goes on with is its own.
         places: Where the network has the canonical modules; None where it names them so.
 
     Yields:
         How often each probe fired.
     """
-    hooks = _Hooks(callback, _storages(module) if names else frozenset())
+    hooks = _Hooks(callback, module)
     modules = dict(module.named_modules())
     if places is not None:
         modules = {canonical: modules[place.path] for canonical, place in places.items()}
@@ -75,20 +76,20 @@ def observe(
             handle.remove()
 
 
-def _storages(module: nn.Module) -> frozenset[int]:
-    """Return where the weights lie: a module may hand out a view of them, which is not written."""
-    tensors = [*module.parameters(), *module.buffers()]
-    return frozenset(t.untyped_storage().data_ptr() for t in tensors if t.device.type != "meta")
-
-
 class _Hooks:
     """The hooks of one observation."""
 
-    def __init__(self, callback: Callback, weights: frozenset[int]) -> None:
+    def __init__(self, callback: Callback, network: nn.Module) -> None:
         self.callback = callback
-        self.weights = weights
+        self.network = network
         self.fired: Counter[str] = Counter()
         self.handles: list[RemovableHandle] = []
+
+    @cached_property
+    def weights(self) -> frozenset[int]:
+        """Where the weights lie: a module may hand out a view of them, which is not written."""
+        tensors = [*self.network.parameters(), *self.network.buffers()]
+        return frozenset(t.untyped_storage().data_ptr() for t in tensors if t.device.type != "meta")
 
     def attach(self, module: nn.Module, name: str) -> None:
         """Watch what leaves a module, or what enters it where the name ends in `.input`."""
@@ -128,7 +129,7 @@ class _Hooks:
             if own and not spread:
                 tensor.copy_(replacement)
                 return output
-        return self._handed_on(output, replacement)
+        return self._handed_on(output, replacement.clone())
 
     def _handed_on(self, output: Any, replacement: Tensor) -> Any:
         """Return a module's output with a value in the place of its first tensor."""

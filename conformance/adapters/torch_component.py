@@ -95,7 +95,7 @@ class TorchComponent:
                 return None
             value = turn.to_own(value, own.shape) if turn else fitted(value, own.shape)
             dtype = tensor.dtype if self.own_dtypes else self.dtype
-            return torch.tensor(value).to(self.device, dtype)
+            return _view(value).to(self.device, dtype)
 
         wanted = dict.fromkeys([*probes, *replace])
         outputs = self.traced(self.tensors(inputs), wanted, callback)
@@ -108,7 +108,14 @@ class TorchComponent:
             )
             raise PortError(message)
         arrays = {name: to_numpy(tensor) for name, tensor in outputs.items()}
-        return arrays, {name: observed[name] for name in observed if name in set(probes)}
+        asked = set(probes)
+        return arrays, {name: value for name, value in observed.items() if name in asked}
+
+
+def _view(array: np.ndarray) -> Tensor:
+    """Return a tensor to read from: on an array's own memory, where torch takes that."""
+    fits = array.flags.writeable and array.flags.c_contiguous
+    return torch.from_numpy(array) if fits else torch.tensor(array)
 
 
 def _kind(value: Any) -> str:
