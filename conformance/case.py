@@ -122,15 +122,18 @@ def all_cases() -> list[Case]:
 
 
 def find_case(case_id: str) -> Case:
-    """Return the case of that id.
+    """Return the case of that id, of a golden or of mode `memory`.
 
     Raises:
         UsageError: No such case.
     """
-    for case in all_cases():
+    from conformance.memory.cases import memory_cases  # made of cases
+
+    known = [*all_cases(), *memory_cases()]
+    for case in known:
         if case.id == case_id.partition("[")[0]:  # an item's id names its case too
             return case
-    raise unknown_name("case", case_id, [case.id for case in all_cases()])
+    raise unknown_name("case", case_id, [case.id for case in known])
 
 
 def select_cases(

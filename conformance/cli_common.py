@@ -119,10 +119,14 @@ def split(text: str | None) -> list[str] | None:
     return None if text is None else [part.strip() for part in text.split(",") if part.strip()]
 
 
-def selected(arguments: argparse.Namespace) -> list[Case]:
-    """Return the cases that the selection options name."""
+def selected(arguments: argparse.Namespace, among: list[Case] | None = None) -> list[Case]:
+    """Return the cases that the selection options name, of all or of those given."""
     cases = select_cases(
-        split(arguments.component), split(arguments.variant), split(arguments.scenario), arguments.k
+        split(arguments.component),
+        split(arguments.variant),
+        split(arguments.scenario),
+        arguments.k,
+        among,
     )
     if arguments.level is None:
         return cases

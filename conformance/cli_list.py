@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from conformance.case import find_case
+from conformance.case import all_cases, find_case
 from conformance.cli_common import add_selection, command, selected
 from conformance.errors import SuiteError
 from conformance.golden import Golden
 from conformance.golden_files import load_golden
+from conformance.memory.cases import configurations, memory_cases
 from conformance.port import greet, known_ports, resolve
 from conformance.report.text import shorten
 from conformance.tolerance import LIMIT
@@ -23,7 +24,9 @@ def add_commands(commands: Any) -> None:
     """Declare the commands."""
     listing = command(commands, "list", _list, "print case ids")
     add_selection(listing)
-    listing.add_argument("--all", action="store_true", help="every variant, sd1 too")
+    listing.add_argument(
+        "--all", action="store_true", help="every variant, sd1 too, and mode memory's"
+    )
 
     show = command(commands, "show", _show, "print what a golden holds")
     show.add_argument("case", metavar="CASE", help="component/variant/scenario")
@@ -33,9 +36,11 @@ def add_commands(commands: Any) -> None:
 
 
 def _list(arguments: argparse.Namespace) -> int:
-    if arguments.all and arguments.variant is None:
-        arguments.variant = "*"
-    for case in selected(arguments):
+    among = None
+    if arguments.all:
+        arguments.variant = arguments.variant or "*"
+        among = [*all_cases(), *([] if arguments.level else memory_cases())]
+    for case in selected(arguments, among):
         print(f"{case.id:40s} {case.scenario.hunts}")
     return 0
 
@@ -44,6 +49,10 @@ def _show(arguments: argparse.Namespace) -> int:
     case = find_case(arguments.case)
     if case.refused:
         print(f"{case.id}\nhunts   {case.scenario.hunts}\nrefused {case.refused}")
+        return 0
+    if runs := [run for own, run in configurations() if own == case]:
+        print(f"{case.id}\nhunts   {case.scenario.hunts}")
+        print("\n".join(f"item    {run.item_id(case)}" for run in runs))
         return 0
     golden = load_golden(case)
     if arguments.probes:
