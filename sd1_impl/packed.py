@@ -142,9 +142,10 @@ def _merged(weight: Tensor, axis: int, phase: int) -> Tensor:
 
 
 def _packed(layer: nn.Module) -> nn.Module | None:
-    """Return a layer with its weights packed; None where it has none of a kind known here."""
+    """Return a layer with its weights packed; None where its parts may be, or nothing."""
     if isinstance(layer, (resnet.Upsample, vae.Upsample)):
-        return PackedUpsample(layer)
+        # Sums of weights rounded to the 8 bits of bfloat16 would be other weights.
+        return PackedUpsample(layer) if layer.conv.weight.dtype is torch.float32 else None
     if isinstance(layer, nn.Linear):
         return PackedLinear(layer.weight, layer.bias)
     if isinstance(layer, nn.Conv2d):
