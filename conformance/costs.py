@@ -14,13 +14,16 @@ from typing import Any
 
 from conformance.case import Case
 from conformance.errors import GoldenError, SuiteError, UsageError
-from conformance.execution import Execution
+from conformance.execution import MEMORY, Execution
 from conformance.report.text import one_line
 from conformance.run_folder import RESULTS, write_whole
 from sd1_weights.names import golden_root
 
 _UNKNOWN = 1.0
 """Seconds of an item, where nothing at all is recorded."""
+
+_IMAGINED = 1.5
+"""Seconds of an item of mode `memory`, of any size: nothing is computed."""
 
 _LEAST = 0.005
 """Seconds of any item: the line of one that takes no time has to be written too."""
@@ -29,6 +32,13 @@ _LEAST = 0.005
 def group_name(component: str, variant: str, dtype: str) -> str:
     """Return the name of what is loaded at once: a network in one arithmetic."""
     return f"{component}/{variant}[{dtype}]"
+
+
+def group_of(case: Case, run: Execution) -> str:
+    """Return what an item loads; those of mode `memory` load no weights."""
+    return group_name(
+        case.component, case.variant.name, run.mode if run.mode == MEMORY else run.dtype
+    )
 
 
 @dataclass(frozen=True)
@@ -60,6 +70,8 @@ class Costs:
 
     def of(self, case: Case, run: Execution) -> float:
         """Return the seconds of an item; of one that is not recorded, the median of those alike."""
+        if run.mode == MEMORY:
+            return _IMAGINED
         known = self.items.get(run.item_id(case))
         if known is None:
             names = (f"{case.component}/{case.variant.name}", case.component, "")
@@ -148,7 +160,7 @@ def _timed(lines: Iterable[Mapping[str, Any]]) -> Iterator[_Timed]:
     found: dict[str, Mapping[str, Any]] = {}
     for line in lines:
         item = line["case"].partition("::")[0]
-        if line["verdict"] not in {"skip", "error"}:
+        if line["verdict"] not in {"skip", "error"} and line["mode"] != MEMORY:
             seconds[item] = seconds.get(item, 0.0) + float(line["seconds"])
             found.setdefault(item, line)
     for item, line in found.items():

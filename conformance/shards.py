@@ -10,7 +10,7 @@ from functools import cached_property
 from typing import Any
 
 from conformance.case import Case
-from conformance.costs import Costs, group_name
+from conformance.costs import Costs, group_of
 from conformance.errors import UsageError
 from conformance.execution import Execution
 
@@ -87,8 +87,8 @@ def units_of(items: Iterable[Pair], costs: Costs) -> dict[str, Unit]:
     for members in gathered.values():
         case, run = members[0]
         cost = sum(costs.of(case, execution) for case, execution in members)
-        group = group_name(case.component, case.variant.name, run.dtype)
-        unit = Unit(f"{case.id}[{run.dtype}-{run.device}-{run.backend}]", group, cost)
+        name = f"{case.id}[{run.dtype}-{run.device}-{run.backend}]"
+        unit = Unit(name, group_of(case, run), cost)
         found |= {execution.item_id(case): unit for case, execution in members}
     return found
 
