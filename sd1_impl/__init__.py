@@ -8,11 +8,15 @@ together, `sd1_impl.image_to_image` and `sd1_impl.inpainting` begin with an imag
 `sd1_impl.scheduler_config`. Start with `sd1_impl.unet`: its forward pass
 is the figure in the paper. Or draw something: ``python -m sd1_impl "a photograph of a cat"``.
 
+`sd1_impl.attention_kernels` and `sd1_impl.savings` say what less memory costs:
+``use_kernel(pipeline.unet, "sliced")``, ``use_saving(pipeline.vae, "tiled")``.
+
 Attribute names are the keys of the diffusers checkpoints, so that ``load_state_dict(strict=True)``
 needs no rename table; `sd1_impl.checkpoint` reads and writes the other layouts. Nothing here
 imports diffusers or transformers.
 """
 
+from sd1_impl.attention_kernels import use_kernel
 from sd1_impl.checkpoint import CheckpointError, load_network, load_pipeline, save_pipeline
 from sd1_impl.config import (
     SD_V1_INPAINT_UNET,
@@ -26,6 +30,7 @@ from sd1_impl.config import (
 from sd1_impl.image_to_image import EditedPicture, Image2Image
 from sd1_impl.inpainting import Inpaint, InpaintedPicture
 from sd1_impl.pipeline import Picture, Prompts, Step, Text2Image
+from sd1_impl.savings import Tiling, use_saving
 from sd1_impl.scheduler_config import (
     SD_V1_DDIM,
     SD_V1_DDPM,
@@ -104,6 +109,7 @@ __all__ = [
     "Step",
     "Text2Image",
     "TextEncoderConfig",
+    "Tiling",
     "UNet",
     "UNetConfig",
     "VAEConfig",
@@ -113,4 +119,6 @@ __all__ = [
     "load_pipeline",
     "save_pipeline",
     "synthetic_pipeline",
+    "use_kernel",
+    "use_saving",
 ]

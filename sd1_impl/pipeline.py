@@ -109,7 +109,8 @@ class Text2Image:
         tokenizer: Prompts to ids.
         text_encoder: Ids to what the UNet attends to.
         unet: Predicts the noise; its dtype and device are those of the loop.
-        vae: Decodes the latents; may have another dtype.
+        vae: Decodes the latents; may have another dtype. `sd1_impl.savings.use_saving` lets it
+            take one picture, or one tile, after the other.
         scheduler: The way from noise to latents.
 
     Raises:

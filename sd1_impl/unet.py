@@ -215,8 +215,7 @@ class UNet(nn.Module):
             ValueError: If a shape, dtype or device does not fit the model or the others.
         """
         self._check(sample, encoder_hidden_states)
-        time = self.time_proj(_per_sample(timestep, sample))
-        temb = self.time_embedding(time.to(sample.dtype))
+        temb = self.time_embedding(self.time_proj(_per_sample(timestep, sample)).to(sample.dtype))
 
         hidden = self.conv_in(sample)
         skips = [hidden]

@@ -6,6 +6,7 @@ import re
 import runpy
 import subprocess
 import sys
+from collections.abc import Iterator
 from copy import copy
 from dataclasses import replace
 from pathlib import Path
@@ -23,8 +24,11 @@ from sd1_impl import (
     Inpaint,
     PNDMScheduler,
     Text2Image,
+    Tiling,
     load_pipeline,
+    use_kernel,
 )
+from sd1_impl.attention_kernels import KERNELS, fused
 
 Image = pytest.importorskip("PIL.Image")
 
@@ -218,6 +222,34 @@ def test_another_scheduler_has_its_own_spacing():
     assert command._scheduler("euler", trailing).config.timestep_spacing == "trailing"
 
 
+@pytest.fixture
+def networks(tiny) -> Iterator[list[torch.nn.Module]]:
+    """The small pipeline's networks, afterwards with their own attention and nothing in tiles."""
+    networks = [tiny.text_encoder, tiny.unet, tiny.vae]
+    yield networks
+    for network in networks:
+        use_kernel(network, "fused")
+    vars(tiny.vae).pop("tiling", None)
+
+
+def test_attention_is_the_one_asked_for(draw, networks):
+    """In all three networks; the picture is the same, but for a rounding here and there."""
+    wanted = draw("a cat").astype(int)
+    for name, kernel in KERNELS.items():
+        assert np.abs(draw("a cat", "--attention", name) - wanted).max() <= 1
+        modules = [module for network in networks for module in network.modules()]
+        assert {vars(m)["attend"] for m in modules if hasattr(m, "attend")} == {kernel}
+    draw("a cat")
+    assert {m.attend for m in modules if hasattr(m, "attend")} == {fused}
+
+
+def test_tiles(draw, networks):
+    """A picture larger than a tile is decoded in tiles: hardly another one."""
+    plain, tiled = (draw("a cat", "--size", "520x16", *more) for more in ([], ["--tiled"]))
+    assert networks[-1].tiling == Tiling()
+    assert 0 < np.abs(plain.astype(int) - tiled).mean() < 32
+
+
 @pytest.mark.parametrize(
     ("arguments", "size"),
     [([], "256x256"), (["--synthetic", "sd1"], "512x512"), (["--weights", "."], "512x512")],
@@ -242,6 +274,7 @@ MISTAKES = {
     "steps": (["--steps", "1"], "num_inference_steps is 1, expected 2 or more"),
     "seed": (["--seed", "-1"], "argument --seed: '-1' is not a number from 0"),
     "device": (["--device", "tpu"], "argument --device: 'tpu' is not there"),
+    "attention": (["--attention", "flash"], "invalid choice: 'flash'"),
     "dtype": (["--dtype", "int8"], "invalid choice: 'int8'"),
     "folder": (["--weights", "nowhere"], "sd1_impl: nowhere is missing"),
     "both": (["--weights", ".", "--synthetic", "tiny"], "not allowed with argument --weights"),

@@ -3,14 +3,20 @@
 Tiles here are 8 latents with an overlap of 2, which is a quarter, as in SD v1.
 """
 
+import re
 from collections.abc import Iterator
 from dataclasses import replace
+from weakref import WeakKeyDictionary
 
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from sd1_impl import SD_V1_UNET, SD_V1_VAE, AutoencoderKL, CLIPTextEncoder, UNet
+from sd1_impl.__main__ import main
 from sd1_impl.config import TextEncoderConfig
 from sd1_impl.savings import SAVINGS, Tiling, by_tile, use_saving
 
@@ -159,6 +165,43 @@ def test_tiling_is_the_published(published_configs: dict):
     )
     theirs = pytest.importorskip("diffusers").AutoencoderKL()
     assert Tiling().overlap == theirs.tile_overlap_factor * Tiling().size
+
+
+class Peak(TorchDispatchMode):
+    """The most bytes that the tensors made meanwhile hold at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.alive: WeakKeyDictionary = WeakKeyDictionary()
+        self.bytes = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        """Run an operation, and note what it returns."""
+        out = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, Tensor):
+                storage = tensor.untyped_storage()
+                self.alive[storage] = storage.nbytes()
+        self.bytes = max(self.bytes, sum(self.alive.values()))
+        return out
+
+
+@pytest.mark.parametrize(("saving", "place"), [(None, 1), ("tiled", 0)])
+@torch.no_grad()
+def test_a_large_picture_takes_what_the_help_says(capsys, saving: str | None, place: int):
+    """1024x1024 at SD v1's size in float32, predicted: nothing is computed."""
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    words = " ".join(capsys.readouterr().out.split())
+    said = re.search(r"takes (\S+) GiB beside the weights, not (\S+) ", words).groups()
+    with FakeTensorMode():
+        vae = AutoencoderKL(SD_V1_VAE)
+        if saving:
+            use_saving(vae, saving)
+        latents = torch.empty(1, 4, 128, 128)
+        with Peak() as peak:
+            vae.decode(latents)
+    assert f"{peak.bytes / 2**30:.1f}" == said[place]
 
 
 @torch.no_grad()
