@@ -21,8 +21,10 @@ TOKENIZER = find_case("tokenizer/-/plain")
          "unet/tiny/base[bf16-matmul-cpu-channels_last-batch]"),
         (Execution("policy:fp16-norm32", "cuda:1", "", "repeat"),
          "unet/tiny/base[policy:fp16-norm32-cuda:1-repeat]"),
+        (Execution("float16", "cpu", "by_sample", "memory"),
+         "unet/tiny/base[float16-cpu-by_sample-memory]"),
     ],
-    ids=["default", "chosen", "exact", "hyphen", "no-backend"],
+    ids=["default", "chosen", "exact", "hyphen", "no-backend", "saving"],
 )  # fmt: skip
 def test_item_id(execution: Execution, item_id: str) -> None:
     """An id names the case and how it is run, and can be read back; what is empty is left out."""

@@ -10,10 +10,11 @@ pytest.importorskip("torch")
 
 from conformance.case import select_cases
 from conformance.choice import default_modes, executions
-from conformance.execution import BACKENDS, COMPILE, STABILITY, Execution, items
+from conformance.execution import BACKENDS, COMPILE, MEMORY, STABILITY, Execution, items
 from conformance.golden import SPLICE, TRACE
 from conformance.golden_files import load_golden
 from conformance.matrix import CUDA, EFFICIENT, axis_items, what_it_computes
+from conformance.memory.cases import configurations
 from conformance.port import Hello, greet, resolve
 from conformance.pytest_items import CUDA_DTYPES, DEFAULT_DTYPES
 from conformance.tolerance import EVERY_ARITHMETIC
@@ -26,7 +27,8 @@ ON_AXES = axis_items(CASES, PORT)
 def test_no_two_items_check_the_same_numbers() -> None:
     """Neither among the axes nor beside what every case is judged in."""
     runs = executions(DEFAULT_DTYPES, "cpu", "sdpa", default_modes(PORT), PORT)
-    computed = Counter(what_it_computes(*item) for item in [*items(CASES, runs), *ON_AXES])
+    held = configurations()
+    computed = Counter(what_it_computes(*item) for item in [*items(CASES, runs), *ON_AXES, *held])
     assert [key for key, count in computed.items() if count > 1] == []
 
 
@@ -45,6 +47,7 @@ def test_every_axis_has_items() -> None:
     runs = [run for _, run in ON_AXES]
     assert {run.dtype for run in runs} >= set(EVERY_ARITHMETIC)
     assert {run.mode for run in runs} >= {SPLICE, TRACE, *STABILITY}
+    assert MEMORY not in {run.mode for run in runs}
     assert {run.backend for run in runs} - {""} == set(PORT.backends)
     assert set(BACKENDS) - set(PORT.backends) <= {EFFICIENT}
 

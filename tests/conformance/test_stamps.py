@@ -69,6 +69,40 @@ def test_what_is_missing() -> None:
     assert stamps_missing([line("scheduler/ddim", "", "")], PORT) == {}
 
 
+def held(component: str, backend: str, **facts: Any) -> Any:
+    """Build a case line of mode memory."""
+    return line(component, "memory", backend, dtype="float16", **facts)
+
+
+HELD = [
+    held(component, backend)
+    for component in NETWORKS
+    for backend in ("sdpa", "plain", "sliced")
+    if backend != "sliced" or component == "unet"
+]
+
+
+def test_memory() -> None:
+    """Every network by each attention that is offered, and no budget exceeded."""
+    offers = Hello("mine", "1", NETWORKS, backends=("sdpa", "plain", "sliced", "math"))
+    assert stamps(HELD, offers) == ["memory"]
+    assert stamps_missing(HELD[:-1], offers) == {"memory": "vae_decoder was not judged by plain"}
+    assert stamps_missing([*HELD, held("unet", "tiled", verdict="fail")], offers) == {
+        "memory": "unet failed"
+    }
+    assert stamps_missing([{**own, "verdict": "skip"} for own in HELD], offers) == {}
+
+
+def test_memory_judges_no_precision() -> None:
+    """Nor training: what is held says nothing of what is computed."""
+    over = line("unet", "memory", verdict="fail")
+    assert "precision:bfloat16" in stamps([*WHOLE, over], PORT)
+    gap = [own for own in WHOLE if own["backend"] != "plain"]
+    assert "precision:bfloat16" not in stamps([*gap, line("unet", "memory", "plain")], PORT)
+    heavy = line("training", "memory", verdict="fail")
+    assert "training" in stamps([*TRAINED, heavy], PORT)
+
+
 def test_a_port_without_networks() -> None:
     """What offers no network has nothing to be stamped."""
     port = Hello("mine", "1", ("scheduler/ddim",))
