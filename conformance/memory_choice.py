@@ -29,6 +29,7 @@ class Wanted:
         dtype: Comma-separated arithmetics.
         device: Comma-separated devices.
         backend: Comma-separated backends, those of `SAVINGS` among them.
+        alone: Whether nothing else is asked for, so that there must be some.
     """
 
     components: list[str] | None = None
@@ -38,6 +39,7 @@ class Wanted:
     dtype: str | None = None
     device: str = "cpu"
     backend: str | None = None
+    alone: bool = True
 
     def cases(self) -> list[Case]:
         """Return the memory cases that the options select.
@@ -61,7 +63,7 @@ class Wanted:
                 a skip that says so.
 
         Raises:
-            UsageError: No case is selected; an unknown name.
+            UsageError: No case is selected, or nothing is left alone; an unknown name.
         """
         cases = {
             case.id
@@ -73,12 +75,19 @@ class Wanted:
         own = (*hello.backends, *SAVINGS)
         backends = chosen_names("backend", self.backend or "*", own, (*BACKENDS, *SAVINGS))
         devices = chosen_names("device", self.device, hello.devices, hello.devices)
-        return [
+        found = [
             (case, replace(run, device=device))
             for device in devices
             for case, run in configurations()
             if case.id in cases and run.dtype in dtypes and run.backend in backends
         ]
+        if self.alone and not found:
+            message = (
+                f"mode {MEMORY} has no configuration of what is selected that {hello.name} offers: "
+                "`sd1-conformance show CASE` prints those of a case"
+            )
+            raise UsageError(message)
+        return found
 
 
 def cases_and_budgets(
@@ -113,12 +122,18 @@ def cases_and_budgets(
         arguments.dtype,
         arguments.device,
         arguments.backend,
+        alone,
     )
     if alone:
         wanted.cases()
         return [], None, wanted
     try:
-        return *cases_of(arguments), wanted
+        cases, variant = cases_of(arguments)
     except UsageError:
         wanted.cases()
-        return [], None, wanted
+        return [], None, replace(wanted, alone=True)
+    try:
+        wanted.cases()
+    except UsageError:
+        return cases, variant, None
+    return cases, variant, wanted

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from conformance.errors import SuiteError
 from conformance.execution import COMPILE, FRESH, MEMORY, SDPA, STABILITY, Execution, items
 from conformance.golden import SPLICE
 from conformance.matrix import CPU, CUDA, axis_items
+from conformance.memory.cases import memory_cases
 from conformance.memory_choice import Wanted
 from conformance.port import BUILTIN, Port, close, greet, resolve
 from conformance.scenarios import BASE
@@ -123,8 +125,12 @@ def _held(config: pytest.Config, device: str) -> list[Any]:
     given = [option for option in AXES if config.getoption(option)]
     if given and not asks_memory(mode):
         return [_skipped(f"{', '.join(given)} chose, and mode {MEMORY} is not among the modes")]
-    variants = split(config.getoption("--sd1-variant"))
-    wanted = Wanted(None, variants, None, None, dtype, chosen or device, backend)
+    variants = split(config.getoption("--sd1-variant")) or ["*"]
+    known = {case.variant.name for case in memory_cases()}
+    fitting = [glob for glob in variants if any(fnmatchcase(name, glob) for name in known)]
+    if not fitting:
+        return [_skipped(f"mode {MEMORY} knows none of the variants: {', '.join(sorted(known))}")]
+    wanted = Wanted(None, fitting, None, None, dtype, chosen or device, backend, alone=False)
     return [_item(*item) for item in wanted.items(greet(port_of(config)))]
 
 

@@ -85,6 +85,7 @@ def test_the_options_of_cases_choose(given: dict[str, Any], ids: list[str]) -> N
         ({"scenarios": ["base"]}, "unknown scenario 'base'"),
         ({"backend": "tiles"}, "unknown backend 'tiles'"),
         ({"expression": "nothing-of-that"}, "no case is selected"),
+        ({"backend": "math"}, "mode memory has no configuration of what is selected that mine of"),
     ],
 )
 def test_what_fits_nothing(given: dict[str, Any], told: str) -> None:
@@ -113,6 +114,8 @@ def test_alone_and_with_other_modes() -> None:
     assert [case.id for case in cases] == ["unet/tiny/base"]
     cases, _, wanted = cases_and_budgets(options(mode="*", k="latent96-batch1", variant="*"))
     assert (cases, wanted is not None) == ([], True)
+    cases, _, wanted = cases_and_budgets(options(mode="*", variant="tiny-dense"))
+    assert (bool(cases), wanted) == (True, None)
     with pytest.raises(UsageError, match="no case is selected"):
         cases_and_budgets(options(mode="trace,memory", k="nothing-of-that"))
 
