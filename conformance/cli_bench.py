@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 import statistics
 import tempfile
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from conformance import export
+from conformance import cli_suite, export
 from conformance.bench import loading, models, record, table
 from conformance.bench.tasks import DECODER, choose
 from conformance.cli_common import command, given, oracle_module, split
@@ -46,6 +47,7 @@ def add_commands(commands: Any) -> None:
     load = command(own, "load", _load, "load the UNet of a checkpoint: time and memory")
     load.add_argument("--weights", type=Path, metavar="PATH", help="default: sd1, written first")
     _add_common(load, f"of each, default {_LOADS}", argparse.SUPPRESS)
+    cli_suite.add_command(own)
 
 
 def _add_common(parser: argparse.ArgumentParser, repeat: str, default: Any) -> None:
@@ -88,10 +90,11 @@ def _models(arguments: argparse.Namespace) -> int:
     place = torch_side.Device(device, torch_side.DTYPES[dtype])
     both = torch_side.Models(variant, place)
     choice = models.Choice(tasks, dtype, device, repeat, bool(arguments.compile))
-    rows = models.measure(choice, torch_side, both, place, tqdm)
-    print("\n".join(table.table(rows)))
+    with torch_side.compiling() if choice.compiled else nullcontext():
+        product, rows = models.measure(choice, torch_side, both, place, tqdm)
+    print("\n".join(table.table(product, rows)))
     if arguments.out is not None:
-        record.write(arguments.out, "models", rows)
+        record.write(arguments.out, "models", rows, {"matmul": product.as_json()})
     return int(ExitCode.CONFORMANT)
 
 

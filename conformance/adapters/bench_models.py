@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, partial
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -40,6 +43,9 @@ _BUILDERS: dict[str, dict[str, Callable[[Variant], nn.Module]]] = {
 
 _COMPILERS: dict[str, dict[str, Any]] = {COMPILED: {}, GRAPHS: {"mode": "reduce-overhead"}}
 """By way: what torch.compile is told; `reduce-overhead` is that with CUDA graphs."""
+
+_SIZES = 64
+"""So many sizes of one network may be compiled; torch goes on without compiling after 8."""
 
 _SEED = 0
 _TIMESTEP = 500
@@ -196,6 +202,26 @@ class Models:
         )
         pipe.set_progress_bar_config(disable=True)
         return partial(pipe, **given), lambda: pipe(**given, output_type="pt").images
+
+
+@contextmanager
+def compiling() -> Iterator[None]:
+    """Let every size be compiled for itself, and nothing be found that was compiled before.
+
+    What a first call takes then is what compiling takes.
+    """
+    name = "TORCHINDUCTOR_CACHE_DIR"
+    before = os.environ.get(name)
+    with TemporaryDirectory(prefix="sd1-bench-") as folder:
+        os.environ[name] = folder
+        try:
+            with torch._dynamo.config.patch(recompile_limit=_SIZES):  # noqa: SLF001 - torch's name
+                yield
+        finally:
+            if before is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = before
 
 
 def ways(device: Device) -> tuple[str, ...]:

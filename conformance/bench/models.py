@@ -13,7 +13,7 @@ from conformance.bench.tasks import Task
 from conformance.errors import SuiteError
 
 MATMUL = "matmul"
-"""Of large matrices: what the machine can do, and in every round how busy it is."""
+"""Of large matrices: what the machine can do."""
 
 _WARM = 2
 """Calls of a side on a GPU, beside the one whose output is compared, before time counts."""
@@ -57,7 +57,7 @@ class Ready:
 
 def measure(
     choice: Choice, torch_side: Any, models: Any, device: Any, bar: Callable[..., Any]
-) -> list[Row]:
+) -> tuple[Row, list[Row]]:
     """Compare outputs, then time everything in turns.
 
     Args:
@@ -68,8 +68,9 @@ def measure(
         bar: Makes a progress bar, as `tqdm`.
 
     Returns:
-        Rows: of each task in each way the seconds of `sd1_impl` beside those of diffusers; on a
-        GPU the bytes of both; and the seconds of a large product of matrices.
+        The seconds of a large product of matrices: the machine, which no `diff` judges. Then of
+        each task in each way the seconds of `sd1_impl` beside those of diffusers, and on a GPU the
+        bytes of both.
 
     Raises:
         SuiteError: Outputs differ by more than rounding, or a compiler failed.
@@ -90,12 +91,13 @@ def measure(
     suffix = f"{choice.dtype}-{choice.device}"
     seconds = [one.seconds for one in times[MATMUL][""]]
     facts = {"flops": operations, "peak": operations / min(seconds)}
-    rows = [Row.measured(f"{MATMUL}[{suffix}]", "s", seconds, facts=facts)]
+    product_row = Row.measured(f"{MATMUL}[{suffix}]", "s", seconds, facts=facts)
+    rows: list[Row] = []
     for task in choice.tasks:
         counted = {"flops": flops[task.id], "peak": facts["peak"], "batch": task.batch}
         counted["compiled"] = choice.compiled
         rows += _rows(task.id, suffix, ready[task.id], times[task.id], counted, torch_side.BESIDE)
-    return rows
+    return product_row, rows
 
 
 def _key(side: Any) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 from conformance.bench.record import Row, quartiles
 
 _UNITS = {"s": ((1, "s"), (1e-3, "ms"), (1e-6, "us")), "bytes": ((2**20, "MiB"), (1, "B"))}
-_COLUMNS = (
+_COLUMNS: tuple[str, ...] = (
     "",
     "sd1_impl",
     "middle half",
@@ -23,38 +23,30 @@ _COLUMNS = (
 )
 
 
-def table(rows: Sequence[Row]) -> list[str]:
+def table(product: Row, rows: Sequence[Row]) -> list[str]:
     """Write the figures of `models.measure`; docs/bench.md explains the columns.
 
     Args:
-        rows: The seconds of the large product of matrices first.
+        product: The seconds of a large product of matrices.
+        rows: The others.
 
     Returns:
         Lines, the columns aligned.
     """
-    lines: list[str] = []
-    texts: list[tuple[str, ...]] = [_COLUMNS]
+    kind = product.name.partition("[")[2].rstrip("]")  # dtype and device, those of all rows
+    flops = product.facts["flops"]
+    head = (
+        f"{kind}: the peak is that of a large product of matrices, "
+        f"{product.facts['peak'] / 1e9:,.1f} GFLOP/s at best and "
+        f"{flops / product.value / 1e9:,.1f} in the median of {len(product.runs)}"
+    )
+    texts = [_COLUMNS]
     for row in rows:
-        name = row.name.replace(_kind(row), "").replace("[-", " ").replace("]", "")
-        if row.reference:
-            texts.append(_compared(name, row))
-        elif "reference bytes" in row.facts:
-            texts.append(_held(name, row))
-        else:
-            flops = row.facts["flops"]
-            lines.append(
-                f"{_kind(row)}: the peak is that of a large product of matrices, "
-                f"{row.facts['peak'] / 1e9:,.1f} GFLOP/s at best and "
-                f"{flops / row.value / 1e9:,.1f} in the median of {len(row.runs)}"
-            )
-    worst = max((row.facts["error"] for row in rows if "error" in row.facts), default=None)
-    agree = [] if worst is None else [f"outputs agree within {worst:.1e} (relative L2)"]
-    return [*lines, *aligned(texts), *agree, *_compiling(rows)]
-
-
-def _kind(row: Row) -> str:
-    """Return dtype and device, which are those of all rows."""
-    return "-".join(row.name.partition("[")[2].rstrip("]").split("-")[:2])
+        name = row.name.replace(f"[{kind}-", " ").replace("]", "")
+        texts.append(_compared(name, row) if row.reference else _held(name, row))
+    worst = max(row.facts["error"] for row in rows if row.reference)
+    agree = f"outputs agree within {worst:.1e} (relative L2)"
+    return [head, *aligned(texts), agree, *_compiling(rows)]
 
 
 def _compared(name: str, row: Row) -> tuple[str, ...]:

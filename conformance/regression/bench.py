@@ -1,9 +1,11 @@
 """Two bench files: what got slower or larger beyond noise.
 
-A row is worse if its runs rank higher than chance allows, over all rows of the comparison together
-(`ranks`), and by more than they vary: each median lies outside the other's middle half. Where the
-reference was timed beside it, that has to hold of the ratios too: if the machine was slower that
-day, so was the reference. docs/bench.md explains it.
+What is compared of a row are its ratios to the reference that was timed beside it, run for run: a
+machine that was slower that day was slower for both. Seconds themselves are compared where there
+is no such ratio and the machine is the same. A row is worse if these rank higher than chance
+allows, over all rows of the comparison together (`ranks`), and by more than they vary: each median
+lies outside the other's middle half. What was counted, not measured, is exact. docs/bench.md
+explains it.
 """
 
 from __future__ import annotations
@@ -43,8 +45,7 @@ class Moved:
         before: In the earlier.
         after: In the later.
         what: `worse`, `better`, `same`, `undecided` (too few runs) or `not compared`.
-        factor: The later figure over the earlier; of the ratios to the reference, where only these
-            are comparable; None if that cannot be said.
+        factor: What is compared, the later median over the earlier; None if nothing is.
         p: How probable a change for the worse, or the better, as large as this is by chance; None
             where the figure is exact or not compared.
     """
@@ -101,41 +102,37 @@ class BenchDiff:
     def moved(self) -> list[Moved]:
         """Return every row of both files, judged."""
         pairs = [
-            (row, self.after.rows[n]) for n, row in self.before.rows.items() if n not in self.lost
+            (row, self.after.rows[n]) for n, row in self.before.rows.items() if n in self.after.rows
         ]
         series = [self._series(*pair) for pair in pairs]
-        tested = [i for i, s in enumerate(series) if s]
-        fallen: dict[str, set[int]] = {}
+        tested = [i for i, one in enumerate(series) if one]
         p: dict[str, dict[int, float]] = {}
+        sure: dict[str, set[int]] = {}
         for what in (WORSE, BETTER):
             p[what] = {i: _p(series[i], larger=_larger(pairs[i][1], what)) for i in tested}
             flags = holm(list(p[what].values()))
-            fallen[what] = {i for i, flag in zip(tested, flags, strict=True) if flag}
+            sure[what] = {i for i, flag in zip(tested, flags, strict=True) if flag}
         found = []
         for i, (before, after) in enumerate(pairs):
-            if _exact(before, after):
-                found.append(Moved(before, after, *_exactly(before, after), None))
+            one = series[i]
+            if one is None:
+                what, factor = _exactly(before, after) if _exact(before, after) else (APART, None)
+                found.append(Moved(before, after, what, factor, None))
                 continue
-            if not series[i]:
-                found.append(Moved(before, after, APART, None, None))
-                continue
-            what = next((w for w in (WORSE, BETTER) if i in fallen[w] and _apart(series[i])), SAME)
-            if what == SAME and min(p_least(*map(len, s)) for s in series[i]) > ALPHA / len(tested):
+            what = next((w for w in (WORSE, BETTER) if i in sure[w] and _apart(*one)), SAME)
+            if what == SAME and p_least(*map(len, one)) > ALPHA / len(tested):
                 what = UNDECIDED
             least = min(p[w][i] for w in (WORSE, BETTER))
-            found.append(Moved(before, after, what, _factor(*series[i][0]), least))
+            found.append(Moved(before, after, what, _factor(*one), least))
         return found
 
-    def _series(self, before: Row, after: Row) -> list[Series]:
-        """Return what has to have moved: the runs, the ratios to the reference, or both."""
-        if _exact(before, after) or not before.runs or not after.runs:
-            return []
-        found: list[Series] = []
-        if not self.machines or after.unit == "ratio":
-            found.append((before.runs, after.runs))
-        if before.ratios and after.ratios and not self.references and _one_reference(before, after):
-            found.append((before.ratios, after.ratios))
-        return found
+    def _series(self, before: Row, after: Row) -> Series | None:
+        """Return what is compared of a row, before and after; None if it is exact or nothing is."""
+        names = {row.reference.name if row.reference else None for row in (before, after)}
+        if before.ratios and after.ratios and len(names) == 1 and not self.references:
+            return before.ratios, after.ratios
+        alone = after.unit == "ratio" or not self.machines
+        return (before.runs, after.runs) if before.runs and after.runs and alone else None
 
     def of(self, what: str) -> list[Moved]:
         """Return the rows that did this, the largest change first."""
@@ -158,8 +155,8 @@ class BenchDiff:
         found = []
         if self.machines:
             found.append(
-                f"between two machines ({_some(self.machines)} differ): seconds say nothing, "
-                "ratios to the reference of the same run are compared"
+                f"between two machines ({_some(self.machines)}): seconds say nothing, only ratios "
+                "to the reference of the same run and what is counted are compared"
             )
         if self.references:
             found.append(
@@ -243,20 +240,15 @@ def _larger(row: Row, what: str) -> bool:
     return (what == WORSE) is (row.better != MORE)
 
 
-def _one_reference(before: Row, after: Row) -> bool:
-    return bool(
-        before.reference and after.reference and before.reference.name == after.reference.name
-    )
+def _p(series: Series | None, *, larger: bool) -> float:
+    """Return how probable it is by chance that the later runs are this much larger, or smaller."""
+    before, after = series or ((), ())
+    return p_larger(before, after) if larger else p_larger(after, before)
 
 
-def _p(series: Sequence[Series], *, larger: bool) -> float:
-    """Return the p of all having moved: that of the least certain."""
-    return max(p_larger(*(pair if larger else pair[::-1])) for pair in series)
-
-
-def _apart(series: Sequence[Series]) -> bool:
-    """Say whether every pair moved by more than it varies."""
-    return all(_outside(a, b) and _outside(b, a) for a, b in series)
+def _apart(before: Sequence[float], after: Sequence[float]) -> bool:
+    """Say whether they moved by more than they vary."""
+    return _outside(before, after) and _outside(after, before)
 
 
 def _outside(runs: Sequence[float], others: Sequence[float]) -> bool:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import numpy as np
+
+from conformance.bench.record import quartiles
 from conformance.bench.table import between, figure
 from conformance.environment import changes_text
 from conformance.regression.bench import BETTER, UNDECIDED, WORSE, BenchDiff, Moved
@@ -60,15 +63,21 @@ def _moved(moved: Moved) -> str:
     if moved.p is None:
         grown = f", {after.value - before.value:+,.0f} B" if after.unit == "bytes" else ""
         return f"{after.name} {' -> '.join(figures)}{factor}{grown}"
-    texts = [
-        f"{text} ({between(*row.spread, row.unit)})"
-        for text, row in zip(figures, (before, after), strict=True)
-    ]
-    text = f"{after.name} {' -> '.join(texts)}{factor}, p {moved.p:.1g}"
+    told = f"{after.name} {' -> '.join(figures)}"
     if before.ratios and after.ratios:
-        ratios = (figure(row.as_json()["ratio"], "ratio") for row in (before, after))
-        text += f"; of the reference's {' -> '.join(ratios)}"
-    return text
+        ratios = [
+            f"{np.median(row.ratios):.3g} ({_half(row.ratios, 'ratio')})" for row in (before, after)
+        ]
+        told += f"; of the reference's {' -> '.join(ratios)}"
+    else:
+        told += (
+            f"; middle halves {' -> '.join(_half(row.runs, row.unit) for row in (before, after))}"
+        )
+    return f"{told}{factor}, p {moved.p:.1g}"
+
+
+def _half(runs: tuple[float, ...], unit: str) -> str:
+    return between(*quartiles(runs), unit)
 
 
 def _names(names: list[str]) -> str:
