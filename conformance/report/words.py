@@ -138,7 +138,7 @@ def level_text(summary: Summary) -> str:
     if summary.environment_at_fault:
         return "not known: the environment is at fault"
     if summary.level is None:
-        broken = summary.counts["fail"] or summary.counts["xfail"]
+        broken = summary.counts["fail"] > summary.memory.failed or summary.counts["xfail"]
         text = "below 0 (contract)" if broken else MISSING
     else:
         so_far = "" if summary.finished and not summary.missing_shards else " so far"
@@ -210,6 +210,8 @@ def measured(first: Divergence) -> str:
     shapes = _SHAPES.search(first.hint)
     if shapes and (first.ratio is None or math.isnan(first.ratio)):
         return shapes.group()
+    if first.kind == MEMORY:
+        return f"ratio {number_text(first.ratio)} of its budget"
     return f"ratio {number_text(first.ratio)}, limit {number_text(first.limit)}"
 
 
