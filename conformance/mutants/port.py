@@ -48,7 +48,13 @@ class Spoiled:
 
 
 class MutantPort:
-    """A mutant behind the port contract."""
+    """A mutant behind the port contract.
+
+    Attributes:
+        recorded_as: The port by whose recorded memory it is judged.
+    """
+
+    recorded_as = "sd1_impl"
 
     def __init__(self, mutant: Mutant) -> None:
         self.mutant = mutant
