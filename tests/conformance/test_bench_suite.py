@@ -87,7 +87,7 @@ def test_watching_is_told_from_judging(watched: Watched) -> None:
     assert splice.ratios == (1.4,) * 3
     assert judging.runs == (0.0,) * 3
     assert [suite.met(row) for row in rows.values()] == [None, True, False, None]
-    assert len(watched.asked) == 1 + 3 + 3 * 3
+    assert len(watched.asked) == 1 + 3 * 3
 
 
 def test_a_small_size_has_no_goals(watched: Watched) -> None:
