@@ -110,7 +110,7 @@ def _line(mutant_id: str, row: dict[str, Any], *, again: bool) -> str:
 def _verdict(summary: dict[str, Any]) -> list[str]:
     """Return the gate's verdict in a few lines."""
     total, nulls = summary["total"], summary["nulls"]
-    rows = [row for row in summary["mutants"] if not row["heavy"]]  # those have no noise
+    rows = [row for row in summary["mutants"] if not row.get("heavy")]  # those have no noise
     wrong = [row for row in rows if row["expected_probe"] or row["killed_by"]]
     smallest = sorted(wrong, key=lambda row: row["ratio"])[:10]
     honest = [row for row in rows if row not in wrong]

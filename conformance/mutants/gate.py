@@ -170,7 +170,6 @@ def try_mutant(mutant_id: str) -> Trial:
         "id": mutant.id,
         "component": mutant.component,
         "dtype": mutant.dtype,
-        "heavy": mutant.heavy,
         "killed_by": killed_by,
         "expected_probe": None,
         "first_divergence": first,
@@ -178,6 +177,7 @@ def try_mutant(mutant_id: str) -> Trial:
         "confirmed": False,
         "ratio": ratio,
     }
+    row |= {"heavy": True} if mutant.heavy else {}
     if mutant.null:  # a skip or an error proves nothing
         broken = [line for line in lines if line["verdict"] in {"error", "skip"}]
         return Trial(mutant.id, row, error=broken[0]["message"] if broken else "")
