@@ -7,7 +7,7 @@ import diffusers
 from conformance.adapters import diffusers_pipelines as pipelines
 from conformance.adapters import diffusers_schedulers as schedulers
 from conformance.adapters import diffusers_training as training
-from conformance.adapters.diffusers_networks import NETWORKS, Tokenizer, use_attention
+from conformance.adapters.diffusers_networks import NETWORKS, Tokenizer, save_memory, use_attention
 from conformance.adapters.torch_module import TorchPort
 
 
@@ -21,4 +21,5 @@ def port() -> TorchPort:
         Tokenizer,
         others=others,
         attention=use_attention,
+        saving=save_memory,
     )

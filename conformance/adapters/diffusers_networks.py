@@ -17,6 +17,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from conformance.adapters.backends import PLAIN
 from conformance.adapters.torch_module import first_tensor
 from conformance.errors import UnsupportedError
+from conformance.execution import SAVINGS
 from conformance.port import Arrays
 from conformance.spec import BLOCKS
 from conformance.vocabulary import CONTEXT, END, Vocabulary
@@ -159,6 +160,28 @@ def use_attention(module: Any, backend: str) -> int:
     for attention in attentions:
         attention.set_processor(AttnProcessor() if backend == PLAIN else SlicedAttnProcessor(1))
     return len(attentions)
+
+
+_SAVINGS = dict(
+    zip(SAVINGS, ("enable_slicing", "enable_tiling", "enable_gradient_checkpointing"), strict=True)
+)
+
+
+def save_memory(module: nn.Module, saving: str) -> int:
+    """Let networks save memory, by the library's own switches.
+
+    Args:
+        module: A network, or a dict of them.
+        saving: One of `execution.SAVINGS`. The UNet has slices of its own, by no such switch.
+
+    Returns:
+        How many networks save so.
+    """
+    switches = [getattr(part, _SAVINGS[saving], None) for part in module.modules()]
+    found = [switch for switch in switches if switch is not None]
+    for switch in found:
+        switch()
+    return len(found)
 
 
 NETWORKS: dict[str, tuple[Build, Call]] = {

@@ -6,6 +6,7 @@ stand for what would be computed, on the CPU: on the meta device torch would cho
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
 
 from conformance.adapters.storages import tensors_in
 from conformance.recipe import SEED
@@ -22,12 +24,13 @@ from conformance.variants import Weights
 SMALL = 2**16
 """Bytes up to which a tensor that depends on nothing imagined is real: ids, timesteps, tables."""
 
-_LIFT = torch.ops.aten.lift_fresh.default
+_DEVICE, _MEAN_SQUARE = torch.ops.prim.device.default, torch.ops.aten.mse_loss.default
+_LIFT, _CAST = torch.ops.aten.lift_fresh.default, torch.ops.aten._to_copy.default  # noqa: SLF001
 
 
 @dataclass(frozen=True)
 class _Nothing:
-    """Stands for the recipe of a tensor: one zero, repeated.
+    """Stands for the recipe of a tensor: zeros, which take no memory while nobody touches them.
 
     Attributes:
         shape: Of the tensor.
@@ -36,8 +39,8 @@ class _Nothing:
     shape: tuple[int, ...]
 
     def draw(self, dtype: type[np.floating[Any]], seed: int = SEED) -> np.ndarray:  # noqa: ARG002
-        """Return an array that holds a single number."""
-        return np.broadcast_to(dtype(0), self.shape)
+        """Return zeros that the system has promised and not yet given."""
+        return np.zeros(self.shape, dtype)
 
 
 def hollow(weights: Weights) -> Weights:
@@ -68,7 +71,7 @@ class _Sparing(TorchDispatchMode):
 
 
 def _is_large(tensor: Tensor) -> bool:
-    return tensor.device.type != "meta" and tensor.numel() * tensor.itemsize > SMALL
+    return not tensor.is_meta and tensor.numel() * tensor.itemsize > SMALL
 
 
 class Hollow(_Sparing):
@@ -79,22 +82,27 @@ class Hollow(_Sparing):
     ) -> Any:
         """Run an operation; what would be large is hollow instead."""
         kwargs = kwargs or {}
-        if func is _LIFT:
-            return _hollow(args[0]) if _is_large(args[0]) else args[0]
+        if func in {_LIFT, _CAST}:  # how weights come, and nearly all that is done to them
+            large = _is_large(args[0])
+            return _hollow(args[0], **kwargs) if large else func(*args, **kwargs)
         given = list(tensors_in((args, kwargs)))
-        if func.is_view or any(tensor.device.type == "meta" for tensor in given):
+        if func.is_view or any(tensor.is_meta for tensor in given) or _asks_for_meta(kwargs):
             return func(*args, **kwargs)
         result = self.sizes_of(func, args, kwargs)
         if result is None:
             return func(*args, **kwargs)
         if func._schema.is_mutable:  # noqa: SLF001 - there is no public name
             return given[0]
-        return torch.utils._pytree.tree_map_only(Tensor, _hollow, result)  # noqa: SLF001
+        return tree_map_only(Tensor, _hollow, result)
 
 
-def _hollow(tensor: Tensor) -> Tensor:
+def _asks_for_meta(options: Mapping[str, Any]) -> bool:
+    return str(options.get("device")) == "meta"
+
+
+def _hollow(tensor: Tensor, dtype: torch.dtype | None = None, **_: Any) -> Tensor:
     """Return a tensor of that shape and dtype which holds a single number."""
-    return torch.zeros((), dtype=tensor.dtype, device=tensor.device).expand(tensor.shape)
+    return torch.zeros((), dtype=dtype or tensor.dtype).expand(tensor.shape)
 
 
 class Imagined(_Sparing):
@@ -105,8 +113,13 @@ class Imagined(_Sparing):
     ) -> Any:
         """Run an operation on shapes; on values where all that it reads is real and small."""
         kwargs = kwargs or {}
+        if func is _DEVICE:
+            return func(*args)
         if any(isinstance(tensor, FakeTensor) for tensor in tensors_in((args, kwargs))):
-            return self.imagine(func, args, kwargs)
+            result = self.imagine(func, args, kwargs)
+            if func is _MEAN_SQUARE:  # its mean is written where the squares were
+                result.untyped_storage().resize_(args[0].numel() * args[0].itemsize)
+            return result
         if func is _LIFT or func.is_view:
             return func(*args, **kwargs)
         result = self.sizes_of(func, args, kwargs)
@@ -115,15 +128,17 @@ class Imagined(_Sparing):
     def fill(self, module: nn.Module) -> None:
         """Put an imagined tensor, dense, in the place of every parameter."""
         done: dict[int, nn.Parameter] = {}
-        for part in module.modules():
-            for name, old in part._parameters.items():  # noqa: SLF001 - it may be shared
-                if old is not None:
-                    part._parameters[name] = done.setdefault(id(old), self._dense(old))  # noqa: SLF001
-            for name, buffer in part._buffers.items():  # noqa: SLF001
-                if buffer is not None and 0 in buffer.stride() and _is_large(buffer):
-                    part._buffers[name] = self._dense(buffer).detach()  # noqa: SLF001
-
-    def _dense(self, tensor: Tensor) -> nn.Parameter:
         with self.fake:
-            dense = torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device)
-        return nn.Parameter(dense, requires_grad=tensor.requires_grad)
+            for part in module.modules():
+                for name, old in part._parameters.items():  # noqa: SLF001 - it may be shared
+                    if old is not None:
+                        new = done.setdefault(id(old), _dense(old))
+                        part._parameters[name] = new  # noqa: SLF001
+                for name, buffer in part._buffers.items():  # noqa: SLF001
+                    if buffer is not None and _is_large(buffer) and 0 in buffer.stride():
+                        part._buffers[name] = _dense(buffer).data  # noqa: SLF001
+
+
+def _dense(tensor: Tensor) -> nn.Parameter:
+    dense = torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device)
+    return nn.Parameter(dense, requires_grad=tensor.requires_grad)

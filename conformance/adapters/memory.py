@@ -8,18 +8,19 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
-from conformance import spec
 from conformance.adapters.imagined import Hollow, Imagined, hollow
 from conformance.adapters.storages import StorageTracker
+from conformance.adapters.torch_module import TorchPort
 from conformance.case import Case
 from conformance.determinism import gradient_mode
 from conformance.errors import UnsupportedError
 from conformance.execution import SDPA, Execution
+from conformance.memory.budgets import block_order
 from conformance.memory.footprint import Footprint
 from conformance.port import Port
-from conformance.training import TRAINED
 
 _CPU = "cpu"
 
@@ -27,10 +28,19 @@ _CPU = "cpu"
 class Predictor:
     """Predicts what a port holds; keeps the network that was loaded last."""
 
-    def __init__(self, port: Port, name: str) -> None:
-        """Take the port, and its name for messages."""
-        self.port = port
-        self.name = name
+    def __init__(self, port: Port) -> None:
+        """Take the port, or what says by `torch_port()` which one it stands for.
+
+        Raises:
+            UnsupportedError: It is none that is written with torch and runs in this process.
+        """
+        self.port = getattr(port, "torch_port", lambda: port)()
+        if not isinstance(self.port, TorchPort):
+            message = (
+                f"a {type(self.port).__name__} is no TorchPort: what it holds cannot be predicted "
+                "from here"
+            )
+            raise UnsupportedError(message)
         self._imagined = Imagined()
         self._loaded: tuple[tuple[Any, ...], Any] | None = None
 
@@ -64,24 +74,26 @@ class Predictor:
                     component = load(*own)
                 else:
                     component = load(*own, backend=execution.backend)
-            require_traceable(component, self.name)
+            require_traceable(component)
             self._imagined.fill(component.module)
             self._loaded = key, component
         return self._loaded[1]
 
 
-def require_traceable(component: Any, name: str) -> None:
+def require_traceable(component: Any) -> None:
     """Check that a component can be called on torch's tensors.
 
     Raises:
         UnsupportedError: It is no module behind the port contract.
     """
     if not all(hasattr(component, part) for part in ("module", "tensors", "traced")):
-        message = (
-            f"{name} is no TorchPort: the memory of a {type(component).__name__} cannot be seen "
-            "from here"
-        )
+        message = f"a {type(component).__name__} is no torch module: what it holds cannot be seen"
         raise UnsupportedError(message)
+
+
+def footprint_of(port: Port, case: Case, execution: Execution) -> Footprint:
+    """Predict what a port holds; `Predictor` does the same for many cases."""
+    return Predictor(port).predict(case, execution)
 
 
 def footprint(component: Any, case: Case, inputs: Mapping[str, np.ndarray]) -> Footprint:
@@ -102,23 +114,40 @@ def footprint(component: Any, case: Case, inputs: Mapping[str, np.ndarray]) -> F
         if isinstance(tensor, Tensor):
             tracker.count(tensor)
     network, names = _names(component, case)
-    blocks = spec.block_names(_network_of(case))
+    blocks = block_order(case)
     grad = nullcontext() if case.is_training else gradient_mode()
     with grad, tracker.watching(network, names, blocks), tracker:
         component.traced(tensors, (), _look_away)
     found = tracker.footprint()
-    order = spec.execution_order(_network_of(case))
-    ordered = sorted(found.blocks, key=lambda name: order.get(name, len(order)))
-    return replace(found, blocks={name: found.blocks[name] for name in ordered})
+    own = {name: found.blocks[name] for name in blocks if name in found.blocks}
+    return replace(found, blocks=own)
+
+
+def allocated(component: Any, case: Case, inputs: Mapping[str, np.ndarray], device: str) -> int:
+    """Call a component once on a CUDA device and ask the allocator for its peak.
+
+    Returns:
+        The most bytes that tensors and kernels held at once beside what was there before: inputs
+        count, weights do not.
+    """
+    tensors = component.tensors(inputs)
+    own = {t.untyped_storage() for t in tensors.values() if isinstance(t, Tensor) and t.is_cuda}
+    torch.cuda.synchronize(device)
+    before = torch.cuda.memory_allocated(device) - sum(storage.nbytes() for storage in own)
+    torch.cuda.reset_peak_memory_stats(device)
+    with nullcontext() if case.is_training else gradient_mode():
+        component.traced(tensors, (), _look_away)
+    torch.cuda.synchronize(device)
+    return int(torch.cuda.max_memory_allocated(device)) - before
+
+
+def device_class(device: str) -> str:
+    """Return the name under which allowances of a CUDA device are recorded."""
+    return str(torch.cuda.get_device_name(device))
 
 
 def _look_away(_name: str, _tensor: Tensor) -> None:
     """Observe nothing."""
-
-
-def _network_of(case: Case) -> str:
-    """Return the network whose blocks are named: of a training the one that is trained."""
-    return TRAINED.get(case.component, case.component)
 
 
 def _names(component: Any, case: Case) -> tuple[Any, dict[str, str]]:

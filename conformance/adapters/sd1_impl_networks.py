@@ -14,6 +14,7 @@ from conformance.port import Arrays
 from conformance.spec import BLOCKS
 from sd1_impl.attention_kernels import use_kernel
 from sd1_impl.config import TextEncoderConfig, UNetConfig, VAEConfig
+from sd1_impl.savings import use_saving
 from sd1_impl.text_encoder import CLIPTextEncoder
 from sd1_impl.tokenizer import CLIPTokenizer
 from sd1_impl.unet import UNet
@@ -93,6 +94,11 @@ def _call_block(module: nn.Module, tensors: Tensors) -> Tensors:
 def use_attention(module: nn.Module, backend: str) -> int:
     """Let the attentions of a network be `plain` or `sliced`; return how many they are."""
     return use_kernel(module, backend)
+
+
+def save_memory(module: nn.Module, saving: str) -> int:
+    """Let networks save memory; return in how many places they do."""
+    return use_saving(module, saving)
 
 
 class Tokenizer:

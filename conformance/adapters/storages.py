@@ -33,7 +33,7 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
 class StorageTracker(TorchDispatchMode):
     """Counts the storages that operations make, until nobody holds them any longer.
 
-    A view shares its storage, and an operation in place makes none. A storage that is resized counts
+    A view shares its storage, and an operation in place makes none. One that is resized counts
     with its new size. What a kernel needs while it runs, and no tensor holds, is not seen.
     """
 

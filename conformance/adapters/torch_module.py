@@ -27,7 +27,7 @@ from conformance.adapters.rename import Place, Rename, Rules, Table, some, table
 from conformance.adapters.torch_component import TorchComponent
 from conformance.determinism import float32_is_float32
 from conformance.errors import PortError, UnsupportedError
-from conformance.execution import COMPILE, SDPA
+from conformance.execution import COMPILE, SAVINGS, SDPA
 from conformance.port import Component, Hello
 from conformance.tolerance import EVERY_ARITHMETIC
 from conformance.variants import parse_variant
@@ -132,6 +132,8 @@ class TorchPort:
             preset (`diffusers`, `compvis`), or both.
         attention: Lets the attentions of a network be `plain` or `sliced`, and says how many they
             are; None where torch's kernel is to be replaced from outside.
+        saving: Lets a network, or a dict of them, save memory in one of the ways of
+            `execution.SAVINGS`, and says in how many places it does; None where there is no way.
     """
 
     name: str
@@ -141,6 +143,7 @@ class TorchPort:
     others: Mapping[str, Load] = field(default_factory=dict)
     rename: Mapping[str, Rules] = field(default_factory=dict)
     attention: Switch | None = None
+    saving: Switch | None = None
 
     def __post_init__(self) -> None:
         """Refuse what no network can be built from.
@@ -252,6 +255,11 @@ class TorchPort:
         if (arithmetic, backend) == (dtype, SDPA):
             return loaded
         require_compilable(arithmetic, device, backend)
+        if backend in SAVINGS:
+            if self.saving is None or not self.saving(loaded.module, backend):
+                message = f"{self.name} has no way to compute {component} {backend}"
+                raise UnsupportedError(message)
+            return computing_in(arithmetic, loaded)
         changed = computing_in(arithmetic, evaluating_by(backend, loaded, self.attention))
         return Compiled(changed) if backend == COMPILE else changed
 

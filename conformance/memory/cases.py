@@ -90,8 +90,11 @@ _TABLE = (
     Configurations(_TEXT, "tiny", (0,), (2,), _WHOLE, (*_DTYPES, _BFLOAT16)),
     Configurations(_TEXT, "sd1", (0,), (1, 2), _WHOLE),
     Configurations(_UNET, "tiny", (16,), (2,), PATHS, (*_DTYPES, _BFLOAT16)),
-    Configurations(_UNET, "sd1", (32, 64, 96), (1, 2), PATHS),
+    Configurations(_UNET, "sd1", (32,), (1, 2), _WHOLE),
+    Configurations(_UNET, "sd1", (64,), (1, 2), PATHS),
     Configurations(_UNET, "sd1", (64,), (2,), (SDPA,), (_BFLOAT16,)),
+    Configurations(_UNET, "sd1", (96,), (1, 2), (SDPA,)),
+    Configurations(_UNET, "sd1", (96,), (1,), (PLAIN, SLICED), (_FLOAT16,)),
     Configurations(_ENCODER, "tiny", (64,), (2,), (*_WHOLE, BY_SAMPLE)),
     Configurations(_ENCODER, "sd1", (256, 512), (1,), _WHOLE),
     Configurations(_ENCODER, "sd1", (256, 512), (2,), (*_WHOLE, BY_SAMPLE)),
@@ -108,17 +111,16 @@ _TABLE = (
 
 def _scenario(component: str, size: int, batch: int) -> Scenario:
     """Return the inputs of a size and batch, square."""
-    sides = {"height": size, "width": size}
-    latents, image = f"latent{size}-batch{batch}", f"image{size}-batch{batch}"
+    name = f"image{size}-batch{batch}" if component == _ENCODER else f"latent{size}-batch{batch}"
     if component == _TEXT:
         return PromptBatch(f"batch{batch}", _HUNTS, batch=batch)
     if component == _UNET:
-        return UNetScenario(latents, _HUNTS, timestep=(_MIDDLE,), batch=batch, **sides)
+        return UNetScenario(name, _HUNTS, (_MIDDLE,), batch, size, size)
     if component == _ENCODER:
-        return ImageScenario(image, _HUNTS, batch=batch, **sides)
+        return ImageScenario(name, _HUNTS, size, size, batch)
     if component == _DECODER:
-        return LatentsScenario(latents, _HUNTS, batch=batch, **sides)
-    return DenoisingScenario(latents, _HUNTS, timesteps=(_MIDDLE,) * batch, **sides)
+        return LatentsScenario(name, _HUNTS, size, size, batch)
+    return DenoisingScenario(name, _HUNTS, timesteps=(_MIDDLE,) * batch, height=size, width=size)
 
 
 @cache

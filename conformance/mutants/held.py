@@ -22,7 +22,7 @@ def footprint_of(mutant: Mutant | None, case: Case, execution: Execution) -> Foo
         UnsupportedError: It is not run so.
     """
     port = sd1_impl.port() if mutant is None else MutantPort(mutant)
-    return Predictor(port, port.hello().name).predict(case, execution)
+    return Predictor(port).predict(case, execution)
 
 
 def expected_block(mutant: Mutant, case: Case, execution: Execution) -> str | None:
