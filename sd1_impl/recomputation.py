@@ -33,7 +33,8 @@ def recompute(network: nn.Module, *, on: bool = True) -> None:
 
     Args:
         network: A UNet, text encoder or autoencoder, or a container of them.
-        on: Whether its levels, or layers, are computed again in the backward pass.
+        on: Whether its layers, or the autoencoder's levels, are computed again in the backward
+            pass.
     """
     for module in network.modules():
         if hasattr(module, "recompute"):

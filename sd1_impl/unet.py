@@ -9,7 +9,6 @@ T width of the time embedding, L tokens of the prompt (77), E their width (768).
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -30,7 +29,13 @@ class DownBlock(nn.Module):
         config: The UNet's numbers.
         level: Which entry of the config's tuples.
         in_channels: Width of the incoming map.
+
+    Attributes:
+        recompute: Whether a backward pass computes each layer again, instead of keeping what it
+            computed: see `sd1_impl.recomputation`.
     """
+
+    recompute = False
 
     def __init__(self, config: UNetConfig, level: int, in_channels: int) -> None:
         super().__init__()
@@ -61,9 +66,9 @@ class DownBlock(nn.Module):
         """
         skips = []
         for i, resnet in enumerate(self.resnets):
-            hidden = resnet(hidden, temb)
+            hidden = call(resnet, hidden, temb, recompute=self.recompute)
             if self.has_attention:
-                hidden = self.attentions[i](hidden, context)
+                hidden = call(self.attentions[i], hidden, context, recompute=self.recompute)
             skips.append(hidden)
         for downsample in self.downsamplers:
             hidden = downsample(hidden)
@@ -76,7 +81,12 @@ class MidBlock(nn.Module):
 
     Args:
         config: The UNet's numbers; width and heads are the last level's.
+
+    Attributes:
+        recompute: As `DownBlock`'s.
     """
+
+    recompute = False
 
     def __init__(self, config: UNetConfig) -> None:
         super().__init__()
@@ -86,9 +96,9 @@ class MidBlock(nn.Module):
 
     def forward(self, hidden: Tensor, temb: Tensor, context: Tensor) -> Tensor:
         """Map ``(B, C, H, W)`` to the same shape, given ``(B, T)`` and ``(B, L, E)``."""
-        hidden = self.resnets[0](hidden, temb)
-        hidden = self.attentions[0](hidden, context)
-        return self.resnets[1](hidden, temb)
+        hidden = call(self.resnets[0], hidden, temb, recompute=self.recompute)
+        hidden = call(self.attentions[0], hidden, context, recompute=self.recompute)
+        return call(self.resnets[1], hidden, temb, recompute=self.recompute)
 
 
 class UpBlock(nn.Module):
@@ -99,7 +109,12 @@ class UpBlock(nn.Module):
         level: Which entry of the config's tuples.
         in_channels: Width of the incoming map.
         skip_channels: Width of each skip connection, in the order in which they are read.
+
+    Attributes:
+        recompute: As `DownBlock`'s.
     """
+
+    recompute = False
 
     def __init__(
         self, config: UNetConfig, level: int, in_channels: int, skip_channels: Sequence[int]
@@ -139,9 +154,10 @@ class UpBlock(nn.Module):
             ``(B, width of the level, *size)``.
         """
         for i, (resnet, skip) in enumerate(zip(self.resnets, skips, strict=True)):
-            hidden = resnet(torch.cat([hidden, skip], dim=1), temb)
+            hidden = torch.cat([hidden, skip], dim=1)
+            hidden = call(resnet, hidden, temb, recompute=self.recompute)
             if self.has_attention:
-                hidden = self.attentions[i](hidden, context)
+                hidden = call(self.attentions[i], hidden, context, recompute=self.recompute)
         for upsample in self.upsamplers:
             hidden = upsample(hidden, size)
         return hidden
@@ -152,13 +168,7 @@ class UNet(nn.Module):
 
     Args:
         config: Its shape.
-
-    Attributes:
-        recompute: Whether a backward pass computes each level again, instead of keeping what it
-            computed: see `sd1_impl.recomputation`.
     """
-
-    recompute = False
 
     def __init__(self, config: UNetConfig) -> None:
         super().__init__()
@@ -220,20 +230,17 @@ class UNet(nn.Module):
         hidden = self.conv_in(sample)
         skips = [hidden]
         for block in self.down_blocks:
-            hidden, block_skips = self._call(block, hidden, temb, encoder_hidden_states)
+            hidden, block_skips = block(hidden, temb, encoder_hidden_states)
             skips += block_skips
 
-        hidden = self._call(self.mid_block, hidden, temb, encoder_hidden_states)
+        hidden = self.mid_block(hidden, temb, encoder_hidden_states)
 
         for block in self.up_blocks:
             block_skips = [skips.pop() for _ in range(self.config.layers_per_block + 1)]
             size = skips[-1].shape[-2:] if skips else sample.shape[-2:]
-            hidden = self._call(block, hidden, temb, encoder_hidden_states, block_skips, size)
+            hidden = block(hidden, temb, encoder_hidden_states, block_skips, size)
 
         return self.conv_out(F.silu(self.conv_norm_out(hidden)))
-
-    def _call(self, block: nn.Module, *inputs: Any) -> Any:
-        return call(block, *inputs, recompute=self.recompute)
 
     def _check(self, sample: Tensor, context: Tensor) -> None:
         """Name what is wrong, instead of failing inside a convolution."""

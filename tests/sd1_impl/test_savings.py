@@ -244,7 +244,7 @@ def test_by_sample_in_tiles(vae: AutoencoderKL):
 @pytest.mark.parametrize(
     ("build", "places"),
     [
-        (lambda: UNet(SD_V1_UNET), {"by_sample": 0, "tiled": 0, "recompute": 1}),
+        (lambda: UNet(SD_V1_UNET), {"by_sample": 0, "tiled": 0, "recompute": 9}),
         (lambda: AutoencoderKL(SD_V1_VAE), {"by_sample": 1, "tiled": 1, "recompute": 2}),
         (
             lambda: CLIPTextEncoder(TextEncoderConfig()),
