@@ -129,7 +129,8 @@ class BenchDiff:
     def _series(self, before: Row, after: Row) -> Series | None:
         """Return what is compared of a row, before and after; None if it is exact or nothing is."""
         names = {row.reference.name if row.reference else None for row in (before, after)}
-        if before.ratios and after.ratios and len(names) == 1 and not self.references:
+        replaced = self.references and names & {*_REFERENCE}
+        if before.ratios and after.ratios and len(names) == 1 and not replaced:
             return before.ratios, after.ratios
         alone = after.unit == "ratio" or not self.machines
         return (before.runs, after.runs) if before.runs and after.runs and alone else None
