@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from copy import copy
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from conformance.adapters import sd1_impl
+from conformance.adapters.torch_module import TorchPort
 from conformance.execution import SDPA
 from conformance.mutants.mutant import Mutant
 from conformance.port import Arrays, Component, Hello
@@ -48,13 +50,7 @@ class Spoiled:
 
 
 class MutantPort:
-    """A mutant behind the port contract.
-
-    Attributes:
-        recorded_as: The port by whose recorded memory it is judged.
-    """
-
-    recorded_as = "sd1_impl"
+    """A mutant behind the port contract."""
 
     def __init__(self, mutant: Mutant) -> None:
         self.mutant = mutant
@@ -78,3 +74,9 @@ class MutantPort:
             loaded = self.port.load(component, variant, weights, arithmetic, device, backend)
         self.mutant.spoil(getattr(loaded, "module", None))
         return Spoiled(loaded, self.mutant)
+
+    def torch_port(self) -> TorchPort:
+        """Return the port that is spoiled, under its own name, so that what it holds is judged."""
+        spoiled = copy(self.port)
+        object.__setattr__(spoiled, "load", self.load)  # a port is frozen
+        return spoiled

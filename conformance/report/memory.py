@@ -114,6 +114,9 @@ class Memory(Section):
 
 
 def _row(record: dict[str, Any], facts: dict[str, Any]) -> Row:
+    blocks = _sizes(facts.get("blocks"))
+    budget = facts.get("budget")  # of its blocks those that differ
+    allowed = blocks | _sizes(mapping(budget).get("blocks")) if budget else {}
     how = [printable(record.get(key), 30) for key in ("dtype", "backend", "device")]
     place = [printable(facts.get(key), 120) for key in ("at", "where")]
     return Row(
@@ -124,8 +127,8 @@ def _row(record: dict[str, Any], facts: dict[str, Any]) -> Row:
         ceiling=count(facts.get("ceiling")),
         weights=count(facts.get("weights")),
         place=" in ".join(text for text in place if text),
-        blocks=_sizes(facts.get("blocks")),
-        allowed=_sizes(mapping(facts.get("budget")).get("blocks")),
+        blocks=blocks,
+        allowed=allowed,
         first=printable(mapping(record.get("first_divergence")).get("probe"), 120),
         own=record.get("backend") == SDPA,
     )

@@ -27,7 +27,7 @@ def line(dtype: str = "float16", backend: str = "sdpa", **facts: Any) -> dict[st
         "mode": "memory", "verdict": "pass", "ratio": None, "worst_probe": None,
         "first_divergence": None, "seconds": 0.1, "message": "", "detail": "", "hunts": "",
         "missing": [], "probes": [],
-        "memory": {**held, "where": "up_blocks.3", "blocks": BLOCKS, "budget": {"blocks": BLOCKS}},
+        "memory": {**held, "where": "up_blocks.3", "blocks": BLOCKS, "budget": {"peak": 3 * MIB}},
         **facts,
     }  # fmt: skip
 
@@ -37,7 +37,7 @@ def over() -> dict[str, Any]:
     first = {"probe": "conv_norm_out", "case": line()["case"], "ratio": 1.5, "limit": 1.0}
     first |= {"after": "down_blocks.0", "kind": "memory", "hint": "more at aten.mul"}
     found = line(verdict="fail", first_divergence=first)
-    found["memory"]["budget"] = {"blocks": {**BLOCKS, "conv_norm_out": 2 * MIB}}
+    found["memory"]["budget"] = {"blocks": {"conv_norm_out": 2 * MIB}}
     return found
 
 
