@@ -57,7 +57,7 @@ def by_tile(
 
     Args:
         compute: Maps ``(B, C, reads h, reads w)`` to ``(B, C', writes h, writes w)``, whatever the
-            size in latents, ``(h, w)``.
+            size in latents, ``(h, w)``. What it returns is written to.
         whole: ``(B, C, H, W)``; what is beyond a multiple of ``reads`` belongs to the last tiles.
         tiling: How it is cut.
         reads: Pixels per latent, and side, of what is read: 8 to encode, 1 to decode.
