@@ -25,7 +25,7 @@ TASKS = [
     Task(UNET, "tiny", 2, 64),
     Task(DECODER, "tiny", 1, 64),
     Task(ENCODER, "tiny", 1, 64),
-    Task(TEXT_TO_IMAGE, "tiny", 2, 64),
+    Task(TEXT_TO_IMAGE, "tiny", 1, 64),
 ]
 
 
@@ -103,7 +103,7 @@ def test_rows(device, both) -> None:
     choice = models.Choice(TASKS[:2], "float32", "cpu", 2)
     matmul, rows = models.measure(choice, sides, both, device, Bar)
     assert matmul.name == "matmul[float32-cpu]"
-    assert matmul.facts["peak"] == matmul.facts["flops"] / min(matmul.runs)
+    assert matmul.facts["peak"] >= matmul.facts["flops"] / min(matmul.runs)
     assert [row.name for row in rows] == [
         f"{task.id}[float32-cpu-{way}]" for task in TASKS[:2] for way in ("eager", "packed")
     ]
