@@ -18,7 +18,7 @@ from conformance.errors import SuiteError
 from conformance.execution import COMPILE, FRESH, MEMORY, SDPA, STABILITY, Execution, items
 from conformance.golden import SPLICE
 from conformance.matrix import CPU, CUDA, axis_items
-from conformance.memory.cases import memory_cases
+from conformance.memory.cases import SLICED, memory_cases
 from conformance.memory_choice import Wanted
 from conformance.port import BUILTIN, Port, close, greet, resolve
 from conformance.scenarios import BASE
@@ -191,9 +191,26 @@ def _marks(case: Case, run: Execution) -> list[pytest.MarkDecorator]:
     group = pytest.mark.xdist_group(FRESH) if run.mode == FRESH else _group(case)
     return [
         group,
-        *([pytest.mark.full] if case.is_pipeline and long else []),
+        *(
+            [pytest.mark.full]
+            if (case.is_pipeline and long) or _shown_by_another(case, run)
+            else []
+        ),
         *([pytest.mark.compile] if run.backend == COMPILE else []),
     ]
+
+
+def _shown_by_another(case: Case, run: Execution) -> bool:
+    """Say whether a memory configuration takes seconds and tells no more than one like it.
+
+    Attention in slices and a backward pass are many operations: of each, at the published size, one
+    arithmetic and one size of latents; else one arithmetic.
+    """
+    if run.mode != MEMORY or not (run.backend == SLICED or case.is_training):
+        return False
+    if case.full_size:
+        return (run.dtype, case.scenario.name) != ("float16", "latent64-batch1")
+    return run.backend == SLICED and run.dtype != "float16"
 
 
 def _is_long(case: Case) -> bool:
