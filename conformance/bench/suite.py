@@ -66,7 +66,7 @@ class Plan:
 
 PLANS = {
     "tiny": Plan({"unet/tiny/base": 5}, 3, 1, "unet/tiny/base", goals=False),
-    "sd1": Plan({"unet/sd1/base": 7, "unet/sd1/latent64": 3}, 7, 3, "unet/sd1/base", goals=True),
+    "sd1": Plan({"unet/sd1/base": 7, "unet/sd1/latent64": 2}, 7, 3, "unet/sd1/base", goals=True),
 }
 """By variant; `tiny` takes about a minute."""
 
