@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from conformance.memory.cases import configurations, memory_cases
 from conformance.memory_choice import Wanted, cases_and_budgets
 from conformance.port import Hello
 from conformance.position import position
+from conformance.pytest_items import PARAMETERS
 from conformance.report.words import rerun_command
 from conformance.result import Result
 from conformance.shards import Selection, Shard
@@ -246,3 +248,53 @@ def test_a_run_that_does_not(main, tmp_path, held) -> None:
         "more is held at once than the budget allows"
         in (tmp_path / "out" / "index.html").read_text()
     )
+
+
+def parameters(fixture: str, **given: str) -> list[Any]:
+    """Return what pytest makes of a fixture, given options without their `--sd1-`."""
+    pytest.importorskip("torch")
+    chosen = {"--sd1-port": "sd1_impl", **{f"--sd1-{name}": text for name, text in given.items()}}
+    config: Any = SimpleNamespace(getoption=chosen.get, stash=pytest.Stash())
+    return PARAMETERS[fixture](config)
+
+
+def reason(items: list[Any]) -> str:
+    """Return why there is nothing but a skip."""
+    (only,) = items
+    return str(only.marks[0].args[0])
+
+
+def test_pytest_has_every_configuration() -> None:
+    """By default all of them, those that take seconds and tell nothing new in `full`."""
+    found = parameters("sd1_memory")
+    assert [own.id for own in found] == [run.item_id(case) for case, run in configurations()]
+    full = {own.id for own in found if pytest.mark.full in own.marks}
+    kept = {own.id for own in found} - full
+    for kind in ("sliced", "recompute"):
+        assert any(f"-{kind}-" in item and "/sd1/" in item for item in kept)
+    assert len(full) < len(kept)
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"mode": "trace"}, "--sd1-mode chose, and mode memory is not among the modes"),
+        ({"dtype": "float64"}, "--sd1-dtype chose, and mode memory is not among the modes"),
+        ({"variant": "tiny-dense"}, "mode memory knows none of the variants: sd1, tiny"),
+    ],
+)
+def test_pytest_options_that_leave_none(given: dict[str, str], told: str) -> None:
+    """The item says so instead."""
+    assert reason(parameters("sd1_memory", **given)) == told
+
+
+def test_pytest_options_that_choose() -> None:
+    """As on the command line; on a CUDA device they are items of their own."""
+    found = parameters("sd1_memory", mode="memory", backend="tiled", variant="tiny*")
+    assert [own.id for own in found] == [
+        "vae_decoder/tiny/latent96-batch1[float32-cpu-tiled-memory]"
+    ]
+    told = reason(parameters("sd1_cuda_memory", mode="memory"))
+    assert told == "--sd1-mode chose: test_memory runs that"
+    assert parameters("sd1_axis", mode="memory")[0].id == "not-here"
+    assert parameters("sd1_item", mode="memory") == []
