@@ -26,6 +26,7 @@ COMMANDS = {
         "cli_mutants:add_commands",
         "hunt deliberately wrong ports: every one must be caught",
     ),
+    "budget": ("cli_budget:add_command", "say what a port holds, and what fits a card"),
     "bench": ("cli_bench:add_commands", "measure speed and memory beside the reference"),
     "report": (
         "cli_report:add_command",

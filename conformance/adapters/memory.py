@@ -69,11 +69,9 @@ class Predictor:
             weights = hollow(case.weights())
             load: Any = self.port.load
             own = (case.component, case.variant, weights, execution.dtype, _CPU)
+            options = {} if execution.backend == SDPA else {"backend": execution.backend}
             with Hollow():
-                if execution.backend == SDPA:
-                    component = load(*own)
-                else:
-                    component = load(*own, backend=execution.backend)
+                component = load(*own, **options)
             require_traceable(component)
             self._imagined.fill(component.module)
             self._loaded = key, component
@@ -89,6 +87,20 @@ def require_traceable(component: Any) -> None:
     if not all(hasattr(component, part) for part in ("module", "tensors", "traced")):
         message = f"a {type(component).__name__} is no torch module: what it holds cannot be seen"
         raise UnsupportedError(message)
+
+
+def loaded(port: Port, case: Case, execution: Execution, device: str) -> Any:
+    """Load a component with its weights, to be run as it is.
+
+    Raises:
+        UnsupportedError: The port declines, or what it loads cannot be looked into.
+    """
+    load: Any = port.load
+    own = (case.component, case.variant, case.weights(), execution.dtype, device)
+    options = {} if execution.backend == SDPA else {"backend": execution.backend}
+    component = load(*own, **options)
+    require_traceable(component)
+    return component
 
 
 def footprint_of(port: Port, case: Case, execution: Execution) -> Footprint:
