@@ -223,7 +223,7 @@ EMPTY = {
     "merge": (("merge", "a", "--out"), "--out is empty: name a folder"),
     "site": (("report", "a", "--out"), "--out is empty: name a folder"),
     "report": (("report",), "DIR is empty: name the folder of a run"),
-    "diff": (("diff", "a"), "B is empty: name the folder of a run"),
+    "diff": (("diff", "a"), "B is empty: name the folder of a run, or a bench file"),
     "mutants": (("mutants", "--out"), "--out is empty: name a folder"),
     "weights": (("weights", "export", "--out"), "--out is empty: name a file or folder"),
 }
