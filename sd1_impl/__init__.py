@@ -30,7 +30,7 @@ from sd1_impl.config import (
 from sd1_impl.image_to_image import EditedPicture, Image2Image
 from sd1_impl.inpainting import Inpaint, InpaintedPicture
 from sd1_impl.pipeline import Picture, Prompts, Step, Text2Image
-from sd1_impl.savings import Tiling, use_saving
+from sd1_impl.savings import use_saving
 from sd1_impl.scheduler_config import (
     SD_V1_DDIM,
     SD_V1_DDPM,
@@ -61,6 +61,7 @@ from sd1_impl.schedulers import (
 )
 from sd1_impl.synthetic import synthetic_pipeline
 from sd1_impl.text_encoder import CLIPTextEncoder
+from sd1_impl.tiling import Tiling
 from sd1_impl.tokenizer import CLIPTokenizer
 from sd1_impl.training import autoencoder_loss, denoising_loss
 from sd1_impl.unet import UNet

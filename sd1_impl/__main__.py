@@ -24,6 +24,7 @@ from sd1_impl.checkpoint import load_pipeline
 from sd1_impl.image_to_image import Image2Image
 from sd1_impl.inpainting import Inpaint
 from sd1_impl.pipeline import Picture, Step, Text2Image
+from sd1_impl.packed import can_pack, pack
 from sd1_impl.savings import use_saving
 from sd1_impl.schedulers import SCHEDULERS, Scheduler
 from sd1_impl.synthetic import synthetic_pipeline
@@ -166,6 +167,8 @@ def _draw(arguments: argparse.Namespace) -> None:
         pipeline.scheduler = _scheduler(arguments.scheduler, pipeline.scheduler)
     for network in (pipeline.text_encoder, pipeline.unet, pipeline.vae):
         use_kernel(network, arguments.attention)
+        if can_pack(getattr(torch, arguments.dtype), arguments.device):
+            pack(network)
     if arguments.tiled:
         use_saving(pipeline.vae, "tiled")
     if isinstance(pipeline, Image2Image):

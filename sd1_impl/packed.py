@@ -155,6 +155,11 @@ def _packed(layer: nn.Module) -> nn.Module | None:
     return None
 
 
+def can_pack(dtype: torch.dtype, device: torch.device) -> bool:
+    """Say whether weights of a dtype on a device can be packed."""
+    return dtype in DTYPES and device.type == "cpu" and torch.backends.mkldnn.is_available()
+
+
 def pack(network: nn.Module) -> int:
     """Pack the weights of a network, for inference on a CPU.
 
@@ -173,7 +178,7 @@ def pack(network: nn.Module) -> int:
     if not torch.backends.mkldnn.is_available():
         raise ValueError("this torch has no oneDNN, whose kernels the weights would be packed for")
     for name, weight in network.named_parameters():
-        if weight.dtype not in DTYPES or weight.device.type != "cpu":
+        if not can_pack(weight.dtype, weight.device):
             found = f"{weight.dtype} on {weight.device}"
             raise ValueError(f"{name} is {found}: packed weights are float32 or bfloat16, on cpu")
     with torch.no_grad():

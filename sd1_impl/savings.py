@@ -1,107 +1,26 @@
-"""What lets a network do with less memory, for more time: a sample, or a tile, after the other.
+"""What lets a network do with less memory, for more time.
 
-*By sample*, the autoencoder takes the pictures of a batch one after the other: the numbers stay.
-*Tiled*, it takes a picture in tiles, and blends each with its neighbours where they overlap. What a
-picture needs then hardly grows with its size; but a tile is normalised by what it holds itself and
-sees nothing beyond its edges, so that the result is a slightly different picture. *Recomputing* is
-for training: see `sd1_impl.recomputation`. Attention in slices is in `sd1_impl.attention_kernels`.
-
-Source: ``enable_slicing`` and ``enable_tiling`` of diffusers' ``AutoencoderKL``, whose numbers
-these are; the original code of Stable Diffusion v1 has neither.
-
-Shapes: B batch, C channels, H W height and width.
+*By sample* and *tiled* are the autoencoder's, see `sd1_impl.tiling`; *recomputing* is for training,
+see `sd1_impl.recomputation`. Attention in slices is in `sd1_impl.attention_kernels`.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
+from sd1_impl.recomputation import recompute
+from sd1_impl.tiling import Tiling
 
-@dataclass(frozen=True)
-class Tiling:
-    """How pictures are cut; the defaults are those of diffusers for SD v1.
-
-    Attributes:
-        size: Height and width of a tile, in latents: 64, which are 512 pixels (``sample_size`` of
-            the autoencoder's *config.json*). What fits into one tile is not cut.
-        overlap: How much of it the next tile, on the right or below, shows again, in latents: a
-            quarter (``tile_overlap_factor`` of ``AutoencoderKL``).
-
-    Raises:
-        ValueError: If the overlap is not below the size.
-    """
-
-    size: int = 64
-    overlap: int = 16
-
-    def __post_init__(self) -> None:
-        """Refuse tiles that lead nowhere."""
-        if not 0 <= self.overlap < self.size:
-            raise ValueError(
-                f"overlap is {self.overlap}, expected 0 to {self.size - 1}, below size"
-            )
-
-
-def by_sample(compute: Callable[[Tensor], Tensor], batch: Tensor) -> Tensor:
-    """Compute one sample of a batch after the other."""
-    return torch.cat([compute(sample) for sample in batch.split(1)])
-
-
-def by_tile(
-    compute: Callable[[Tensor], Tensor], whole: Tensor, tiling: Tiling, *, reads: int, writes: int
-) -> Tensor:
-    """Compute one tile after the other, from the top left.
-
-    Args:
-        compute: Maps ``(B, C, reads h, reads w)`` to ``(B, C', writes h, writes w)``, whatever the
-            size in latents, ``(h, w)``. What it returns is written to.
-        whole: ``(B, C, H, W)``; what is beyond a multiple of ``reads`` belongs to the last tiles.
-        tiling: How it is cut.
-        reads: Pixels per latent, and side, of what is read: 8 to encode, 1 to decode.
-        writes: The same of the result: 1 to encode, 8 to decode.
-
-    Returns:
-        ``(B, C', writes * (H // reads), writes * (W // reads))``.
-    """
-    if max(whole.shape[-2:]) <= reads * tiling.size:
-        return compute(whole)
-    step = tiling.size - tiling.overlap
-    tops, lefts = (range(0, length // reads, step) for length in whole.shape[-2:])
-    rows: list[Tensor] = []
-    above: list[Tensor | None] = [None] * len(lefts)
-    for top in tops:
-        row: list[Tensor] = []
-        for left, edge in zip(lefts, above, strict=True):
-            area = (slice(reads * start, reads * (start + tiling.size)) for start in (top, left))
-            before = row[-1][..., writes * step :] if row else None
-            row.append(_blended(compute(whole[..., *area]), edge, before))
-        rows.append(
-            torch.cat([tile[..., : writes * step, : writes * step] for tile in row], dim=-1)
-        )
-        above = [tile[..., writes * step :, :].clone() for tile in row]  # a view would keep all
-    return torch.cat(rows, dim=-2)
-
-
-def _blended(tile: Tensor, above: Tensor | None, before: Tensor | None) -> Tensor:
-    """Return a tile, changed: it begins as the edges of those above and before it."""
-    for edge, dim in ((above, -2), (before, -1)):
-        if edge is not None:
-            start = tile.narrow(dim, 0, edge.shape[dim])
-            share = torch.arange(edge.shape[dim], dtype=tile.dtype, device=tile.device)
-            share = (share / len(share)).view(-1, *[1] * (-dim - 1))
-            start.copy_(torch.lerp(edge, start, share))
-    return tile
-
-
-SAVINGS: dict[str, tuple[str, Any]] = {
+_SWITCHES: dict[str, tuple[str, Any]] = {
     "by_sample": ("by_sample", True),
     "tiled": ("tiling", Tiling()),
-    "recompute": ("recompute", True),
 }
 """By name: the attribute that a module has if it can save so, and what switches it on."""
+
+_RECOMPUTE = "recompute"
+
+SAVINGS = (*_SWITCHES, _RECOMPUTE)
+"""By name."""
 
 
 def use_saving(network: nn.Module, name: str) -> int:
@@ -114,7 +33,9 @@ def use_saving(network: nn.Module, name: str) -> int:
     Returns:
         In how many places it saves so: 0 where it cannot.
     """
-    attribute, value = SAVINGS[name]
+    if name == _RECOMPUTE:
+        return recompute(network)
+    attribute, value = _SWITCHES[name]
     places = [module for module in network.modules() if hasattr(module, attribute)]
     for module in places:
         setattr(module, attribute, value)

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from sd1_impl.attention_kernels import Kernel, fused
 from sd1_impl.config import TextEncoderConfig
 from sd1_impl.network_inputs import check_ids
-from sd1_impl.recomputation import call
 
 
 class TextEmbeddings(nn.Module):
@@ -115,13 +114,7 @@ class Encoder(nn.Module):
 
     Args:
         config: The text encoder's numbers.
-
-    Attributes:
-        recompute: Whether a backward pass computes each layer again, instead of keeping what it
-            computed: see `sd1_impl.recomputation`.
     """
-
-    recompute = False
 
     def __init__(self, config: TextEncoderConfig) -> None:
         super().__init__()
@@ -130,7 +123,7 @@ class Encoder(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         """Transform ``(B, L, C)`` tokens; same shape out."""
         for layer in self.layers:
-            tokens = call(layer, tokens, recompute=self.recompute)
+            tokens = layer(tokens)
         return tokens
 
 

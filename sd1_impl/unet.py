@@ -18,7 +18,6 @@ from sd1_impl.attention import SpatialTransformer
 from sd1_impl.config import UNetConfig
 from sd1_impl.embeddings import TimestepEmbedding, Timesteps
 from sd1_impl.network_inputs import check_context, check_kind, check_map
-from sd1_impl.recomputation import call
 from sd1_impl.resnet import Downsample, ResnetBlock, Upsample
 
 
@@ -29,13 +28,7 @@ class DownBlock(nn.Module):
         config: The UNet's numbers.
         level: Which entry of the config's tuples.
         in_channels: Width of the incoming map.
-
-    Attributes:
-        recompute: Whether a backward pass computes each layer again, instead of keeping what it
-            computed: see `sd1_impl.recomputation`.
     """
-
-    recompute = False
 
     def __init__(self, config: UNetConfig, level: int, in_channels: int) -> None:
         super().__init__()
@@ -66,9 +59,9 @@ class DownBlock(nn.Module):
         """
         skips = []
         for i, resnet in enumerate(self.resnets):
-            hidden = call(resnet, hidden, temb, recompute=self.recompute)
+            hidden = resnet(hidden, temb)
             if self.has_attention:
-                hidden = call(self.attentions[i], hidden, context, recompute=self.recompute)
+                hidden = self.attentions[i](hidden, context)
             skips.append(hidden)
         for downsample in self.downsamplers:
             hidden = downsample(hidden)
@@ -81,12 +74,7 @@ class MidBlock(nn.Module):
 
     Args:
         config: The UNet's numbers; width and heads are the last level's.
-
-    Attributes:
-        recompute: As `DownBlock`'s.
     """
-
-    recompute = False
 
     def __init__(self, config: UNetConfig) -> None:
         super().__init__()
@@ -96,9 +84,9 @@ class MidBlock(nn.Module):
 
     def forward(self, hidden: Tensor, temb: Tensor, context: Tensor) -> Tensor:
         """Map ``(B, C, H, W)`` to the same shape, given ``(B, T)`` and ``(B, L, E)``."""
-        hidden = call(self.resnets[0], hidden, temb, recompute=self.recompute)
-        hidden = call(self.attentions[0], hidden, context, recompute=self.recompute)
-        return call(self.resnets[1], hidden, temb, recompute=self.recompute)
+        hidden = self.resnets[0](hidden, temb)
+        hidden = self.attentions[0](hidden, context)
+        return self.resnets[1](hidden, temb)
 
 
 class UpBlock(nn.Module):
@@ -109,12 +97,7 @@ class UpBlock(nn.Module):
         level: Which entry of the config's tuples.
         in_channels: Width of the incoming map.
         skip_channels: Width of each skip connection, in the order in which they are read.
-
-    Attributes:
-        recompute: As `DownBlock`'s.
     """
-
-    recompute = False
 
     def __init__(
         self, config: UNetConfig, level: int, in_channels: int, skip_channels: Sequence[int]
@@ -155,9 +138,9 @@ class UpBlock(nn.Module):
         """
         for i, (resnet, skip) in enumerate(zip(self.resnets, skips, strict=True)):
             hidden = torch.cat([hidden, skip], dim=1)
-            hidden = call(resnet, hidden, temb, recompute=self.recompute)
+            hidden = resnet(hidden, temb)
             if self.has_attention:
-                hidden = call(self.attentions[i], hidden, context, recompute=self.recompute)
+                hidden = self.attentions[i](hidden, context)
         for upsample in self.upsamplers:
             hidden = upsample(hidden, size)
         return hidden

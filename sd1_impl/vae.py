@@ -20,8 +20,7 @@ from torch import Tensor, nn
 from sd1_impl.attention_kernels import Kernel, fused
 from sd1_impl.config import VAEConfig
 from sd1_impl.network_inputs import check_kind, check_like, check_map
-from sd1_impl.recomputation import call
-from sd1_impl.savings import Tiling, by_sample, by_tile
+from sd1_impl.tiling import Tiling, by_sample, by_tile
 
 
 class ResnetBlock(nn.Module):
@@ -191,13 +190,7 @@ class Encoder(nn.Module):
 
     Args:
         config: The autoencoder's numbers.
-
-    Attributes:
-        recompute: Whether a backward pass computes each level again, instead of keeping what it
-            computed: see `sd1_impl.recomputation`.
     """
-
-    recompute = False
 
     def __init__(self, config: VAEConfig) -> None:
         super().__init__()
@@ -216,7 +209,7 @@ class Encoder(nn.Module):
         """Map ``(B, in_channels, H, W)`` to ``(B, 2 latent_channels, H // 8, W // 8)``."""
         hidden = self.conv_in(image)
         for block in (*self.down_blocks, self.mid_block):
-            hidden = call(block, hidden, recompute=self.recompute)
+            hidden = block(hidden)
         return self.conv_out(F.silu(self.conv_norm_out(hidden), inplace=True))
 
 
@@ -225,12 +218,7 @@ class Decoder(nn.Module):
 
     Args:
         config: The autoencoder's numbers.
-
-    Attributes:
-        recompute: As `Encoder`'s.
     """
-
-    recompute = False
 
     def __init__(self, config: VAEConfig) -> None:
         super().__init__()
@@ -249,7 +237,7 @@ class Decoder(nn.Module):
         """Map ``(B, latent_channels, H, W)`` to ``(B, out_channels, 8 H, 8 W)``."""
         hidden = self.conv_in(latents)
         for block in (self.mid_block, *self.up_blocks):
-            hidden = call(block, hidden, recompute=self.recompute)
+            hidden = block(hidden)
         return self.conv_out(F.silu(self.conv_norm_out(hidden), inplace=True))
 
 
@@ -293,7 +281,7 @@ class AutoencoderKL(nn.Module):
 
     Attributes:
         by_sample: Whether the samples of a batch are computed one after the other.
-        tiling: How pictures larger than a tile are cut; None for not at all. `sd1_impl.savings`
+        tiling: How pictures larger than a tile are cut; None for not at all. `sd1_impl.tiling`
             says what both save and cost.
     """
 

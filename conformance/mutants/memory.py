@@ -100,7 +100,7 @@ def heavy(
     wrong: str,
     *,
     cases: tuple[str, ...],
-    module: Callable[[Any], None],
+    module: Callable[[Any], Any],
     seen: str = "",
     evidence: str = "I",
     dtype: str = _HALF,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
+from itertools import count
 from typing import Any
 
 import torch
@@ -10,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from conformance.mutants.mutant import Change, Mutant, NotRun, Patch, replaced, wrapped
+from conformance.mutants.mutant import Change, Mutant, NotRun, replaced, wrapped
 from conformance.mutants.training_tools import (
     constant_mean,
     constant_variance,
@@ -21,8 +23,8 @@ from conformance.mutants.training_tools import (
     without_row_sum,
 )
 from conformance.training import TRAINING
-from sd1_impl import training, unet
-from sd1_impl.attention import GEGLU, CrossAttention
+from sd1_impl import training
+from sd1_impl.attention import GEGLU, CrossAttention, SpatialTransformer
 from sd1_impl.resnet import ResnetBlock, Upsample
 from sd1_impl.schedulers.noise_schedule import NoiseSchedule
 from sd1_impl.unet import UpBlock
@@ -117,39 +119,35 @@ def _first_sample_bias(module: nn.Module) -> None:
         block.conv1.forward = partial(first_sample_bias, block.conv1)
 
 
-def _detached_inputs(patch: Patch) -> None:
+Compute = Callable[..., Any]
+
+
+def _checkpointed(call: Callable[..., Any]) -> Callable[[nn.Module], None]:
+    """Return what lets the layers of a UNet be called by `call(compute, *inputs)`."""
+
+    def spoil(module: nn.Module) -> None:
+        for layer in (*each(module, ResnetBlock), *each(module, SpatialTransformer)):
+            layer.forward = partial(call, layer.forward)
+
+    return spoil
+
+
+def _detached_inputs(compute: Compute, hidden: Tensor, *others: Tensor) -> Any:
     """Checkpointing hands on the gradient of a block's first input alone."""
-
-    def call(block: nn.Module, hidden: Tensor, *others: Any, recompute: bool) -> Any:
-        del recompute
-        cut = [other.detach() if isinstance(other, Tensor) else other for other in others]
-        return block(hidden, *cut)
-
-    patch.setattr(unet, "call", call)
+    return compute(hidden, *(other.detach() for other in others))
 
 
-class _Replayed(nn.Module):
-    """A block that draws another dropout when it is computed again."""
+def _other_dropout(compute: Compute, *inputs: Tensor) -> Any:
+    """What is computed again draws another dropout."""
+    calls = count()
 
-    def __init__(self, block: nn.Module) -> None:
-        super().__init__()
-        self.block = block
-        self.calls = 0
-
-    def forward(self, hidden: Tensor, *others: Any) -> Any:
-        self.calls += 1
+    def dropping(hidden: Tensor, *others: Tensor) -> Any:
         mask = torch.ones_like(hidden)
-        if self.calls > 1:
+        if next(calls):
             mask.view(-1)[::17] = 0
-        return self.block(hidden * mask, *others)
+        return compute(hidden * mask, *others)
 
-
-def _other_dropout(patch: Patch) -> None:
-    def call(block: nn.Module, *inputs: Any, recompute: bool) -> Any:
-        del recompute
-        return checkpoint(_Replayed(block), *inputs, use_reentrant=False)
-
-    patch.setattr(unet, "call", call)
+    return checkpoint(dropping, *inputs, use_reentrant=False)
 
 
 def _squared(prediction: Tensor, target: Tensor) -> Tensor:
@@ -212,9 +210,9 @@ MUTANTS: tuple[Mutant, ...] = (
     _row("bias-first-sample", "Biases get the gradient of the first sample alone",
          module=_first_sample_bias),
     _row("ckpt-inputs", "Checkpointed blocks hand back the gradient of their first input alone",
-         patch=_detached_inputs),
+         module=_checkpointed(_detached_inputs)),
     _row("ckpt-dropout", "Checkpointed blocks draw another dropout when they are computed again",
-         patch=_other_dropout),
+         module=_checkpointed(_other_dropout)),
 )  # fmt: skip
 
 NOT_RUN: tuple[NotRun, ...] = ()
