@@ -204,13 +204,19 @@ def _shown_by_another(case: Case, run: Execution) -> bool:
     """Say whether a memory configuration takes seconds and tells no more than one like it.
 
     Attention in slices and a backward pass are many operations: of each, at the published size, one
-    arithmetic and one size of latents; else one arithmetic.
+    arithmetic and one size of latents; else one arithmetic. Small networks are run too, and a CPU
+    is slow at convolutions in float16: of those the port's own backend.
     """
-    if run.mode != MEMORY or not (run.backend == SLICED or case.is_training):
+    half = run.dtype == "float16"
+    if run.mode != MEMORY or (case.full_size and not (run.backend == SLICED or case.is_training)):
         return False
     if case.full_size:
-        return (run.dtype, case.scenario.name) != ("float16", "latent64-batch1")
-    return run.backend == SLICED and run.dtype != "float16"
+        return not half or case.scenario.name != "latent64-batch1"
+    if run.backend == SLICED:
+        return not half
+    convolves = case.component in {"vae_encoder", "vae_decoder"}
+    large = case.scenario.name == "latent96-batch1" and run.backend == SDPA  # it is there to be cut
+    return convolves and (large or (half and run.backend != SDPA))
 
 
 def _is_long(case: Case) -> bool:
