@@ -33,7 +33,7 @@ COMMANDS = {
         "write the reports of a run anew, or one site of several runs",
     ),
     "merge": ("cli_merge:add_command", "put the shards of a run together"),
-    "diff": ("cli_diff:add_command", "say what got worse or better between two runs"),
+    "diff": ("cli_diff:add_command", "say what got worse or better between two runs or benchmarks"),
 }
 """By command: what declares it, imported only when it is asked for, and its line of `--help`."""
 
