@@ -23,8 +23,8 @@ from sd1_impl.attention_kernels import KERNELS, use_kernel
 from sd1_impl.checkpoint import load_pipeline
 from sd1_impl.image_to_image import Image2Image
 from sd1_impl.inpainting import Inpaint
-from sd1_impl.pipeline import Picture, Step, Text2Image
 from sd1_impl.packed import can_pack, pack
+from sd1_impl.pipeline import Picture, Step, Text2Image
 from sd1_impl.savings import use_saving
 from sd1_impl.schedulers import SCHEDULERS, Scheduler
 from sd1_impl.synthetic import synthetic_pipeline

@@ -26,9 +26,11 @@ from sd1_impl import (
     Text2Image,
     Tiling,
     load_pipeline,
+    synthetic_pipeline,
     use_kernel,
 )
 from sd1_impl.attention_kernels import KERNELS, fused
+from sd1_impl.packed import can_pack, pack
 
 Image = pytest.importorskip("PIL.Image")
 
@@ -37,12 +39,26 @@ QUICK = ["--steps", "2", "--size", "64x64"]
 EDIT = ["--image", "image.png", "--mask", "mask.png"]
 
 
+def packed(pipeline: Text2Image) -> Text2Image:
+    """Return a pipeline as the command draws with it: its weights are packed, if they can be."""
+    for network in (pipeline.text_encoder, pipeline.unet, pipeline.vae):
+        if can_pack(torch.float32, torch.device("cpu")):
+            pack(network)
+    return pipeline
+
+
+@pytest.fixture(scope="module")
+def small() -> Text2Image:
+    """The small pipeline with random weights, as the command draws with it."""
+    return packed(synthetic_pipeline("tiny"))
+
+
 @pytest.fixture
-def draw(tmp_path: Path, tiny, monkeypatch):
+def draw(tmp_path: Path, small, monkeypatch):
     """Run the command quickly, with weights that are there already; return the picture."""
 
     def pipeline(*_: object, pipeline: type, **__: object) -> Text2Image:
-        return pipeline(tiny.tokenizer, tiny.text_encoder, tiny.unet, tiny.vae, tiny.scheduler)
+        return pipeline(small.tokenizer, small.text_encoder, small.unet, small.vae, small.scheduler)
 
     monkeypatch.setattr(command, "synthetic_pipeline", pipeline)
 
@@ -109,9 +125,9 @@ def test_every_option_reaches_the_picture(draw):
         assert not np.array_equal(draw(*arguments), first), arguments
 
 
-def test_it_draws_what_the_library_draws(draw, tiny):
+def test_it_draws_what_the_library_draws(draw, small):
     """With the options' values, and the seed's generator."""
-    wanted = tiny(
+    wanted = small(
         "a cat",
         negative_prompt="blurry",
         num_inference_steps=2,
@@ -126,7 +142,7 @@ def test_it_draws_what_the_library_draws(draw, tiny):
 
 @pytest.mark.parametrize("strength", [None, "0.5"], ids=["default", "half"])
 @pytest.mark.parametrize("kind", [Image2Image, Inpaint])
-def test_it_begins_with_an_image(draw, tiny, pictures, capsys, kind: type, strength: str | None):
+def test_it_begins_with_an_image(draw, small, pictures, capsys, kind: type, strength: str | None):
     """And draws what the library does, at its default strengths; as large as the image."""
     arguments = ["a cat", "--image", "image.png", "--size", "72x64", "--steps", "4"]
     arguments += ["--mask", "mask.png"] if kind is Inpaint else []
@@ -136,7 +152,7 @@ def test_it_begins_with_an_image(draw, tiny, pictures, capsys, kind: type, stren
         inputs["mask"] = torch.from_numpy(pictures[1])[None]
     if strength is not None:
         inputs["strength"] = float(strength)
-    ours = kind(tiny.tokenizer, tiny.text_encoder, tiny.unet, tiny.vae, tiny.scheduler)
+    ours = kind(small.tokenizer, small.text_encoder, small.unet, small.vae, small.scheduler)
     seeded = torch.Generator().manual_seed(0)
     wanted = ours("a cat", num_inference_steps=4, generator=seeded, **inputs)
     assert np.array_equal(got, wanted.image_uint8[0].numpy())
@@ -195,7 +211,7 @@ def test_trained_weights_are_used(draw, weights_folder: Path, capsys):
     said = capsys.readouterr().out
     assert said.startswith(f"weights: {weights_folder}\n")
     assert "nothing" not in said
-    wanted = load_pipeline(weights_folder)(
+    wanted = packed(load_pipeline(weights_folder))(
         "a cat",
         num_inference_steps=2,
         height=64,
@@ -223,13 +239,13 @@ def test_another_scheduler_has_its_own_spacing():
 
 
 @pytest.fixture
-def networks(tiny) -> Iterator[list[torch.nn.Module]]:
+def networks(small) -> Iterator[list[torch.nn.Module]]:
     """The small pipeline's networks, afterwards with their own attention and nothing in tiles."""
-    networks = [tiny.text_encoder, tiny.unet, tiny.vae]
+    networks = [small.text_encoder, small.unet, small.vae]
     yield networks
     for network in networks:
         use_kernel(network, "fused")
-    vars(tiny.vae).pop("tiling", None)
+    vars(small.vae).pop("tiling", None)
 
 
 def test_attention_is_the_one_asked_for(draw, networks):
@@ -255,10 +271,10 @@ def test_tiles(draw, networks):
     [([], "256x256"), (["--synthetic", "sd1"], "512x512"), (["--weights", "."], "512x512")],
     ids=["tiny", "sd1", "trained"],
 )
-def test_default_sizes(tiny, monkeypatch, capsys, tmp_path: Path, arguments: list, size: str):
+def test_default_sizes(small, monkeypatch, capsys, tmp_path: Path, arguments: list, size: str):
     """Those of SD v1's training; but of small random weights where it takes seconds."""
     monkeypatch.chdir(tmp_path)
-    pipeline = copy(tiny)
+    pipeline = copy(small)
     pipeline.tokenizer = _interrupt  # before the work
     for name in ("synthetic_pipeline", "load_pipeline"):
         monkeypatch.setattr(command, name, lambda *_, **__: pipeline)
