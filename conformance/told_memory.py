@@ -55,7 +55,9 @@ def _by_place(lines: Iterable[Line]) -> dict[str, list[Line]]:
     found: dict[str, list[Line]] = {}
     for line in lines:
         at = Footprint.of(line["memory"]).place
-        text = f"more is held than allowed from {line['first_divergence']['probe']} on, at {at}"
+        first = line["first_divergence"]
+        how = "less" if float(first["ratio"]) < 1 else "more"
+        text = f"{how} is held than in the budget from {first['probe']} on, at {at}"
         found.setdefault(text, []).append(line)
     return found
 

@@ -153,7 +153,7 @@ def _picture(rows: Iterable[Row]) -> dict[str, Any] | None:
         title = f"{name}: {size_text(size)}"
         if allowed and allowed != size:
             title += f", allowed {size_text(allowed)}"
-        over = bool(allowed and size > allowed) or name == row.first
+        over = bool(allowed and size != allowed) or name == row.first
         bars.append(Bar(i, 100 * size / most, 100 * allowed / most, over, title))
     largest = max(names, key=lambda name: row.blocks[name])
     return {"row": row, "bars": bars, "largest": largest, "size": row.blocks[largest]}

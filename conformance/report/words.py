@@ -30,7 +30,7 @@ KINDS = {
     "unexplained": (
         "the error grows beyond what is honest, but no single layer could be shown to be wrong"
     ),
-    MEMORY: "more is held at once than the budget allows; what is computed may be right",
+    MEMORY: "what is held at once is not what the budget says; what is computed may be right",
     "environment": (
         "the reference itself is wrong here: a driver, a library or the device, not the port"
     ),
@@ -113,20 +113,16 @@ def _what_is_wrong(summary: Summary, port: str, cases: str) -> str:
             f"The reference itself is wrong here, so nothing is known of {port} ({cases}): "
             "mend the environment first."
         )
-    held = summary.memory.failed
-    if counts["fail"] and counts["fail"] == held:
-        one = held == 1
-        return (
-            f"{port} holds more than its memory budget{'' if one else 's'} allow"
-            f"{'s' if one else ''} in {held} of {cases}."
-        )
+    held = summary.memory
+    unkept = f"does not keep {held.failed} of {counted(held.judged, 'memory budget')}"
+    if counts["fail"] and counts["fail"] == held.failed:
+        return f"{port} {unkept}."
     if counts["fail"]:
-        wrong = counts["fail"] - held
-        more = f", and {held} hold{'s' if held == 1 else ''} more than the budget" if held else ""
+        wrong = counts["fail"] - held.failed
         return (
             f"{port} does not compute what Stable Diffusion v1 computes: "
             f"{wrong} of {cases} differ{'s' if wrong == 1 else ''} by more than "
-            f"rounding explains{more}."
+            f"rounding explains{f', and it {unkept}' if held.failed else ''}."
         )
     if counts["xpass"]:
         return f"{port}: {counts['xpass']} of {cases} passed though listed as expected to fail."

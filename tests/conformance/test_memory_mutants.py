@@ -37,10 +37,10 @@ def line_of(name: str, **changes: Any) -> dict[str, Any]:
     (mutant,) = find_mutants([name])
     case, execution = item(mutant)
     facts = held.footprint_of(mutant, case, execution).as_json() | changes
-    probe = held.expected_block(mutant, case, execution)
+    first = {"probe": held.expected_block(mutant, case, execution), "hint": "", "ratio": 1.1}
     return {
         "case": execution.item_id(case), "component": case.component, "mode": MEMORY,
-        "verdict": "fail", "memory": facts, "first_divergence": {"probe": probe, "hint": ""},
+        "verdict": "fail", "memory": facts, "first_divergence": first,
         "probes": [], "dtype": execution.dtype, "device": "cpu", "backend": execution.backend,
     }  # fmt: skip
 
@@ -98,7 +98,7 @@ def test_the_cause_is_named() -> None:
     assert fault["found_by"].startswith("confirmed: the port holds what mutant mem-hidden-states")
     (fault,) = memory_faults([line_of(QUICK[0], peak=1)], "text_encoder")
     assert (fault["mutant"], fault["confirmed"]) == (None, False)
-    assert fault["text"].startswith(f"more is held than allowed from {LATE} on, at aten.")
+    assert fault["text"].startswith(f"more is held than in the budget from {LATE} on, at aten.")
     assert memory_faults([line_of(QUICK[0]) | {"verdict": "pass"}], "text_encoder") == []
     assert Fault("", 0, "", confirmed=False, ratio_if_so=None).held is False
 

@@ -87,7 +87,7 @@ def test_the_page_and_the_summary_tell_it(tmp_path):
     assert summary["first_divergence"]["probe"] == "conv_norm_out"
     assert summary["selection"] == {"cases": 0, "of": 0}
     page = Page(tmp_path).render()
-    assert "mine 1 holds more than its memory budget allows in 1 of 2 items measured." in page
+    assert "mine 1 does not keep 1 of 2 memory budgets." in page
     assert "Most held in conv_norm_out: 3 MiB" in page
     assert "<script>" not in page[page.index('id="memory"') : page.index('id="known"')]
     written = [json.loads(text) for text in (tmp_path / "results.jsonl").read_text().splitlines()]

@@ -227,3 +227,25 @@ def test_measured(ratio: float, hint: str, expected: str) -> None:
 def test_pattern_of(names: list[str], expected: str) -> None:
     """Only the numbers in which names differ become wild."""
     assert pattern_of(names) == pattern_of(set(names)) == expected
+
+
+@pytest.mark.parametrize(
+    ("fail", "failed", "told"),
+    [
+        (2, 2, "mine 1 does not keep 2 of 4 memory budgets."),
+        (3, 2, "1 of 3 items measured differs by more than rounding explains, and it does not "
+         "keep 2 of 4 memory budgets."),
+    ],
+)  # fmt: skip
+def test_memory_is_told_apart(fail: int, failed: int, told: str) -> None:
+    """What a port holds says nothing of what it computes, nor of a level."""
+    found = parse_summary(
+        {
+            "port": {"name": "mine", "version": "1"},
+            "verdict": "nonconformant",
+            "counts": {"fail": fail},
+            "memory": {"judged": 4, "failed": failed},
+        }
+    )
+    assert sentence(found).endswith(told)
+    assert level_text(found).startswith("below 0") == (fail > failed)
