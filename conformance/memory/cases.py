@@ -89,7 +89,8 @@ _WHOLE = (SDPA, PLAIN)
 _TABLE = (
     Configurations(_TEXT, "tiny", (0,), (2,), _WHOLE, (*_DTYPES, _BFLOAT16)),
     Configurations(_TEXT, "sd1", (0,), (1, 2), _WHOLE),
-    Configurations(_UNET, "tiny", (16,), (2,), PATHS, (*_DTYPES, _BFLOAT16)),
+    Configurations(_UNET, "tiny", (16,), (2,), _WHOLE, (*_DTYPES, _BFLOAT16)),
+    Configurations(_UNET, "tiny", (16,), (2,), (SLICED,), (_FLOAT32,)),
     Configurations(_UNET, "sd1", (32,), (1, 2), _WHOLE),
     Configurations(_UNET, "sd1", (64,), (1, 2), PATHS),
     Configurations(_UNET, "sd1", (64,), (2,), (SDPA,), (_BFLOAT16,)),

@@ -9,7 +9,7 @@ from conformance.case import Case
 from conformance.errors import UnsupportedError
 from conformance.execution import Execution
 from conformance.memory.budgets import Budgets, torch_version
-from conformance.memory.cases import config_id
+from conformance.memory.cases import config_id, configurations
 from conformance.memory.footprint import Footprint
 from conformance.memory.sizes import mib
 
@@ -32,6 +32,10 @@ def record(
         How many changes there were.
     """
     own = budgets.records.setdefault(torch_version(), {})
+    known = {config_id(*pair) for pair in configurations()}
+    for key in sorted(own.keys() - known):
+        del own[key]
+        tell(f"{key}: is no configuration any longer")
     changes = 0
     for case, execution in pairs:
         key, port = config_id(case, execution), predictor.port.name
