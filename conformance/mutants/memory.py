@@ -56,10 +56,12 @@ def _scores_written_out(module: Any) -> None:
     use_kernel(module, PLAIN)
 
 
-def _copied_heads(attend: Kernel, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+def _copied_heads(
+    attend: Kernel, query: Tensor, key: Tensor, value: Tensor, **mask: bool
+) -> Tensor:
     """Attend to copies: `rearrange(t, "b n (h d) -> (b h) n d")` cannot be a view."""
     copies = (part.contiguous() for part in (query, key, value))
-    return attend(*copies)
+    return attend(*copies, **mask)
 
 
 def _heads_copied(module: Any) -> None:
@@ -81,10 +83,14 @@ def _norm_in_float32(layer: nn.GroupNorm, hidden: Tensor) -> Tensor:
     return wide.to(hidden.dtype)
 
 
+def _attend_in_float32(query: Tensor, key: Tensor, value: Tensor, **mask: bool) -> Tensor:
+    return fused(query.float(), key.float(), value.float(), **mask).to(query.dtype)
+
+
 def _attends_in_float32(module: Any) -> None:
     for layer in module.modules():
         if hasattr(layer, "attend"):
-            layer.attend = lambda q, k, v: fused(q.float(), k.float(), v.float()).to(q.dtype)
+            layer.attend = _attend_in_float32
 
 
 def _decoder_in_float32(module: Any) -> None:
