@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import nullcontext
+import gc
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -128,7 +129,7 @@ def footprint(component: Any, case: Case, inputs: Mapping[str, np.ndarray]) -> F
     network, names = _names(component, case)
     blocks = block_order(case)
     grad = nullcontext() if case.is_training else gradient_mode()
-    with grad, tracker.watching(network, names, blocks), tracker:
+    with _no_collection(), grad, tracker.watching(network, names, blocks), tracker:
         component.traced(tensors, (), _look_away)
     found = tracker.footprint()
     own = {name: found.blocks[name] for name in blocks if name in found.blocks}
@@ -156,6 +157,21 @@ def allocated(component: Any, case: Case, inputs: Mapping[str, np.ndarray], devi
 def device_class(device: str) -> str:
     """Return the name under which allowances of a CUDA device are recorded."""
     return str(torch.cuda.get_device_name(device))
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Keep Python from looking for cycles: when it would do so is no property of a port.
+
+    A tensor in a cycle counts as held.
+    """
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _look_away(_name: str, _tensor: Tensor) -> None:
