@@ -117,3 +117,14 @@ def test_margins_are_of_values() -> None:
     own = next(bug for bug in bugs if bug.id == QUICK[0])
     assert isinstance(own, KnownBug)
     assert (own.probe, own.case) == (LATE, first["case"])
+
+
+def test_the_gate_kills_names_and_confirms_it() -> None:
+    """By its mode alone, at the block that was computed, with the rows' own unit."""
+    row = gate.try_mutant(QUICK[0]).row
+    assert row["killed_by"] == ["text_encoder/tiny/batch2[float16-cpu-sdpa-memory]"]
+    assert (row["expected_probe"], row["first_divergence"]["probe"]) == (LATE, LATE)
+    assert row["confirmed"]
+    assert 1 < row["ratio"] < 2
+    null = gate.try_mutant("null-mem-dead-local-deleted")
+    assert (null.error, null.row["killed_by"], null.row["ratio"]) == ("", [], 1.0)
