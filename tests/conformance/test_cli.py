@@ -18,6 +18,7 @@ import conformance
 from conformance.case import all_cases, select_cases
 from conformance.choice import default_modes, executions
 from conformance.errors import UsageError
+from conformance.memory.cases import memory_cases
 from conformance.port import Hello
 from conformance.runner import Runner
 from conformance.tolerance import EVERY_ARITHMETIC
@@ -152,7 +153,17 @@ def test_list(main) -> None:
     rows = [row.split(maxsplit=1) for row in out.splitlines()]
     assert rows == [[case.id, case.scenario.hunts] for case in select_cases()]
     _, out, _ = main("list", "--all")
-    assert [row.split()[0] for row in out.splitlines()] == [case.id for case in all_cases()]
+    every = [*all_cases(), *memory_cases()]
+    assert [row.split()[0] for row in out.splitlines()] == [case.id for case in every]
+
+
+def test_show_memory(main) -> None:
+    """`show` of a case of mode memory prints its items: it has no golden."""
+    code, out, err = main("show", "vae_decoder/tiny/latent96-batch1")
+    assert (code, err) == (0, "")
+    items = [row.split()[1] for row in out.splitlines() if row.startswith("item ")]
+    runs = ("float32-cpu-sdpa-memory", "float32-cpu-tiled-memory")
+    assert items == [f"vae_decoder/tiny/latent96-batch1[{run}]" for run in runs]
 
 
 def test_show(main, golden) -> None:
