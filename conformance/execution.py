@@ -8,9 +8,12 @@ from dataclasses import dataclass, replace
 from conformance.case import Case
 from conformance.golden import SPLICE, TRACE
 
-SDPA, COMPILE = "sdpa", "compile"
-BACKENDS = (SDPA, "flash", "efficient", "math", "plain", "sliced", "channels_last", COMPILE)
+SDPA, PACKED, COMPILE = "sdpa", "packed", "compile"
+BACKENDS = (SDPA, "flash", "efficient", "math", "plain", "sliced", "channels_last", PACKED, COMPILE)
 """Ways to evaluate a network. `sdpa` is the port's own; of `compile` only outputs are seen."""
+
+LIMITED = (PACKED, COMPILE)
+"""Backends that do not have every arithmetic or every probe: no stamp asks for them."""
 
 FRESH = "fresh"
 STABILITY = ("repeat", FRESH, "state", "threads", "batch")

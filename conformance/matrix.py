@@ -19,7 +19,7 @@ from conformance.tolerance import FLOATS, HALVES, OTHER_ARITHMETICS, POLICIES
 
 CPU, CUDA = "cpu", "cuda"
 
-_, FLASH, EFFICIENT, MATH, PLAIN, SLICED, CHANNELS_LAST, _ = BACKENDS
+_, FLASH, EFFICIENT, MATH, PLAIN, SLICED, CHANNELS_LAST, PACKED, _ = BACKENDS
 _AUTOCAST, _FP16_NORM32, _VAE_UPCAST = POLICIES
 _MIXED = (*OTHER_ARITHMETICS, _AUTOCAST, _FP16_NORM32)
 _TF32, _BF16_MATMUL = OTHER_ARITHMETICS
@@ -96,6 +96,9 @@ _OTHER_BACKENDS = (
     Axis(("vae_decoder/tiny/base",), backends=(PLAIN,)),
     Axis(("vae_encoder/tiny/batch3",), backends=(SLICED,)),
     Axis((_RESNET,), backends=(CHANNELS_LAST,)),
+    Axis(("text_encoder/odd/base", "unet/odd/base"), (_FLOAT32, _BF16), backends=(PACKED,)),
+    Axis(("vae_??coder/odd/base",), (_FLOAT32, _BF16), backends=(PACKED,)),
+    Axis(("unet/tiny/oddsize", "pipeline/txt2img/tiny/ddim1"), backends=(PACKED,)),
     Axis(("text_encoder/tiny/long",), HALVES, backends=(FLASH,)),
     Axis(("text_encoder/tiny/base",), backends=(PLAIN,), modes=(SPLICE,)),
     Axis(("vae_decoder/tiny/base",), backends=(CHANNELS_LAST,), modes=(SPLICE,)),

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from conformance.case import NETWORKS
-from conformance.execution import COMPILE, MEMORY, STABILITY
+from conformance.execution import LIMITED, MEMORY, STABILITY
 from conformance.golden import TRACE
 from conformance.levels import FAILING
 from conformance.memory.cases import PATHS, configurations
@@ -82,11 +82,11 @@ def _unheld(held: Iterable[Line], networks: Sequence[str], hello: Hello) -> list
 def _gaps(judged: Sequence[Line], networks: Sequence[str], hello: Hello) -> list[str]:
     """Say what the lines of an arithmetic lack for its stamp.
 
-    In it every network that the port offers was traced; every backend but `compile` that it offers
-    was judged once at least, and so was every stability mode; and nothing failed.
+    In it every network that the port offers was traced; every backend that it offers was judged once at
+    least, `packed` and `compile` excepted, and so was every stability mode; and nothing failed.
     """
     traced = {line["component"] for line in judged if line["mode"] == TRACE}
-    backends = [name for name in hello.backends if name != COMPILE]
+    backends = [name for name in hello.backends if name not in LIMITED]
     return [
         *_failed(judged),
         *_told(_without(networks, traced), "not judged in trace mode"),

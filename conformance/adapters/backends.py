@@ -22,7 +22,7 @@ from conformance.execution import BACKENDS, SDPA
 from conformance.port import Arrays, Component
 from conformance.tolerance import OTHER_ARITHMETICS
 
-_, FLASH, EFFICIENT, MATH, PLAIN, SLICED, CHANNELS_LAST, COMPILE = BACKENDS
+_, FLASH, EFFICIENT, MATH, PLAIN, SLICED, CHANNELS_LAST, PACKED, COMPILE = BACKENDS
 
 Switch = Callable[[nn.Module, str], int]
 """Lets the attentions of a network be `plain` or `sliced`; returns how many it changed."""
@@ -44,7 +44,8 @@ _IMAGE_AXES = 4
 
 def backends_here() -> tuple[str, ...]:
     """Return the backends that torch has on this machine: the efficient kernel is CUDA's alone."""
-    return tuple(b for b in BACKENDS if b != EFFICIENT or torch.cuda.is_available())
+    others = {PACKED} if torch.cuda.is_available() else {EFFICIENT, PACKED}
+    return tuple(name for name in BACKENDS if name not in others)
 
 
 def require_compilable(arithmetic: str, device: str, backend: str) -> None:

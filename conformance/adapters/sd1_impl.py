@@ -6,7 +6,13 @@ from conformance import __version__
 from conformance.adapters import sd1_impl_pipelines as pipelines
 from conformance.adapters import sd1_impl_sampling as sampling
 from conformance.adapters import sd1_impl_training as training
-from conformance.adapters.sd1_impl_networks import NETWORKS, Tokenizer, save_memory, use_attention
+from conformance.adapters.sd1_impl_networks import (
+    NETWORKS,
+    Tokenizer,
+    pack_weights,
+    save_memory,
+    use_attention,
+)
 from conformance.adapters.torch_module import TorchPort
 
 
@@ -21,4 +27,5 @@ def port() -> TorchPort:
         others=others,
         attention=use_attention,
         saving=save_memory,
+        packing=pack_weights,
     )

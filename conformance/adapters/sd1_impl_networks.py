@@ -10,10 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from conformance.errors import UnsupportedError
 from conformance.port import Arrays
 from conformance.spec import BLOCKS
 from sd1_impl.attention_kernels import use_kernel
 from sd1_impl.config import TextEncoderConfig, UNetConfig, VAEConfig
+from sd1_impl.packed import can_pack, pack
 from sd1_impl.savings import use_saving
 from sd1_impl.text_encoder import CLIPTextEncoder
 from sd1_impl.tokenizer import CLIPTokenizer
@@ -94,6 +96,19 @@ def _call_block(module: nn.Module, tensors: Tensors) -> Tensors:
 def use_attention(module: nn.Module, backend: str) -> int:
     """Let the attentions of a network be `plain` or `sliced`; return how many they are."""
     return use_kernel(module, backend)
+
+
+def pack_weights(module: nn.Module) -> int:
+    """Lay the weights of networks out for the kernels of a CPU; return of how many layers.
+
+    Raises:
+        UnsupportedError: There are no such kernels for their dtype or device.
+    """
+    weight = next(module.parameters())
+    if not can_pack(weight.dtype, weight.device):
+        message = f"no packed weights in {weight.dtype} on {weight.device}"
+        raise UnsupportedError(message)
+    return pack(module)
 
 
 def save_memory(module: nn.Module, saving: str) -> int:

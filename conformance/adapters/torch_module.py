@@ -27,7 +27,7 @@ from conformance.adapters.rename import Place, Rename, Rules, Table, some, table
 from conformance.adapters.torch_component import TorchComponent
 from conformance.determinism import float32_is_float32
 from conformance.errors import PortError, UnsupportedError
-from conformance.execution import COMPILE, SAVINGS, SDPA
+from conformance.execution import COMPILE, PACKED, SAVINGS, SDPA
 from conformance.port import Component, Hello
 from conformance.tolerance import EVERY_ARITHMETIC
 from conformance.variants import parse_variant
@@ -134,6 +134,8 @@ class TorchPort:
             are; None where torch's kernel is to be replaced from outside.
         saving: Lets a network, or a dict of them, save memory in one of the ways of
             `execution.SAVINGS`, and says in how many places it does; None where there is no way.
+        packing: Lays a network's weights out for the kernels of a CPU, and says of how many layers;
+            raises `UnsupportedError` where it cannot. None where there is no such way.
     """
 
     name: str
@@ -144,6 +146,7 @@ class TorchPort:
     rename: Mapping[str, Rules] = field(default_factory=dict)
     attention: Switch | None = None
     saving: Switch | None = None
+    packing: Callable[[nn.Module], int] | None = None
 
     def __post_init__(self) -> None:
         """Refuse what no network can be built from.
@@ -184,7 +187,7 @@ class TorchPort:
             EVERY_ARITHMETIC,
             devices,
             details=self._details(),
-            backends=backends_here(),
+            backends=(*backends_here(), *((PACKED,) if self.packing else ())),
         )
 
     def _details(self) -> dict[str, str]:
@@ -260,6 +263,12 @@ class TorchPort:
                 message = f"{self.name} has no way to compute {component} {backend}"
                 raise UnsupportedError(message)
             return computing_in(arithmetic, loaded)
+        if backend == PACKED:
+            if self.packing is None or arithmetic != dtype or not hasattr(loaded, "module"):
+                message = f"{self.name} has no packed weights of {component} in {arithmetic}"
+                raise UnsupportedError(message)
+            self.packing(loaded.module)
+            return loaded
         changed = computing_in(arithmetic, evaluating_by(backend, loaded, self.attention))
         return Compiled(changed) if backend == COMPILE else changed
 
