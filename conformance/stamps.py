@@ -82,8 +82,8 @@ def _unheld(held: Iterable[Line], networks: Sequence[str], hello: Hello) -> list
 def _gaps(judged: Sequence[Line], networks: Sequence[str], hello: Hello) -> list[str]:
     """Say what the lines of an arithmetic lack for its stamp.
 
-    In it every network that the port offers was traced; every backend that it offers was judged once at
-    least, `packed` and `compile` excepted, and so was every stability mode; and nothing failed.
+    In it every network that the port offers was traced; every backend that it offers (`packed` and
+    `compile` excepted) and every stability mode was judged once at least; and nothing failed.
     """
     traced = {line["component"] for line in judged if line["mode"] == TRACE}
     backends = [name for name in hello.backends if name not in LIMITED]
