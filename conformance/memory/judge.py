@@ -31,6 +31,9 @@ MEMORY_FAULT = "memory"
 PEAK = "peak"
 """Stands for the whole network where no single block holds too much."""
 
+WEIGHTS = "weights"
+"""Stands for parameters and buffers, which the ceiling leaves to the port."""
+
 _CPU = "cpu"
 _predictors: WeakKeyDictionary[Runner, Any] = WeakKeyDictionary()
 
@@ -114,9 +117,15 @@ def exceeded(
         ceiling: What the reference holds, which it must not exceed.
 
     Returns:
-        The first block in execution order that holds more than its budget, else the first that
-        holds less, else the peak; None where all is as it should be.
+        The weights; else the first block in execution order that holds more than its budget, else
+        the first that holds less, else the peak; None where all is as it should be.
     """
+    if budget is not None and found.weights != budget.weights:
+        hint = (
+            f"parameters and buffers take {mib(found.weights)}, recorded were "
+            f"{mib(budget.weights)}; if that is meant, `{RECORD}`"
+        )
+        return _divergence(found, WEIGHTS, found.weights, budget.weights, hint)
     above = ceiling is not None and found.peak > ceiling.peak
     if budget is not None and (found.peak, found.blocks) != (budget.peak, budget.blocks):
         name = _differing(found, budget)
@@ -227,5 +236,12 @@ def _facts(found: Footprint, budget: Footprint | None, ceiling: Footprint | None
     """Return what a case line tells."""
     return found.as_json() | {
         "ceiling": ceiling.peak if ceiling else None,
-        "budget": replace(budget, blocks={}).as_json() if budget else None,
+        "budget": replace(budget, blocks=_differing_blocks(found, budget)).as_json()
+        if budget
+        else None,
     }
+
+
+def _differing_blocks(found: Footprint, budget: Footprint) -> dict[str, int]:
+    """Return what the budget allows the blocks that hold something else."""
+    return {name: size for name, size in budget.blocks.items() if size != found.blocks.get(name)}

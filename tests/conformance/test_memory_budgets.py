@@ -73,8 +73,9 @@ def test_what_holds_what_it_should_has_no_divergence():
         ({"peak": 290}, None, "peak", 300 / 290, "10 bytes more"),
         (None, {"peak": 290, "blocks": {"a": 200, "b": 290}}, "b", 300 / 290, "diffusers holds"),
         (None, {"peak": 290, "blocks": {}}, "peak", 300 / 290, "diffusers holds"),
+        ({"weights": FOUND.weights // 2}, None, "weights", 2, "parameters and buffers.*record"),
     ],
-    ids=["first-block", "one-block", "less", "no-block", "above-reference", "blocks-unknown"],
+    ids=["first-block", "one-block", "less", "no-block", "above", "blocks-unknown", "weights"],
 )
 def test_the_first_block_that_holds_too_much_is_named(budget, ceiling, probe, ratio, hint):
     """In execution order, with the operation at the peak; less than recorded is no pass either."""

@@ -58,6 +58,11 @@ def test_a_recorded_port_that_keeps_more_fails_at_the_first_block_that_holds_it(
     assert first["kind"] == "memory"
     assert "aten." in first["hint"]
     assert first["ratio"] > 1
+    own = budgets().of(KEY, "sd1_impl").blocks
+    kept = result.memory["budget"]["blocks"]  # of the blocks that differ, for the page
+    assert kept == {name: own[name] for name in kept}
+    assert "decoder.up_blocks.1" in kept
+    assert "decoder.conv_in" not in kept
 
 
 def test_any_port_that_holds_more_than_the_reference_fails():
