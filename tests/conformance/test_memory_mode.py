@@ -67,8 +67,8 @@ def test_all_is_the_default() -> None:
 @pytest.mark.parametrize(
     ("given", "ids"),
     [
-        ({"variants": ["tiny"], "components": ["unet"], "dtype": "float16", "backend": "sliced"},
-         ["unet/tiny/latent16-batch2[float16-cpu-sliced-memory]"]),
+        ({"variants": ["tiny"], "components": ["unet"], "dtype": "float32", "backend": "sliced"},
+         ["unet/tiny/latent16-batch2[float32-cpu-sliced-memory]"]),
         ({"expression": "unet/sd1/latent64-batch2", "backend": "s*", "dtype": "*32"},
          ["unet/sd1/latent64-batch2[float32-cpu-sdpa-memory]"]),
         ({"scenarios": ["latent8-batch2"], "backend": "by_sample", "dtype": "float32"},
