@@ -165,7 +165,7 @@ def select_cases(
     ids = {case.id for case in cases}
     variants = variants if variants is not None else list(DEFAULT_VARIANTS)
     for kind, globs, known in (
-        ("component", components, list(COMPONENTS)),
+        ("component", components, list(dict.fromkeys(c.component for c in cases))),
         ("variant", variants, sorted({c.variant.name for c in cases})),
         ("scenario", scenario_names, list(dict.fromkeys(c.scenario.name for c in cases))),
     ):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import importlib.util
+import re
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 from tqdm import tqdm
 
 from conformance.bench import record as bench
-from conformance.case import Case, select_cases
+from conformance.case import COMPONENTS, Case, select_cases
 from conformance.cli_common import command, given, split
 from conformance.errors import ExitCode, UnsupportedError, UsageError, unknown_name
 from conformance.execution import Execution
@@ -22,7 +23,7 @@ from conformance.memory.cases import config_id, configurations, memory_cases
 from conformance.memory.recording import record
 from conformance.memory.sizes import mib, read_size
 from conformance.memory.table import Line, bench_rows, lines_of, pictures, table
-from conformance.port import BUILTIN, Port, resolve
+from conformance.port import BUILTIN, Hello, Port, greet, resolve
 
 _RECORD = "record"
 
@@ -63,10 +64,11 @@ def _budget(arguments: argparse.Namespace) -> int:
     largest = None if arguments.max is None else read_size(arguments.max, "--max")
     if arguments.out is not None:
         bench.require_writable(arguments.out)
-    pairs = _chosen(arguments)
     name = words[0] if words else "sd1_impl"
     port = resolve(name)
-    lines, declined = _lines(port, pairs, arguments)
+    predictor = _predictor(port)
+    pairs = _offered(greet(port), arguments)
+    lines, declined = _lines(predictor, pairs, arguments)
     if not lines:
         reasons = "; ".join(dict.fromkeys(declined.values()))
         message = f"{name} offers none of these configurations: {reasons}"
@@ -81,6 +83,25 @@ def _budget(arguments: argparse.Namespace) -> int:
     return _verdict(lines, largest)
 
 
+def _offered(hello: Hello, arguments: argparse.Namespace) -> list[tuple[Case, Execution]]:
+    """Return the configurations that the options select and the port offers.
+
+    Raises:
+        UsageError: There is none, or the device is none of the port's.
+    """
+    if arguments.device not in hello.devices:
+        offered = ", ".join(hello.devices)
+        message = f"{hello.name} offers no device {arguments.device!r} here: it says {offered}"
+        raise UsageError(message)
+    chosen = _chosen(arguments)
+    pairs = [(case, how) for case, how in chosen if case.component in hello.components]
+    if not pairs:
+        offered = ", ".join(hello.components)
+        message = f"{hello.name} offers none of the components that are selected: it says {offered}"
+        raise UsageError(message)
+    return pairs
+
+
 def _verdict(lines: list[Line], largest: int | None) -> int:
     """Say what is wrong, and return the exit code."""
     wrong = [line for line in lines if line.wrong]
@@ -89,9 +110,11 @@ def _verdict(lines: list[Line], largest: int | None) -> int:
     total = len(lines)
     if not budgets().knows():
         print(f"torch {torch_version()} is not recorded: {RECORD}")
-    print(f"{total - len(wrong)} of {total} configurations within budget")
-    none_fits = largest is not None and all(line.needs > largest for line in lines)
-    bad = bool(wrong) or none_fits
+    if largest is not None:
+        fitting = sum(line.needs <= largest for line in lines)
+        print(f"{fitting} of {total} configurations fit in {mib(largest)}")
+    print(f"{total - len(wrong)} of {total} configurations hold no more than they may")
+    bad = bool(wrong) or (largest is not None and not fitting)
     return int(ExitCode.NONCONFORMANT if bad else ExitCode.CONFORMANT)
 
 
@@ -141,20 +164,26 @@ def _predictor(port: Port) -> Any:
 
 
 def _lines(
-    port: Port, pairs: list[tuple[Case, Execution]], arguments: argparse.Namespace
+    predictor: Any, pairs: list[tuple[Case, Execution]], arguments: argparse.Namespace
 ) -> tuple[list[Line], dict[str, str]]:
     """Return the lines of the table, in its order, and why configurations are left out."""
     lines: dict[str, Line] = {}
     declined: dict[str, str] = {}
-    rows = lines_of(_predictor(port), pairs)
+    rows = lines_of(predictor, pairs)
     for row in tqdm(rows, total=len(pairs), unit="configuration", leave=False, disable=None):
         if isinstance(row, Line):
-            lines[row.key] = _measured(port, row, arguments) if arguments.measure else row
+            lines[row.key] = _measured(predictor.port, row, arguments) if arguments.measure else row
         else:
             declined[row[0]] = row[1]
-    order = sorted(pairs, key=lambda pair: memory_cases().index(pair[0]))
+    order = sorted(pairs, key=lambda pair: _place(pair[0]))
     names = [config_id(case, execution) for case, execution in order]
     return [lines[name] for name in names if name in lines], declined
+
+
+def _place(case: Case) -> tuple[int, str, list[int]]:
+    """Return what a table is sorted by: component, variant, then size and batch as numbers."""
+    numbers = [int(text) for text in re.findall(r"\d+", case.scenario.name)]
+    return COMPONENTS.index(case.component), case.variant.name, numbers
 
 
 def _measured(port: Port, line: Line, arguments: argparse.Namespace) -> Line:
@@ -173,6 +202,13 @@ def _record(names: list[str], arguments: argparse.Namespace) -> int:
     pairs = _chosen(arguments)
     found = Budgets.read() if PATH.exists() else Budgets()
     changes = 0
+    foreign = [name for name in names if name not in BUILTIN]
+    if foreign:
+        message = (
+            f"only {' and '.join(BUILTIN)} are recorded, not {foreign[0]}: write what it holds "
+            "with budget PORT --out FILE, and compare two such files with diff"
+        )
+        raise UsageError(message)
     for name in names or BUILTIN:
         predictor = _predictor(resolve(name))
         bar = tqdm(pairs, unit="configuration", leave=False, disable=None)

@@ -17,7 +17,24 @@ from conformance.sampling import TIMESTEPS
 from conformance.tensors import carried_in
 from conformance.tolerance import POLICIES
 
-_RUNNER = str(Path(__file__).with_name("runner.py"))
+_HERE = Path(__file__).parent
+_ENGINE = {
+    __file__,
+    str(_HERE / "runner.py"),
+    str(_HERE / "memory" / "table.py"),
+    *(
+        str(_HERE / "adapters" / f"{name}.py")
+        for name in (
+            "attention_modes",
+            "hooks",
+            "imagined",
+            "memory",
+            "storages",
+            "torch_component",
+        )
+    ),
+}
+"""Files of the suite between it and a port."""
 
 
 def call(
@@ -61,11 +78,7 @@ def require_unchanged(case: Case, inputs: Arrays, digests: Mapping[str, str]) ->
 def where_raised(error: BaseException) -> str:
     """Return file and line where an error was raised, in the port's own code if it can be."""
     frames = traceback.extract_tb(error.__traceback__)
-    own = [
-        f
-        for f in frames
-        if "site-packages" not in f.filename and f.filename not in {__file__, _RUNNER}
-    ]
+    own = [f for f in frames if "site-packages" not in f.filename and f.filename not in _ENGINE]
     frame = (own or frames)[-1]
     return f"{frame.filename}:{frame.lineno}"
 

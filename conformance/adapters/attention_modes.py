@@ -49,12 +49,16 @@ def attend(
 
 
 def plain(query: Tensor, key: Tensor, value: Tensor, added: Tensor | None, scale: float) -> Tensor:
-    """Attend by a product, a softmax and a product; of half types the softmax is float32."""
-    wide = torch.promote_types(query.dtype, torch.float32)
-    scores = query.to(wide) @ key.to(wide).transpose(-2, -1) * scale
-    if added is not None:
-        scores = scores + added
-    return scores.softmax(-1).to(value.dtype) @ value
+    """Attend by a product, a softmax and a product; of half types the softmax's sums are float32.
+
+    Two tensors of scores are held and no more: what a port holds is judged with this in it.
+    """
+    return _scores(query, key, added, scale).softmax(-1) @ value
+
+
+def _scores(query: Tensor, key: Tensor, added: Tensor | None, scale: float) -> Tensor:
+    scores = (query * scale) @ key.transpose(-2, -1)
+    return scores if added is None else scores.add_(added)
 
 
 def sliced(query: Tensor, key: Tensor, value: Tensor, added: Tensor | None, scale: float) -> Tensor:

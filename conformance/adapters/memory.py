@@ -11,11 +11,13 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import DataDependentOutputException
 
 from conformance.adapters.imagined import Hollow, Imagined, hollow
 from conformance.adapters.storages import StorageTracker
 from conformance.adapters.torch_module import TorchPort
 from conformance.case import Case
+from conformance.contract import where_raised
 from conformance.determinism import gradient_mode
 from conformance.errors import UnsupportedError
 from conformance.execution import SDPA, Execution
@@ -37,10 +39,8 @@ class Predictor:
         """
         self.port = getattr(port, "torch_port", lambda: port)()
         if not isinstance(self.port, TorchPort):
-            message = (
-                f"a {type(self.port).__name__} is no TorchPort: what it holds cannot be predicted "
-                "from here"
-            )
+            kind = type(self.port).__name__
+            message = f"the port ({kind}) is no TorchPort: what it holds cannot be seen from here"
             raise UnsupportedError(message)
         self._imagined = Imagined()
         self._loaded: tuple[tuple[Any, ...], Any] | None = None
@@ -60,8 +60,15 @@ class Predictor:
             UnsupportedError: The port declines, or what it loads cannot be looked into.
         """
         component = self._load(case, execution)
-        with self._imagined:
-            return footprint(component, case, case.inputs())
+        try:
+            with self._imagined:
+                return footprint(component, case, case.inputs())
+        except DataDependentOutputException as error:
+            message = (
+                f"it looks at a value, as float(x), x.item() or `if x` do ({where_raised(error)}): "
+                "a prediction has shapes and no values of what depends on weights"
+            )
+            raise UnsupportedError(message) from error
 
     def _load(self, case: Case, execution: Execution) -> Any:
         key = (case.component, case.variant, execution.dtype, execution.backend)

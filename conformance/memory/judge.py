@@ -117,8 +117,10 @@ def exceeded(
         ceiling: What the reference holds, which it must not exceed.
 
     Returns:
-        The weights; else the first block in execution order that holds more than its budget, else
-        the first that holds less, else the peak; None where all is as it should be.
+        Of a recorded port the weights, else the first block in execution order that holds more
+        than its budget, else the first that holds less, else the peak. Of others the first block in
+        which more is held than the reference ever holds: what it does otherwise below that is its
+        own affair. None where all is as it should be.
     """
     if budget is not None and found.weights != budget.weights:
         hint = (
@@ -137,11 +139,11 @@ def exceeded(
         )
         hint += "" if above else f"; if that is meant, `{RECORD}`"
     elif ceiling is not None and above:
-        name = _differing(found, ceiling)
-        held, allowed = _at(found, name), _at(ceiling, name)
+        name = next((n for n, size in found.blocks.items() if size > ceiling.peak), PEAK)
+        held, allowed = _at(found, name), ceiling.peak
         hint = (
-            f"{mib(held)}, where {REFERENCE} holds {mib(allowed)}; the peak is "
-            f"{mib(found.peak)}, at {found.place}, {REFERENCE}'s {mib(ceiling.peak)}"
+            f"{mib(held)}, where {REFERENCE} holds {mib(ceiling.blocks.get(name, allowed))} and "
+            f"never more than {mib(allowed)}; the peak is {mib(found.peak)}, at {found.place}"
         )
     else:
         return None

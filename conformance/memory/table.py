@@ -8,13 +8,15 @@ from typing import Any
 
 from conformance.bench.record import Row
 from conformance.case import Case
-from conformance.errors import UnsupportedError
+from conformance.contract import where_raised
+from conformance.errors import PortError, SuiteError, UnsupportedError
 from conformance.execution import Execution
 from conformance.memory.budgets import REFERENCE, budgets
 from conformance.memory.cases import config_id
 from conformance.memory.footprint import Footprint
 from conformance.memory.judge import exceeded, reference
 from conformance.memory.sizes import MIB, mib
+from conformance.report.text import one_line
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,9 @@ def lines_of(
 
     Yields:
         A line; of what the port declines, the configuration's name and the reason.
+
+    Raises:
+        PortError: The port raised something else.
     """
     for case, execution in pairs:
         try:
@@ -68,6 +73,14 @@ def lines_of(
         except UnsupportedError as error:
             yield config_id(case, execution), str(error)
             continue
+        except SuiteError:
+            raise
+        except Exception as error:
+            message = (
+                f"{config_id(case, execution)}: the port raised {type(error).__name__}: "
+                f"{one_line(error)} ({where_raised(error)})"
+            )
+            raise PortError(message) from error
         ceiling = reference(case, execution)
         budget = budgets().of(config_id(case, execution), predictor.port.name)
         wrong = exceeded(found, budget, ceiling)
@@ -129,13 +142,17 @@ def _figure(size: int) -> str:
 
 
 def bench_rows(lines: Iterable[Line], port: str) -> list[Row]:
-    """Return the rows of a bench file: exact figures, less of which is better."""
+    """Return the rows of a bench file: exact figures, less of which is better.
+
+    They have the same names whatever the port, so that two ports can be compared.
+    """
     return [
         Row.counted(
-            f"{port} {line.key}",
+            line.key,
             "bytes",
             line.found.peak,
             facts={
+                "port": port,
                 "weights": line.found.weights,
                 "at": line.found.at,
                 "where": line.found.where,

@@ -71,11 +71,15 @@ def test_what_holds_what_it_should_has_no_divergence():
         ({"blocks": {"a": 200, "b": 290}}, None, "b", 300 / 290, "aten.mul in b.ff"),
         ({"peak": 310, "blocks": {"a": 200, "b": 310}}, None, "b", 300 / 310, "bytes less.*record"),
         ({"peak": 290}, None, "peak", 300 / 290, "10 bytes more"),
-        (None, {"peak": 290, "blocks": {"a": 200, "b": 290}}, "b", 300 / 290, "diffusers holds"),
-        (None, {"peak": 290, "blocks": {}}, "peak", 300 / 290, "diffusers holds"),
+        (None, {"peak": 290, "blocks": {"a": 199, "b": 290}}, "b", 300 / 290, "diffusers holds"),
+        (None, {"peak": 190, "blocks": {"a": 190, "b": 190}}, "a", 200 / 190, "never more than"),
+        (None, {"peak": 290, "blocks": {}}, "b", 300 / 290, "diffusers holds 0.000 MiB and never"),
         ({"weights": FOUND.weights // 2}, None, "weights", 2, "parameters and buffers.*record"),
     ],
-    ids=["first-block", "one-block", "less", "no-block", "above", "blocks-unknown", "weights"],
+    ids=[
+        *("first-block", "one-block", "less", "no-block"),
+        *("above", "above-at-once", "blocks-unknown", "weights"),
+    ],
 )
 def test_the_first_block_that_holds_too_much_is_named(budget, ceiling, probe, ratio, hint):
     """In execution order, with the operation at the peak; less than recorded is no pass either."""
@@ -174,9 +178,10 @@ def test_the_command_prints_the_table_and_writes_it(tmp_path, capsys):
     assert run("-k", "text_encoder/tiny", "--max", "1GiB", "--out", str(out)) == 0
     printed = capsys.readouterr().out
     assert "text_encoder/tiny/batch2" in printed
-    assert "6 of 6 configurations within budget" in printed
+    assert "6 of 6 configurations fit in 1,024.000 MiB" in printed
+    assert "6 of 6 configurations hold no more than they may" in printed
     rows = read(out).rows
-    assert rows["sd1_impl text_encoder/tiny/batch2[float32-sdpa]"].unit == "bytes"
+    assert rows["text_encoder/tiny/batch2[float32-sdpa]"].unit == "bytes"
 
 
 def test_nothing_that_fits_is_exit_1(capsys):
@@ -204,13 +209,60 @@ def test_measuring_counts_what_tensors_hold(capsys):
         (["--component", "nothing"], "unknown component 'nothing'"),
         (["exec:true"], "is no TorchPort"),
         (["--dtype", "bfloat16", "-k", "vae"], "no configuration is selected"),
+        (["--device", "tpu"], "sd1_impl offers no device 'tpu' here"),
+        (["record", "mine.py:port"], "only sd1_impl and diffusers are recorded, not mine.py:port"),
     ],
-    ids=["size", "two-ports", "dtype", "component", "process", "nothing-left"],
+    ids=[
+        *("size", "two-ports", "dtype", "component", "process", "nothing-left"),
+        *("device", "foreign-record"),
+    ],
 )
 def test_bad_usage_is_one_line(words, says, capsys):
     """Exit 2 and no traceback."""
     assert run(*words) == 2
     assert says in capsys.readouterr().err
+
+
+PORT = """
+from conformance.adapters.sd1_impl_networks import NETWORKS
+from conformance.adapters.torch_module import TorchPort
+
+build, call = NETWORKS["text_encoder"]
+
+def look(module, tensors):
+    outputs = call(module, tensors)
+    float(outputs["pooler_output"].max())
+    return outputs
+
+def broken(module, tensors):
+    raise ValueError("a bug")
+
+def port(call=call):
+    return TorchPort("small", "1", {"text_encoder": (build, call)})
+
+def looking():
+    return port(look)
+
+def raising():
+    return port(broken)
+"""
+
+
+@pytest.mark.parametrize(
+    ("factory", "code", "says"),
+    [
+        ("port", 0, "6 of 6 configurations hold no more"),
+        ("looking", 2, r"it looks at a value, as float\(x\).* \(.*mine\.py:9\)"),
+        ("raising", 3, r"the port raised ValueError: a bug \(.*mine\.py:13\)"),
+    ],
+)
+def test_a_port_of_ones_own(tmp_path, capsys, factory, code, says):
+    """What it does not offer is left out; plain attention is the suite's; its errors are told."""
+    (tmp_path / "mine.py").write_text(PORT)
+    words = (f"{tmp_path / 'mine.py'}:{factory}", "--variant", "tiny")
+    assert run(*words) == code
+    printed = capsys.readouterr()
+    assert re.search(says, printed.out + printed.err)
 
 
 def test_budgets_are_strict_json():
