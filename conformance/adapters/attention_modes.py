@@ -56,6 +56,13 @@ def plain(query: Tensor, key: Tensor, value: Tensor, added: Tensor | None, scale
     return _scores(query, key, added, scale).softmax(-1) @ value
 
 
+def upcast(query: Tensor, key: Tensor, value: Tensor, added: Tensor | None, scale: float) -> Tensor:
+    """Attend plainly; scores and softmax of half types are float32, and so take twice as much."""
+    wide = torch.promote_types(query.dtype, torch.float32)
+    scores = _scores(query.to(wide), key.to(wide), added, scale)
+    return scores.softmax(-1).to(value.dtype) @ value
+
+
 def _scores(query: Tensor, key: Tensor, added: Tensor | None, scale: float) -> Tensor:
     scores = (query * scale) @ key.transpose(-2, -1)
     return scores if added is None else scores.add_(added)

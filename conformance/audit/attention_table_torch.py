@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from conformance.adapters.attention_modes import attend, plain
+from conformance.adapters.attention_modes import attend, upcast
 from conformance.adapters.torch_module import DTYPES
 from conformance.audit.attention_torch import Function, answer
 from conformance.errors import PortError
@@ -35,7 +35,7 @@ class Cell:
         causal: Whether later keys are hidden, as in the text encoder.
         err: Relative L2 error against float64; None where there is no answer.
         sdpa: The same of torch's own attention.
-        noise: The worse of that and the plain attention's, which the goldens count as honest too.
+        noise: The worse of that and the upcast attention's, which the goldens count as honest too.
         ratio: `err` over noise.
         verdict: By the limit; `fail` where there is no answer.
         message: Why there is none.
@@ -106,9 +106,9 @@ def _cell(
 ) -> Cell:
     query, key, value = given
     size = query.shape[-1]
-    truth = attend(plain, query.double(), key.double(), value.double(), is_causal=causal)
+    truth = attend(upcast, query.double(), key.double(), value.double(), is_causal=causal)
     own = _error(F.scaled_dot_product_attention(query, key, value, is_causal=causal), truth)
-    other = _error(attend(plain, query, key, value, is_causal=causal), truth)
+    other = _error(attend(upcast, query, key, value, is_causal=causal), truth)
     noise = max(own, other, floor(arithmetic))
     make = partial(Cell, regime, size, length, causal)
     try:
