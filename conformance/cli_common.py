@@ -13,6 +13,7 @@ from conformance.adapters.process import FIRST, TIMEOUT, Limits
 from conformance.case import Case, all_cases, find_case, select_cases
 from conformance.errors import UsageError
 from conformance.levels import LADDER
+from conformance.memory.sizes import read_size
 
 _Value = TypeVar("_Value")
 
@@ -98,20 +99,8 @@ def limits_of(arguments: argparse.Namespace) -> Limits:
         message = f"--timeout {arguments.timeout:g}: give a positive number of seconds"
         raise UsageError(message)
     seconds = TIMEOUT if arguments.timeout is None else arguments.timeout
-    memory = None if arguments.memory is None else _bytes_of(arguments.memory)
+    memory = None if arguments.memory is None else read_size(arguments.memory, "--memory")
     return Limits(seconds, memory, children=max(1, getattr(arguments, "n", 1)))
-
-
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT])(iB|B|)", re.IGNORECASE)
-
-
-def _bytes_of(text: str) -> int:
-    """Read a size: `8GiB`, `512 MiB`, `8G`."""
-    found = _SIZE.fullmatch(text.strip())
-    if found is None:
-        message = f"--memory {text!r} is no size: write 8GiB or 512MiB"
-        raise UsageError(message)
-    return int(float(found[1]) * 1024 ** ("KMGT".index(found[2].upper()) + 1))
 
 
 def split(text: str | None) -> list[str] | None:
