@@ -41,7 +41,7 @@ _VAE_OUTPUTS = {
     "mean": "encode",
     "logvar": "encode",
     "latents": "sample_latents",
-    "image": "decode",
+    "image": "_decode",
 }
 """By output of the autoencoder, the method that makes it."""
 
@@ -169,7 +169,7 @@ def _of_pipeline(case: Case, term: str) -> dict[str, Any] | None:
     if pipeline is Image2Image and term == "initial_latents":
         return _snippet(pipeline, ["noisy_latents"])
     if term == "vae.post_quant_conv.input":
-        return _snippet(AutoencoderKL, ["decode"])
+        return _snippet(AutoencoderKL, ["_decode"])
     return _snippet(pipeline, [_PIPELINE_TERMS[term]], _IN_THE_LOOP.get(term))
 
 

@@ -117,17 +117,11 @@ def exceeded(
         ceiling: What the reference holds, which it must not exceed.
 
     Returns:
-        Of a recorded port the weights, else the first block in execution order that holds more
-        than its budget, else the first that holds less, else the peak. Of others the first block in
+        Of a recorded port the first block in execution order that holds more than its budget, else
+        the first that holds less, else the peak, else the weights. Of others the first block in
         which more is held than the reference ever holds: what it does otherwise below that is its
         own affair. None where all is as it should be.
     """
-    if budget is not None and found.weights != budget.weights:
-        hint = (
-            f"parameters and buffers take {mib(found.weights)}, recorded were "
-            f"{mib(budget.weights)}; if that is meant, `{RECORD}`"
-        )
-        return _divergence(found, WEIGHTS, found.weights, budget.weights, hint)
     above = ceiling is not None and found.peak > ceiling.peak
     if budget is not None and (found.peak, found.blocks) != (budget.peak, budget.blocks):
         name = _differing(found, budget)
@@ -138,6 +132,12 @@ def exceeded(
             f"{mib(found.peak)}, at {found.place}"
         )
         hint += "" if above else f"; if that is meant, `{RECORD}`"
+    elif budget is not None and found.weights != budget.weights:
+        name, held, allowed = WEIGHTS, found.weights, budget.weights
+        hint = (
+            f"parameters and buffers take {mib(held)}, recorded were {mib(allowed)}; if that is "
+            f"meant, `{RECORD}`"
+        )
     elif ceiling is not None and above:
         name = next((n for n, size in found.blocks.items() if size > ceiling.peak), PEAK)
         held, allowed = _at(found, name), ceiling.peak

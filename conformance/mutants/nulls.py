@@ -340,7 +340,7 @@ MUTANTS: tuple[Mutant, ...] = (
     _null("attention-by-queries", UNET, "in chunks", patch=_around(_SDPA, make=_by_queries)),
     _null("qkv-fused", UNET, "one product for queries, keys and values", module=_fused),
     _null("silu-reciprocal", UNET, "SiLU as a quotient",
-          patch=replaced(F, "silu", lambda x: x / (1 + torch.exp(-x)))),
+          patch=replaced(F, "silu", lambda x, **_: x / (1 + torch.exp(-x)))),
     _null("gelu-erf", UNET, "GELU by its definition",
           patch=replaced(F, "gelu", lambda x: 0.5 * x * (1 + torch.erf(x / math.sqrt(2))))),
     _null("upsample-repeat", UNET, "pixels repeated, then cut",

@@ -16,7 +16,7 @@ from conformance.port import resolve
 from conformance.stability_processes import end_processes
 from conformance.tolerance import LIMIT
 
-UNSTABLE = [mutant for mutant in CATALOGUE if mutant.unstable]
+UNSTABLE = [mutant for mutant in CATALOGUE if mutant.unstable and not mutant.heavy]
 QUICK = ("rt-tokenizer-cache", "rt-scheduler-history", "rt-one-sample-kernel")
 CAUSES = {
     "rt-nondeterministic-kernel": "the second call differs from the first",
