@@ -8,7 +8,8 @@ nobody asked for go, and a value to be overwritten becomes an input, for all tha
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +17,7 @@ import onnx
 import onnx_ir
 import onnxscript.optimizer
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 OPSET = 20
@@ -121,6 +123,17 @@ class _Seen:
         return hook
 
 
+@contextmanager
+def _seen_as_made() -> Iterator[None]:
+    """Let activations make tensors of their own: in place, what a norm made would be lost."""
+    silu = F.silu
+    F.silu = lambda hidden, **_: silu(hidden)
+    try:
+        yield
+    finally:
+        F.silu = silu
+
+
 class _Probed(nn.Module):
     """A network that returns its outputs, then all that passed through its submodules."""
 
@@ -133,7 +146,8 @@ class _Probed(nn.Module):
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """Return tensors whose names `seen` knows: `outputs`, then `tensors`."""
         self.seen.tensors, self.seen.first_names = {}, {}
-        outputs = self.call(self.net, *inputs)
+        with _seen_as_made():
+            outputs = self.call(self.net, *inputs)
         self.seen.outputs = list(outputs)
         return (*outputs.values(), *self.seen.tensors.values())
 
