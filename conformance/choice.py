@@ -54,7 +54,7 @@ def executions(
     dtypes = chosen_names("dtype", dtype, hello.arithmetics, EVERY_ARITHMETIC)
     for name in split(device) or [""]:
         if not any(fnmatchcase(offered, name) for offered in hello.devices):
-            raise _no_device(name, hello)
+            raise no_device(name, hello)
     devices = chosen_names("device", device, hello.devices, hello.devices)
     backends = chosen_names("backend", ",".join(ways), hello.backends, BACKENDS)
     ordered = sorted(chosen_names("mode", ",".join(left), modes, MODES), key=MODES.index)
@@ -104,7 +104,7 @@ def chosen_names(kind: str, text: str, offered: Sequence[str], known: Sequence[s
     return list(dict.fromkeys(names))
 
 
-def _no_device(name: str, hello: Hello) -> UsageError:
+def no_device(name: str, hello: Hello) -> UsageError:
     """Build the error for a device that the port does not offer, and say if no driver has it."""
     torch = sys.modules.get("torch")  # where neither suite nor port has it, it sees nothing
     blind = name.startswith("cuda") and torch is not None and not torch.cuda.is_available()

@@ -100,10 +100,7 @@ def _models(arguments: argparse.Namespace) -> int:
 
 def _load(arguments: argparse.Namespace) -> int:
     """Load the UNet of a checkpoint by both, each time in a fresh process."""
-    foreign = next((n for n in _OF_MODELS if getattr(arguments, n) is not None), None)
-    if foreign is not None:
-        message = f"--{foreign} is an option of `bench` alone, not of `bench load`"
-        raise UsageError(message)
+    cli_suite.refuse_options(arguments, _OF_MODELS, "load")
     repeat = _check(arguments, _LOADS)
     oracle_module("diffusers")
     with tempfile.TemporaryDirectory(prefix="sd1-bench-") as scratch:

@@ -7,7 +7,6 @@ import importlib
 import importlib.util
 import re
 from dataclasses import replace
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +14,9 @@ from tqdm import tqdm
 
 from conformance.bench import record as bench
 from conformance.case import COMPONENTS, Case, select_cases
+from conformance.choice import chosen_names, no_device
 from conformance.cli_common import command, given, split
-from conformance.errors import ExitCode, UnsupportedError, UsageError, unknown_name
+from conformance.errors import ExitCode, UnsupportedError, UsageError
 from conformance.execution import Execution
 from conformance.memory.budgets import PATH, RECORD, Budgets, budgets, torch_version
 from conformance.memory.cases import config_id, configurations, memory_cases
@@ -90,9 +90,7 @@ def _offered(hello: Hello, arguments: argparse.Namespace) -> list[tuple[Case, Ex
         UsageError: There is none, or the device is none of the port's.
     """
     if arguments.device not in hello.devices:
-        offered = ", ".join(hello.devices)
-        message = f"{hello.name} offers no device {arguments.device!r} here: it says {offered}"
-        raise UsageError(message)
+        raise no_device(arguments.device, hello)
     chosen = _chosen(arguments)
     pairs = [(case, how) for case, how in chosen if case.component in hello.components]
     if not pairs:
@@ -129,18 +127,15 @@ def _chosen(arguments: argparse.Namespace) -> list[tuple[Case, Execution]]:
         split(arguments.component), variants, None, arguments.k, among=memory_cases()
     )
     ids = {case.id for case in cases}
-    pairs = [pair for pair in configurations() if pair[0].id in ids]
-    for option in ("dtype", "backend"):
-        globs = split(getattr(arguments, option))
-        known = sorted({getattr(execution, option) for _, execution in configurations()})
-        for glob in globs or []:
-            if not any(fnmatchcase(name, glob) for name in known):
-                raise unknown_name(option, glob, known)
-        pairs = [
-            (case, execution)
-            for case, execution in pairs
-            if globs is None or any(fnmatchcase(getattr(execution, option), glob) for glob in globs)
-        ]
+    known = [execution for _, execution in configurations()]
+    dtypes, backends = sorted({e.dtype for e in known}), sorted({e.backend for e in known})
+    dtypes = chosen_names("dtype", arguments.dtype or "*", dtypes, dtypes)
+    backends = chosen_names("backend", arguments.backend or "*", backends, backends)
+    pairs = [
+        (case, execution)
+        for case, execution in configurations()
+        if case.id in ids and execution.dtype in dtypes and execution.backend in backends
+    ]
     if not pairs:
         message = "no configuration is selected: leave out --dtype or --backend"
         raise UsageError(message)
@@ -214,18 +209,17 @@ def _record(names: list[str], arguments: argparse.Namespace) -> int:
         bar = tqdm(pairs, unit="configuration", leave=False, disable=None)
         changes += record(found, predictor, bar, tqdm.write)
         if arguments.device != "cpu":
-            _record_allowance(found, resolve(name), pairs, arguments.device)
+            _record_allowance(found, predictor, pairs, arguments.device)
     found.write()
     print(f"{changes} changes for torch {torch_version()} in {PATH}: review the diff")
     return int(ExitCode.CONFORMANT)
 
 
 def _record_allowance(
-    found: Budgets, port: Port, pairs: list[tuple[Case, Execution]], device: str
+    found: Budgets, predictor: Any, pairs: list[tuple[Case, Execution]], device: str
 ) -> None:
     """Take down by how much a device's allocator exceeds the predictions at most."""
     adapter = _adapter()
-    predictor = adapter.Predictor(port)
     allowances = found.allowances.setdefault(torch_version(), {})
     name, excess = adapter.device_class(device), 0
     for case, execution in tqdm(pairs, unit="configuration", leave=False, disable=None):
@@ -233,7 +227,7 @@ def _record_allowance(
             predicted = predictor.predict(case, execution).peak
         except UnsupportedError:
             continue
-        component = adapter.loaded(port, case, execution, device)
+        component = adapter.loaded(predictor.port, case, execution, device)
         excess = max(excess, adapter.allocated(component, case, case.inputs(), device) - predicted)
     before = allowances.get(name, 0)
     allowances[name] = max(before, excess)

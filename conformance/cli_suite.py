@@ -41,11 +41,20 @@ def add_command(commands: Any) -> None:
     )
 
 
-def _suite(arguments: argparse.Namespace) -> int:
-    foreign = next((n for n in _OF_OTHERS if getattr(arguments, n, None) is not None), None)
+def refuse_options(arguments: argparse.Namespace, names: Sequence[str], own: str) -> None:
+    """Refuse options of `bench` that stand before one of its commands and mean nothing to it.
+
+    Raises:
+        UsageError: There is one.
+    """
+    foreign = next((n for n in names if getattr(arguments, n, None) is not None), None)
     if foreign is not None:
-        message = f"--{foreign} is an option of `bench` alone, not of `bench suite`"
+        message = f"--{foreign} is an option of `bench` alone, not of `bench {own}`"
         raise UsageError(message)
+
+
+def _suite(arguments: argparse.Namespace) -> int:
+    refuse_options(arguments, _OF_OTHERS, "suite")
     out = getattr(arguments, "out", None)
     if out is not None:
         record.require_writable(out)

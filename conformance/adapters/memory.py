@@ -24,6 +24,7 @@ from conformance.execution import SDPA, Execution
 from conformance.memory.budgets import block_order
 from conformance.memory.footprint import Footprint
 from conformance.port import Port
+from conformance.variants import Weights
 
 _CPU = "cpu"
 
@@ -75,11 +76,8 @@ class Predictor:
         if self._loaded is None or self._loaded[0] != key:
             self._loaded = None
             weights = hollow(case.weights())
-            load: Any = self.port.load
-            own = (case.component, case.variant, weights, execution.dtype, _CPU)
-            options = {} if execution.backend == SDPA else {"backend": execution.backend}
             with Hollow():
-                component = load(*own, **options)
+                component = _load(self.port, case, weights, execution, _CPU)
             require_traceable(component)
             self._imagined.fill(component.module)
             self._loaded = key, component
@@ -103,12 +101,16 @@ def loaded(port: Port, case: Case, execution: Execution, device: str) -> Any:
     Raises:
         UnsupportedError: The port declines, or what it loads cannot be looked into.
     """
-    load: Any = port.load
-    own = (case.component, case.variant, case.weights(), execution.dtype, device)
-    options = {} if execution.backend == SDPA else {"backend": execution.backend}
-    component = load(*own, **options)
+    component = _load(port, case, case.weights(), execution, device)
     require_traceable(component)
     return component
+
+
+def _load(port: Port, case: Case, weights: Weights, execution: Execution, device: str) -> Any:
+    """Let a port load; only other backends than its own are named to it."""
+    load: Any = port.load
+    options = {} if execution.backend == SDPA else {"backend": execution.backend}
+    return load(case.component, case.variant, weights, execution.dtype, device, **options)
 
 
 def footprint_of(port: Port, case: Case, execution: Execution) -> Footprint:

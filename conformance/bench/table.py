@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 
@@ -103,12 +103,12 @@ def between(low: float, high: float, unit: str) -> str:
     return f"{low / size:.3g} to {high / size:.3g} {name}"
 
 
-def aligned(texts: Sequence[Sequence[str]]) -> list[str]:
-    """Write columns: the first to the left, the others to the right."""
+def aligned(texts: Sequence[Sequence[str]], left: Collection[int] = (0,)) -> list[str]:
+    """Write columns: the first to the left, the others to the right; or those that are named."""
     widths = [max(map(len, column)) for column in zip(*texts, strict=True)]
     return [
         "  ".join(
-            text.ljust(width) if not i else text.rjust(width)
+            text.ljust(width) if i in left else text.rjust(width)
             for i, (text, width) in enumerate(zip(line, widths, strict=True))
         ).rstrip()
         for line in texts

@@ -150,16 +150,13 @@ def exceeded(
     return _divergence(found, name, held, allowed, hint)
 
 
-def _differing(found: Footprint, allowed: Footprint) -> str:
-    """Return the first block that holds more than is allowed, else less, else the peak."""
-    both = [(name, found.blocks[name], allowed.blocks.get(name)) for name in found.blocks]
-    for differs in (int.__gt__, int.__lt__):
-        for name, held, limit in both:
-            if limit is not None and differs(held, limit):
-                return name
-        if differs is int.__gt__ and found.peak > allowed.peak:
-            return PEAK
-    return PEAK
+def _differing(found: Footprint, budget: Footprint) -> str:
+    """Return the first block that holds more than its budget, else less, else the peak."""
+    more = [name for name, size in found.blocks.items() if size > budget.blocks.get(name, size)]
+    less = [name for name, size in found.blocks.items() if size < budget.blocks.get(name, size)]
+    if more:
+        return more[0]
+    return less[0] if less and found.peak <= budget.peak else PEAK
 
 
 def _at(found: Footprint, name: str) -> int:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from conformance.bench.record import Row
+from conformance.bench.table import aligned
 from conformance.case import Case
 from conformance.contract import where_raised
 from conformance.errors import PortError, SuiteError, UnsupportedError
@@ -126,15 +127,7 @@ def table(lines: Sequence[Line], largest: int | None = None) -> list[str]:
                 line.found.place + (" !" if line.wrong else ""),
             )
         )
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    texts = 3
-    return [
-        "  ".join(
-            cell.ljust(width) if i < texts or i == len(row) - 1 else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]
+    return aligned(rows, left=(0, 1, 2, len(head) - 1))
 
 
 def _figure(size: int) -> str:
