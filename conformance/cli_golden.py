@@ -10,7 +10,6 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from conformance import golden_writer
 from conformance.case import Case, all_cases, find_case
 from conformance.cli_common import (
     add_selection,
@@ -24,7 +23,8 @@ from conformance.cli_common import (
 from conformance.errors import ExitCode, unknown_name
 from conformance.golden import SPLICE
 from conformance.golden_files import load_golden
-from conformance.lint import lint
+from conformance.recording import writer
+from conformance.recording.lint import lint
 from conformance.tolerance import EVERY_ARITHMETIC
 from conformance.traces import pack_path, write_pack
 
@@ -78,17 +78,17 @@ def _say(text: str) -> None:
 
 
 def _golden_record(arguments: argparse.Namespace) -> int:
-    record = oracle_module("conformance.record")
+    record = oracle_module("conformance.recording.record")
     if arguments.spec:
-        golden_writer.write_spec(oracle_module("conformance.discover").derive_spec())
+        writer.write_spec(oracle_module("conformance.recording.discover").derive_spec())
         return 0
     wanted = _arithmetics(arguments.dtype)
-    added = oracle_module("conformance.added_noise")
+    added = oracle_module("conformance.recording.added_noise")
     for group in _by_variant(selected(arguments)):
         if wanted:
-            golden_writer.write(added.with_noise(group, wanted, _say))
+            writer.write(added.with_noise(group, wanted, _say))
         else:
-            golden_writer.write(record.record_variant(group, _say))
+            writer.write(record.record_variant(group, _say))
     return 0
 
 
@@ -102,8 +102,8 @@ def _arithmetics(text: str | None) -> list[str]:
 
 
 def _golden_verify(arguments: argparse.Namespace) -> int:
-    record = oracle_module("conformance.record")
-    verify = oracle_module("conformance.verify")
+    record = oracle_module("conformance.recording.record")
+    verify = oracle_module("conformance.recording.verify")
     wanted = _arithmetics(arguments.dtype)
     only = {"float64", *wanted} if wanted else EVERY_ARITHMETIC
     wrong = 0
@@ -121,7 +121,7 @@ def _golden_verify(arguments: argparse.Namespace) -> int:
 
 
 def _golden_trace(arguments: argparse.Namespace) -> int:
-    traces = oracle_module("conformance.live").LiveTraces()
+    traces = oracle_module("conformance.recording.live").LiveTraces()
     for case in chosen_cases(arguments.cases):
         golden = load_golden(case)
         golden.in_mode(SPLICE)  # refuses what has no such mode
@@ -142,7 +142,7 @@ def _repro(arguments: argparse.Namespace) -> int:
 def _golden_lint(arguments: argparse.Namespace) -> int:
     problems = lint(_say)
     try:
-        liveness = importlib.import_module("conformance.liveness")
+        liveness = importlib.import_module("conformance.recording.liveness")
     except ImportError as error:
         print(f"dead weights were not looked for: {error}")
     else:
@@ -158,5 +158,5 @@ def _golden_lint(arguments: argparse.Namespace) -> int:
 
 
 def _golden_honest(arguments: argparse.Namespace) -> int:
-    fairness = oracle_module("conformance.fairness")
+    fairness = oracle_module("conformance.recording.fairness")
     return 1 if fairness.measure_all(selected(arguments), _say) else 0

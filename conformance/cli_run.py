@@ -145,7 +145,7 @@ def _judge(
         items=selection.facts,
     )
     if variant is not None:
-        live = oracle_module("conformance.live_goldens")
+        live = oracle_module("conformance.recording.live_goldens")
         mine = {case.id: case for case, _ in computed}
         live.record_missing(
             list(mine.values()), {run.dtype for run in runs}, partial(print, flush=True)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from conformance.modes import Mode
+from conformance.dispatch import Mode
 
 aten = torch.ops.aten
 

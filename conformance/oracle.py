@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 from transformers import AttentionInterface
 
-from conformance import modes
+from conformance import dispatch
 from conformance.adapters.diffusers_networks import NETWORKS, Tokenizer
 from conformance.adapters.diffusers_pipelines import pipeline_component
 from conformance.adapters.diffusers_schedulers import make_scheduler, scheduler_component
@@ -58,7 +58,7 @@ def versions() -> dict[str, str]:
     }
 
 
-class Float64Guard(modes.Mode):
+class Float64Guard(dispatch.Mode):
     """Fail on any operation that reads or makes a floating tensor that is not float64.
 
     Tensors made of Python floats are float64 meanwhile.
@@ -91,7 +91,7 @@ class Float64Guard(modes.Mode):
 
 def _caller() -> str:
     """Return file and line of the innermost frame that belongs to neither torch nor the guard."""
-    guard = (__file__, modes.__file__)
+    guard = (__file__, dispatch.__file__)
     for frame in reversed(traceback.extract_stack()):
         if "/torch/" not in frame.filename and frame.filename not in guard:
             return f"{frame.filename}:{frame.lineno}"

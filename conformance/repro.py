@@ -19,7 +19,7 @@ from conformance.case import Case
 from conformance.errors import UsageError, unknown_name
 from conformance.golden import Golden
 from conformance.golden_files import load_golden
-from conformance.record import Reference, values_of
+from conformance.recording.record import Reference, values_of
 from conformance.spec import BLOCKS, probe_names
 from conformance.tolerance import LIMIT, floor
 

@@ -293,9 +293,9 @@ class Runner:
         if case.seed != SEED or not self.asks_for_age:
             return None
         if self._live_age is None:
-            live = importlib.import_module("conformance.live").LiveTraces
+            live = importlib.import_module("conformance.recording.live").LiveTraces
             own = self._traces if isinstance(self._traces, live) else None
-            self._live_age = importlib.import_module("conformance.verify").LiveAge(own)
+            self._live_age = importlib.import_module("conformance.recording.verify").LiveAge(own)
         return self._live_age(case, golden)
 
 

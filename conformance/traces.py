@@ -1,8 +1,8 @@
 """Whole oracle values for splice mode: trace packs on disk; no torch.
 
 A golden keeps a sketch of each probe. To overwrite a port's probe with the oracle's value the value
-itself is needed: from the oracle, where it is installed (`conformance.live`), or from a pack that
-`golden trace` wrote on a machine that has it.
+itself is needed: from the oracle, where it is installed (`conformance.recording.live`), or from a
+pack that `golden trace` wrote on a machine that has it.
 """
 
 from __future__ import annotations
@@ -251,7 +251,7 @@ def find_traces(folder: Path | None = None) -> Traces:
     if folder is not None:
         return Packs(folder)
     if have_oracle():
-        traces: Traces = importlib.import_module("conformance.live").LiveTraces()
+        traces: Traces = importlib.import_module("conformance.recording.live").LiveTraces()
         return traces
     return no_traces
 

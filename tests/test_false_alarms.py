@@ -28,9 +28,9 @@ from torch import Tensor, nn
 from conformance.case import NETWORKS, Case, all_cases
 from conformance.execution import Execution
 from conformance.golden import SPLICE, TRACE
-from conformance.honest import CALIBRATION, IMAGES
-from conformance.noise import batch_size
 from conformance.port import Arrays, resolve
+from conformance.recording.honest import CALIBRATION, IMAGES
+from conformance.recording.noise import batch_size
 from conformance.result import Result
 from conformance.runner import Runner
 from conformance.tolerance import LIMIT

@@ -38,7 +38,7 @@ def draw(who: str) -> dict[str, np.ndarray]:
 
     from conformance import oracle
     from conformance.adapters.sd1_impl_sampling import load_pipeline
-    from conformance.honest import CALIBRATION
+    from conformance.recording.honest import CALIBRATION
 
     weights = PICTURE.variant.weights(PICTURE.component)
     if who == "sd1_impl":

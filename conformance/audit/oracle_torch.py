@@ -13,9 +13,9 @@ from conformance.adapters.hooks import to_numpy
 from conformance.adapters.torch_component import TorchComponent
 from conformance.case import Case
 from conformance.errors import UnsupportedError
-from conformance.noise import calibrations, measure, worst_of
 from conformance.port import Arrays
-from conformance.record import Reference, values_of
+from conformance.recording.noise import calibrations, measure, worst_of
+from conformance.recording.record import Reference, values_of
 from conformance.traces import Values
 
 

@@ -151,7 +151,8 @@ class TestOracle:
     @each_block
     def test_a_block_is_what_the_unet_has_there(self, component: str) -> None:
         """Given what enters it in the UNet, a block computes what it does in the UNet."""
-        from conformance import oracle, record
+        from conformance import oracle
+        from conformance.recording import record
 
         path = BLOCKS[component].path
         unet, case = record.Reference("unet", TINY), find_case("unet/tiny/base")
@@ -179,8 +180,8 @@ class TestOracle:
 
     def test_one_row_more_is_one_block_more(self, monkeypatch) -> None:
         """Another block, with text and attention: oracle, ways to evaluate it, and port agree."""
-        from conformance import noise, record
         from conformance.adapters import diffusers_networks, sd1_impl_networks
+        from conformance.recording import noise, record
 
         block = Block("mid_block.attentions.0", ("map", "text"), "nothing in particular")
         component = f"block/{block.path}"

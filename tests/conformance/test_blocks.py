@@ -29,7 +29,7 @@ SPLICE = Execution(mode="splice")
 def values():
     """Return what gives the oracle's values, each case's kept in memory."""
     pytest.importorskip("diffusers")
-    from conformance.live import LiveTraces
+    from conformance.recording.live import LiveTraces
 
     live, kept = LiveTraces(), {}
 

@@ -52,7 +52,7 @@ def quiet() -> Mutant:
 
 def test_a_weak_claim_refuses_the_golden(monkeypatch):
     """`golden record` names the mutant, its ratio and the limit, and writes nothing."""
-    record = pytest.importorskip("conformance.record", exc_type=ImportError)
+    record = pytest.importorskip("conformance.recording.record", exc_type=ImportError)
     case = find_case("text_encoder/tiny/base")
     golden = load_golden(case)
     assert claims.weak_claims(case, golden) == []
@@ -66,7 +66,7 @@ def test_a_weak_claim_refuses_the_golden(monkeypatch):
 
 def test_a_strong_claim_is_entered(monkeypatch):
     """What is killed stands in the golden, and survives the file."""
-    record = pytest.importorskip("conformance.record", exc_type=ImportError)
+    record = pytest.importorskip("conformance.recording.record", exc_type=ImportError)
     case = find_case("text_encoder/tiny/base")
     monkeypatch.setattr(claims, "CATALOGUE", tuple(find_mutants(["clip-exact-gelu"])))
     golden = record.claiming(case, load_golden(case))

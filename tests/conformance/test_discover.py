@@ -6,10 +6,11 @@ import pytest
 
 pytest.importorskip("diffusers")
 
-from conformance import discover, spec
+from conformance import spec
 from conformance.case import NETWORKS
 from conformance.errors import GoldenError
-from conformance.golden_writer import write_spec
+from conformance.recording import discover
+from conformance.recording.writer import write_spec
 
 TEXT_LAYER = [
     "layer_norm1",

@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from conformance import cli, cli_golden, lint, spec
+from conformance import cli, cli_golden, spec
 from conformance.case import Case, find_case, select_cases
 from conformance.errors import ExitCode, GoldenError
 from conformance.golden import Golden
 from conformance.golden_files import check_inputs, load_golden
 from conformance.manifest import manifest, read_manifest
 from conformance.recipe import digest
+from conformance.recording import lint
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -251,7 +252,7 @@ def test_flipped_bit_in_lint(golden_copy, monkeypatch, capsys, case: Case) -> No
     """`golden lint` finds the same, with exit 3; without the damage it is content."""
     monkeypatch.setattr(lint, "all_cases", lambda: [case])
     monkeypatch.setattr(cli_golden, "all_cases", list)
-    monkeypatch.setitem(sys.modules, "conformance.liveness", None)  # as without torch
+    monkeypatch.setitem(sys.modules, "conformance.recording.liveness", None)  # as without torch
     manifest = golden_copy.manifest()
     manifest["goldens"] = {case.id: manifest["goldens"][case.id]}
     golden_copy.write_manifest(manifest)

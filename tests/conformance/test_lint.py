@@ -8,13 +8,13 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from conformance import lint
 from conformance.case import Case, select_cases
 from conformance.compare import judge_exact
 from conformance.golden import Golden
 from conformance.golden_files import load_golden
 from conformance.large import Large
 from conformance.manifest import read_manifest
+from conformance.recording import lint
 
 CASES = ("tokenizer/-/plain", "unet/tiny/base", "unet/tiny/batch1", "unet/tiny/quiet")
 EVERY_KIND = {

@@ -7,9 +7,9 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("diffusers")
 
-from conformance import liveness
 from conformance.case import find_case
-from conformance.liveness import dead_parameters
+from conformance.recording import liveness
+from conformance.recording.liveness import dead_parameters
 
 NETWORKS = ("text_encoder", "unet", "vae_encoder", "vae_decoder")
 NEVER = re.compile("(?!)")

@@ -5,8 +5,9 @@ import pytest
 torch = pytest.importorskip("torch")
 F = torch.nn.functional
 
-from conformance.modes import Mode, MovedProducts, sequential_matmul, sequential_total
-from conformance.modes_training import _BACKWARD, TrainingSummation
+from conformance.dispatch import Mode
+from conformance.recording.modes import MovedProducts, sequential_matmul, sequential_total
+from conformance.recording.modes_training import _BACKWARD, TrainingSummation
 
 
 def normal(*shape, seed=0):

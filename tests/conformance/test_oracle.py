@@ -6,17 +6,18 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("diffusers")
 
-from conformance import honest, modes, oracle, spec
+from conformance import oracle, spec
 from conformance.adapters.diffusers_networks import NETWORKS, build_unet, call_unet
 from conformance.adapters.torch_module import TorchComponent, assign_weights, observe
 from conformance.case import find_case
 from conformance.errors import GoldenError
 from conformance.golden_files import load_golden
-from conformance.noise import calibrations, measure, worst_of
-from conformance.record import Reference
+from conformance.recording import honest, modes
+from conformance.recording.noise import calibrations, measure, worst_of
+from conformance.recording.record import Reference
+from conformance.recording.verify import LiveAge, age_of
 from conformance.tolerance import FLOAT64_FROM_FLOAT32
 from conformance.variants import parse_variant
-from conformance.verify import LiveAge, age_of
 
 CASE = find_case("unet/tiny/small")
 SMALL = [CASE, *map(find_case, (

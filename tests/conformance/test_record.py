@@ -9,14 +9,14 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("diffusers")
 
-from conformance import golden_writer, record
 from conformance.case import all_cases, find_case
 from conformance.errors import GoldenError
 from conformance.golden_files import load_golden
 from conformance.large import Large
 from conformance.manifest import read_manifest
 from conformance.recorded import arithmetics, mixed_arithmetics
-from conformance.verify import age_of, disagreement
+from conformance.recording import record, writer
+from conformance.recording.verify import age_of, disagreement
 
 PLAIN = find_case("tokenizer/-/plain")
 FLOATS = ("float64", "float32")
@@ -110,7 +110,7 @@ def test_write(golden_copy):
     """A golden is written with its digest, in a manifest of one golden a line, and locked."""
     before = golden_copy.manifest()
     case = find_case("tokenizer/-/empty")
-    golden_writer.write(record.record_variant([case], ignore))
+    writer.write(record.record_variant([case], ignore))
     assert np.array_equal(load_golden(case).outputs["input_ids"], [[49406] + 76 * [49407]])
     manifest = read_manifest()
     assert {k: v for k, v in manifest.items() if k != "goldens"} == {
@@ -128,7 +128,7 @@ def test_write(golden_copy):
 
 def test_noise_is_added_to_a_golden_that_exists():
     """`golden record --dtype` changes the noise of those arithmetics and nothing else."""
-    added = pytest.importorskip("conformance.added_noise")
+    added = pytest.importorskip("conformance.recording.added_noise")
     case = find_case("text_encoder/tiny-outlier/base")
     before = load_golden(case)
     (after,) = added.with_noise([case], ["policy:autocast"], ignore).values()
@@ -141,7 +141,7 @@ def test_noise_is_added_to_a_golden_that_exists():
 
 def test_noise_is_not_added_to_an_aged_golden(monkeypatch):
     """Noise of another truth would be that of another golden."""
-    added = pytest.importorskip("conformance.added_noise")
+    added = pytest.importorskip("conformance.recording.added_noise")
     case = find_case("text_encoder/tiny-outlier/base")
     aged = load_golden(case)
     aged.sketches = aged.sketches * (1 + 1e-6)

@@ -277,8 +277,8 @@ def test_values_of_a_scheduler_come_back_from_the_cache(
 ) -> None:
     """What the oracle computed step by step is read again, and the golden has not aged by it."""
     pytest.importorskip("diffusers")
-    from conformance.live import LiveTraces
-    from conformance.verify import LiveAge
+    from conformance.recording.live import LiveTraces
+    from conformance.recording.verify import LiveAge
 
     monkeypatch.setenv("SD1_CACHE", str(tmp_path))
     case = find_case(name)

@@ -44,7 +44,7 @@ def test_values_of_a_pipeline_are_computed_once(
     """What the oracle computed of a picture is read from the cache, not computed again."""
     pytest.importorskip("diffusers")
     from conformance import oracle
-    from conformance.live import LiveTraces
+    from conformance.recording.live import LiveTraces
 
     monkeypatch.setenv("SD1_CACHE", str(tmp_path))
     case = find_case(PICTURE)

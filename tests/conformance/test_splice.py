@@ -192,14 +192,14 @@ TEXT = find_case("text_encoder/tiny/base")
 @pytest.fixture(scope="module")
 def truth():
     """Return the oracle's values of a small case."""
-    live = pytest.importorskip("conformance.live")
+    live = pytest.importorskip("conformance.recording.live")
     return live.Reference(TEXT.component, TEXT.variant).truth(TEXT)
 
 
 @pytest.fixture
 def ask(truth, tmp_path, monkeypatch):
     """Return a function that asks for these values, and says how often the oracle ran so far."""
-    live = pytest.importorskip("conformance.live")
+    live = pytest.importorskip("conformance.recording.live")
     asked = []
     monkeypatch.setattr(live.Reference, "truth", lambda _, case: asked.append(case) or truth)
     monkeypatch.setenv("SD1_CACHE", str(tmp_path / "cache"))
@@ -285,6 +285,6 @@ def test_the_cache_keeps_its_size(ask, tmp_path, monkeypatch, name):
         other.write_bytes(bytes(size))
         os.utime(other, (100 - age, 100 - age))
     path.unlink()
-    monkeypatch.setattr("conformance.live.CACHE_BYTES", 3 * size + 1)
+    monkeypatch.setattr("conformance.recording.live.CACHE_BYTES", 3 * size + 1)
     ask()
     assert set(cached(tmp_path)) == {path, *others[:2], *foreign}

@@ -303,7 +303,8 @@ class Port:
 def run_packs(main, packs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Return a function that judges that port, and returns code, stdout, stderr and its lines."""
     monkeypatch.setattr(Runner, "_golden_age", lambda *_: None)
-    monkeypatch.setitem(sys.modules, "conformance.live", None)  # nothing may ask the oracle
+    # nothing may ask the oracle
+    monkeypatch.setitem(sys.modules, "conformance.recording.live", None)
     (tmp_path / "replays.py").write_text(PORT)
 
     def call(*options: object):
@@ -365,7 +366,7 @@ def test_packs_from_the_oracle(main, tmp_path: Path, monkeypatch: pytest.MonkeyP
     code, _, error = main("golden", "trace", "nowhere/*", "--out", out)
     assert code == 2
     assert error.startswith("sd1-conformance: no case fits 'nowhere/*'")
-    monkeypatch.setitem(sys.modules, "conformance.live", None)
+    monkeypatch.setitem(sys.modules, "conformance.recording.live", None)
     arguments = ("sd1_impl", "-k", case_id, "--mode", "splice", "--out", report)
     code, text, _ = main("run", *arguments, "--traces", out)
     assert code == 0
@@ -384,7 +385,7 @@ def test_packs_from_the_oracle(main, tmp_path: Path, monkeypatch: pytest.MonkeyP
 )
 def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch, variables, folder) -> None:
     """The variable decides where the oracle's values are kept, and an empty one means nowhere."""
-    live = pytest.importorskip("conformance.live", exc_type=ImportError)
+    live = pytest.importorskip("conformance.recording.live", exc_type=ImportError)
     monkeypatch.delenv("SD1_CACHE", raising=False)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)

@@ -16,8 +16,8 @@ from conformance.case import find_case
 from conformance.execution import Execution
 from conformance.golden import Golden
 from conformance.golden_files import load_golden
-from conformance.lint import vacuities
 from conformance.port import resolve
+from conformance.recording.lint import vacuities
 from conformance.runner import Runner
 from conformance.sampling import read_config
 from conformance.training import TRAININGS, is_zero, scale_name
@@ -350,8 +350,8 @@ def test_the_oracle_is_guarded_on_the_way_back():
 def test_truth_is_recorded():
     """The oracle of today gives the recorded loss, terms and gradients."""
     pytest.importorskip("diffusers")
-    from conformance.record import Reference
-    from conformance.verify import age_of
+    from conformance.recording.record import Reference
+    from conformance.recording.verify import age_of
 
     case = find_case("training/text_encoder/tiny/base")
     truth = Reference(case.component, case.variant).truth(case)

@@ -12,10 +12,10 @@ from conformance.checkpoints import FileVariant
 from conformance.errors import GoldenError, UsageError
 from conformance.golden import Golden
 from conformance.golden_files import check_inputs, golden_of_weights
-from conformance.golden_writer import replace_file
 from conformance.recipe import digest
-from conformance.record import Say, record_variant
 from conformance.recorded import arithmetics
+from conformance.recording.record import Say, record_variant
+from conformance.recording.writer import replace_file
 
 
 def record_missing(cases: list[Case], wanted: Collection[str], say: Say) -> None:

@@ -21,12 +21,14 @@ from conformance.case import Case
 from conformance.checkpoints import FileVariant
 from conformance.errors import GoldenError
 from conformance.golden import SPLICE, TRACE, Golden
-from conformance.honest import HELD_OUT
-from conformance.honest_training import TRAINING_HELD_OUT
 from conformance.judge import IMAGE, TIME_PROJ
 from conformance.large import BORDER, EDGE, WHOLE_LIMIT, Large
 from conformance.layout import PIXELS
-from conformance.noise import (
+from conformance.recipe import SEED, digest
+from conformance.recorded import arithmetics, modes, spliced_arithmetics
+from conformance.recording.honest import HELD_OUT
+from conformance.recording.honest_training import TRAINING_HELD_OUT
+from conformance.recording.noise import (
     Errors,
     calibrations,
     embedding_noise,
@@ -35,8 +37,6 @@ from conformance.noise import (
     worst_of,
     worst_ratio,
 )
-from conformance.recipe import SEED, digest
-from conformance.recorded import arithmetics, modes, spliced_arithmetics
 from conformance.sampling import (
     SCHEDULER_STEPS,
     TABLES,

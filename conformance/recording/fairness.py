@@ -16,10 +16,10 @@ from conformance import oracle
 from conformance.case import Case
 from conformance.golden import SPLICE, Golden
 from conformance.golden_files import load_golden
-from conformance.honest import HELD_OUT
-from conformance.noise import Errors, calibrations, measure, worst_of, worst_ratio
-from conformance.record import Reference
 from conformance.recorded import arithmetics, modes, spliced_arithmetics
+from conformance.recording.honest import HELD_OUT
+from conformance.recording.noise import Errors, calibrations, measure, worst_of, worst_ratio
+from conformance.recording.record import Reference
 from conformance.tables import table_arithmetic
 from conformance.tolerance import EVERY_ARITHMETIC, LIMIT
 

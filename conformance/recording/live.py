@@ -8,16 +8,13 @@ from contextlib import suppress
 from pathlib import Path
 
 from conformance import oracle
-from conformance.cache import cache_folder, shrink
+from conformance.cache import CACHE_BYTES, cache_folder, shrink
 from conformance.case import Case
 from conformance.errors import SuiteError
 from conformance.golden import Golden
 from conformance.golden_files import golden_digest
-from conformance.record import Reference, values_of
+from conformance.recording.record import Reference, values_of
 from conformance.traces import PACK_FORMAT, Values, pack_path, read_pack, write_pack
-
-CACHE_BYTES = 4 * 2**30
-"""The oldest packs are deleted when the cache grows over this."""
 
 
 class LiveTraces:

@@ -16,7 +16,8 @@ from conformance.adapters.torch_module import Callback, to_numpy
 from conformance.case import Case
 from conformance.compare import METRICS, relative_error, whole_errors
 from conformance.errors import GoldenError
-from conformance.honest import (
+from conformance.oracle import Component
+from conformance.recording.honest import (
     CALIBRATION,
     HALF_ULP_RUNS,
     MOVED_PRODUCTS,
@@ -24,14 +25,13 @@ from conformance.honest import (
     half_ulp_evaluation,
     time_proj_of,
 )
-from conformance.honest_sampling import SAMPLING_CALIBRATION
-from conformance.honest_training import (
+from conformance.recording.honest_sampling import SAMPLING_CALIBRATION
+from conformance.recording.honest_training import (
     TRAINING_CALIBRATION,
     noised,
     pooled,
     schedule_evaluation,
 )
-from conformance.oracle import Component
 from conformance.sampling import (
     SCHEDULER_STEPS,
     TABLES,

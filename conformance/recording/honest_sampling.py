@@ -16,9 +16,10 @@ import torch
 from torch.utils._python_dispatch import _disable_current_modes
 
 from conformance.adapters.diffusers_schedulers import MakeScheduler
-from conformance.honest import HALF_ULP_RUNS, NARROW, PICTURES, SCHEDULER, Evaluation
-from conformance.modes import CoefficientUlp, Mode, RoundedCoefficients, TableUlp
+from conformance.dispatch import Mode
 from conformance.oracle import float64_scheduler
+from conformance.recording.honest import HALF_ULP_RUNS, NARROW, PICTURES, SCHEDULER, Evaluation
+from conformance.recording.modes import CoefficientUlp, RoundedCoefficients, TableUlp
 from conformance.scenarios.schedulers import LONG
 from conformance.tolerance import FLOATS, HALVES
 

@@ -13,7 +13,7 @@ from conformance.case import Case
 from conformance.compare import METRICS, judge_kept, relative_error, whole_errors
 from conformance.golden import SPLICE, Golden
 from conformance.large import Large
-from conformance.live import LiveTraces
+from conformance.recording.live import LiveTraces
 from conformance.sampling import TABLES, TIMESTEPS
 from conformance.sketch import distance, sketch
 from conformance.tables import judge_table

@@ -10,29 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
+
+from conformance.dispatch import Mode
 
 aten = torch.ops.aten
 
 MatMul = Callable[[Tensor, Tensor], Tensor]
-
-
-class Mode(TorchDispatchMode):
-    """A dispatch mode: what a subclass makes of each operation of torch takes its place."""
-
-    def __torch_dispatch__(
-        self,
-        func: Any,
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        """Hand the operation to the subclass."""
-        return self.operation(func, args, kwargs or {})
-
-    @abstractmethod
-    def operation(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Run one operation, or something in its stead."""
 
 
 class Summation(Mode):

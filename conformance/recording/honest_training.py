@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from conformance.adapters.diffusers_schedulers import MakeScheduler, make_scheduler
 from conformance.case import Case
-from conformance.honest import (
+from conformance.oracle import float64_scheduler
+from conformance.recording.honest import (
     CALIBRATION,
     HELD_OUT,
     Around,
@@ -27,9 +28,8 @@ from conformance.honest import (
     summed_in_blocks,
     summed_in_order,
 )
-from conformance.modes import MovedProducts, TableUlp
-from conformance.modes_training import TrainingSummation
-from conformance.oracle import float64_scheduler
+from conformance.recording.modes import MovedProducts, TableUlp
+from conformance.recording.modes_training import TrainingSummation
 from conformance.tolerance import FLOATS
 from conformance.training import scale_name
 

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from conformance.case import Case
 from conformance.determinism import thread_count
-from conformance.modes import (
+from conformance.oracle import plain_attention
+from conformance.recording.modes import (
     Float32Sums,
     HalfUlp,
     MovedProducts,
@@ -30,7 +31,6 @@ from conformance.modes import (
     sequential_matmul,
     sequential_total,
 )
-from conformance.oracle import plain_attention
 from conformance.tolerance import FLOATS, HALVES, OTHER_ARITHMETICS, POLICIES
 
 Around = Callable[[nn.Module], AbstractContextManager[Any]]

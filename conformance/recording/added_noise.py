@@ -11,11 +11,11 @@ from conformance.case import Case
 from conformance.errors import GoldenError
 from conformance.golden import SPLICE, TRACE, Golden
 from conformance.golden_files import check_inputs, load_golden
-from conformance.noise import Errors
 from conformance.recipe import digest
-from conformance.record import Noise, Reference, Say, add_noise, claiming
 from conformance.recorded import arithmetics, modes
-from conformance.verify import age_of
+from conformance.recording.noise import Errors
+from conformance.recording.record import Noise, Reference, Say, add_noise, claiming
+from conformance.recording.verify import age_of
 
 
 def with_noise(cases: list[Case], wanted: Collection[str], say: Say) -> dict[str, Golden]:
