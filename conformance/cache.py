@@ -11,6 +11,9 @@ VARIABLE = "SD1_CACHE"
 TRACES, GOLDENS, WEIGHTS = "sd1-traces", "sd1-goldens", "sd1-weights"
 """Folders in it: the oracle's whole values; goldens of the user's own weights; drawn weights."""
 
+CACHE_BYTES = 4 * 2**30
+"""Bytes of the oracle's whole values; above them the oldest are deleted."""
+
 _HOUR = 3600
 """Seconds after which a file that was never finished is nobody's."""
 

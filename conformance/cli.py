@@ -9,14 +9,18 @@ import sys
 from collections.abc import Collection
 
 from conformance import __version__
-from conformance.errors import ExitCode, SuiteError
-from sd1_weights.errors import CheckpointError
+from conformance.errors import ExitCode, SuiteError, UsageError
+from conformance.shadowing import require_own_packages
 
 COMMANDS = {
     "run": ("cli_run:add_command", "judge a port"),
     "list": ("cli_list:add_commands", "print case ids"),
     "show": ("cli_list:add_commands", "print what a golden holds"),
     "ports": ("cli_list:add_commands", "print the ports that can be named"),
+    "doctor": (
+        "cli_doctor:add_command",
+        "say what is installed, what can be judged with it, and what adds the rest",
+    ),
     "audit": ("cli_audit:add_command", "say where an arithmetic loses precision"),
     "smoke": ("cli_smoke:add_command", "check a port's harness before its mathematics"),
     "weights": ("cli_weights:add_commands", "files of weights: write, inspect, convert"),
@@ -47,29 +51,34 @@ def main(argv: list[str] | None = None) -> int:
     Returns:
         0 conformant, 1 not conformant, 2 bad usage, 3 the port or the suite broke.
     """
-    words = sys.argv[1:] if argv is None else argv
-    parser = _parser([word for word in words if word in COMMANDS][:1])
     try:
-        arguments, rest = parser.parse_known_args(words)
-        if rest:
-            port = getattr(arguments, "port", "")
-            hint = (
-                f'; quote the command: "{port} {rest[0]} ..."' if port.startswith("exec:") else ""
-            )
-            parser.error(f"unrecognized arguments: {' '.join(rest)}{hint}")
-        return int(arguments.command(arguments))
+        require_own_packages()
+        return _run(sys.argv[1:] if argv is None else argv)
     except SuiteError as error:
         print(f"sd1-conformance: {error}", file=sys.stderr)
         return int(error.exit_code)
-    except CheckpointError as error:
-        print(f"sd1-conformance: {error}", file=sys.stderr)
-        return int(ExitCode.USAGE)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return int(ExitCode.BROKEN)
     except KeyboardInterrupt:
         print("sd1-conformance: interrupted", file=sys.stderr)
         return int(ExitCode.BROKEN)
+
+
+def _run(words: list[str]) -> int:
+    """Parse and run, now that what is imported by name is known to be our own."""
+    from sd1_weights.errors import CheckpointError
+
+    parser = _parser([word for word in words if word in COMMANDS][:1])
+    arguments, rest = parser.parse_known_args(words)
+    if rest:
+        port = getattr(arguments, "port", None) or ""
+        hint = f'; quote the command: "{port} {rest[0]} ..."' if port.startswith("exec:") else ""
+        parser.error(f"unrecognized arguments: {' '.join(rest)}{hint}")
+    try:
+        return int(arguments.command(arguments))
+    except CheckpointError as error:
+        raise UsageError(str(error)) from error
 
 
 def _parser(asked: Collection[str] = tuple(COMMANDS)) -> argparse.ArgumentParser:

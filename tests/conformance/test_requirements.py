@@ -1,0 +1,129 @@
+"""What is asked for is what the metadata says, and versions are compared as versions."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from conformance import requirements as asked
+from conformance.requirements import Requirement, adding, extra_with, installed, state_of
+
+PYPROJECT = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text("utf-8"))
+
+
+@pytest.fixture(autouse=True)
+def afresh():
+    """Forget what was read, before and after."""
+    asked.requirements.cache_clear()
+    asked._checkout.cache_clear()
+    yield
+    asked.requirements.cache_clear()
+    asked._checkout.cache_clear()
+
+
+@pytest.fixture
+def as_wheel(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Let the code lie where a wheel was installed."""
+    monkeypatch.setattr(asked, "HOME", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("numpy>=2", Requirement("numpy", ">=2")),
+        ("ray<2.61,>=2.60; extra == 'ray'", Requirement("ray", "<2.61,>=2.60", "ray")),
+        ('scikit-image (>=0.25) ; extra == "all"', Requirement("scikit-image", ">=0.25", "all")),
+        ("sd1-conformance[torch]; extra == 'oracle'",
+         Requirement("sd1-conformance", "", "oracle", ("torch",))),
+        ("tqdm ; python_version < '4'", Requirement("tqdm", "")),
+    ],
+    ids=["plain", "extra", "parentheses", "own", "marker"],
+)  # fmt: skip
+def test_requirements_are_read(text: str, wanted: Requirement) -> None:
+    """As metadata writes them, old and new."""
+    assert Requirement.read(text) == wanted
+
+
+@pytest.mark.parametrize(
+    ("version", "supported", "state"),
+    [
+        ("2.13.0+cpu", ">=2.11", "there"),
+        ("2.9", ">=2.11", "outside"),
+        ("2", ">=2.0.0", "there"),
+        ("0.43", ">=0.42,<0.43", "outside"),
+        ("0.42.1", "<0.43,>=0.42", "there"),
+        ("9.2.0", ">=9.0,<9.2", "outside"),
+        ("1.0", "==1", "there"),
+        ("1.0", "!=1", "outside"),
+        ("", ">=1", "missing"),
+        ("7", "", "there"),
+    ],
+)
+def test_versions_are_compared_by_number(version: str, supported: str, state: str) -> None:
+    """2.11 is later than 2.9; a build's label says nothing."""
+    assert state_of(version, supported) == state
+
+
+def test_every_bound_is_understood() -> None:
+    """No operator of our metadata is left out of the comparison."""
+    for requirement in asked.requirements():
+        bounds = [part for part in requirement.range.split(",") if part]
+        assert len(asked._BOUND.findall(requirement.range)) == len(bounds), requirement
+
+
+def test_metadata_and_checkout_agree(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A checkout that is not installed reads its own file: the same distributions and ranges."""
+
+    def gone(name: str) -> list[str]:
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    def found() -> dict[str, set[str]]:
+        asked.requirements.cache_clear()
+        return {p.name: set(p.range.split(",")) for p in installed()}
+
+    before, python = found(), asked.python_range()
+    monkeypatch.setattr(importlib.metadata, "requires", gone)
+    monkeypatch.setattr(importlib.metadata, "metadata", gone)
+    assert (found(), asked.python_range()) == (before, python)
+    assert python == PYPROJECT["project"]["requires-python"]
+
+
+def test_every_distribution_is_told_once() -> None:
+    """The core's first, each with the smallest extra that brings it."""
+    names = [p.name for p in installed()]
+    assert len(names) == len(set(names))
+    extras = {p.name: p.extra for p in installed()}
+    assert [extras[name] for name in names[:5]] == [""] * 5
+    wanted = {"torch": "torch", "diffusers": "oracle", "scikit-image": "all", "ray": "ray"}
+    assert {name: extras[name] for name in wanted} == wanted
+    assert extras["pytest"] == extras["pytest-xdist"] == "test"
+
+
+def test_the_smallest_extra_is_chosen() -> None:
+    """That of the model has no oracle; what no extra has has none."""
+    assert extra_with(["torch", "regex"]) == "torch"
+    assert extra_with(["torch", "transformers"]) == "oracle"
+    assert extra_with(["torch", "ray"]) == ""
+
+
+def test_commands_of_a_checkout() -> None:
+    """They name the checkout and its constraints, and so work from any folder."""
+    home = asked.HOME
+    assert adding(["transformers"]) == (
+        f"python -m pip install -c {home}/constraints/cpu.txt -e '{home}[oracle]'"
+    )
+    assert "-c " + str(home / "constraints" / "cu130.txt") in adding(["torch"], gpu=True)
+    assert adding(["pytest"]).endswith("constraints/cpu.txt pytest")
+    for name in ("cpu", "cu130"):
+        assert (home / "constraints" / f"{name}.txt").is_file()
+
+
+@pytest.mark.usefixtures("as_wheel")
+def test_commands_of_a_wheel() -> None:
+    """There is nothing but the distribution."""
+    assert adding(["transformers"]) == "python -m pip install 'sd1-conformance[oracle]'"
+    assert adding(["pytest", "pytest-xdist"]) == "python -m pip install pytest pytest-xdist"
+    assert not asked.is_checkout()
