@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import inspect
 import json
 import os
 import struct
@@ -271,6 +272,8 @@ class Server:
             weights = weights.of(component)
         variant = Variant(request["variant"], request["architecture"])
         how = {name: request[name] for name in ("backend",) if name in request}
+        if how:
+            _require_backend(self.port.load, how["backend"])
         loaded = self.port.load(
             component, variant, weights, request["arithmetic"], request["device"], **how
         )
@@ -308,6 +311,20 @@ class Server:
         """Forget the loaded component."""
         self.loaded = None
         return {}
+
+
+def _require_backend(load: Any, backend: str) -> None:
+    """Refuse a backend that a port offers and its `load` cannot be told."""
+    try:
+        parameters = inspect.signature(load).parameters
+    except (TypeError, ValueError):  # of something compiled nothing can be read off
+        return
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    if not takes_any and "backend" not in parameters:
+        raise Refused(
+            "hello() offers backend %s, but load() takes no argument backend: add "
+            'backend="sdpa" to it, or leave backends out of hello()' % backend
+        )
 
 
 def reply_to(server: Server, line: str) -> tuple[dict[str, Any], dict[str, Any]]:

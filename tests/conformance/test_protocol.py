@@ -129,6 +129,20 @@ def test_backends(port: ExecPort) -> None:
         assert told(port, "scheduler/ddim/-/base", how=[backend])["backend"] == heard
 
 
+def test_a_load_that_knows_no_backend(tmp_path: Path) -> None:
+    """A port that offers backends and cannot be told of one hears what to add to `load`."""
+    text = PORT.replace(', backend="its own"', "").replace("(backend, *f", '("its own", *f')
+    (tmp_path / "narrow_port.py").write_text(text, "utf-8")
+    port = ExecPort(f"{sys.executable} -I {SERVE} {tmp_path}/narrow_port.py:factory")
+    wanted = 'hello\\(\\) offers backend plain, but load.* takes no .*: add backend="sdpa"'
+    try:
+        assert told(port, "scheduler/ddim/-/base")["backend"] == "its own"
+        with pytest.raises(RaisedError, match=wanted):
+            told(port, "scheduler/ddim/-/base", how=["plain"])
+    finally:
+        port.close()
+
+
 def test_a_backend_is_handed_on(port: ExecPort) -> None:
     """The runner asks for what a case is run by, loads anew for it, and skips what is not there."""
     runner, case = Runner(port), find_case("vae_decoder/tiny/base")
