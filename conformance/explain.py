@@ -18,7 +18,7 @@ from conformance.execution import MEMORY, STABILITY, Execution
 from conformance.fingerprint import Known, kind_of_probe, known_of, marks_of, rank
 from conformance.golden import SPLICE
 from conformance.precision import products
-from conformance.report.text import one_line, pattern_of
+from conformance.report.text import one_line, patterns_of
 from conformance.runner import Runner
 from conformance.spec import TOKENIZER
 from conformance.told_causes import (
@@ -332,14 +332,9 @@ def _surrounds(name: str, others: Iterable[str]) -> bool:
 
 
 def _fault(names: set[str], mutant: str | None, ratio_if_so: float | None = None) -> dict[str, Any]:
-    alike: dict[str, set[str]] = {}
-    for name in names:
-        alike.setdefault(kind_of_probe(name), set()).add(name)
-    kinds = sorted(pattern_of(group) for group in alike.values())
-    text = ", ".join(kinds[:_SHOWN])
     return {
         "names": names,
-        "probes": f"{text} and {len(kinds) - _SHOWN} more" if len(kinds) > _SHOWN else text,
+        "probes": patterns_of(names, _SHOWN),
         "count": len(names),
         "mutant": mutant,
         "confirmed": ratio_if_so is not None,

@@ -7,7 +7,6 @@ environment has changed: a driver, a library, a flag. Nothing of that is the por
 from __future__ import annotations
 
 import gc
-import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,7 +22,7 @@ from conformance.parallel import Job, Report
 from conformance.port import close
 from conformance.regression.diff import Diff
 from conformance.regression.findings import is_worse, moved_text, severity
-from conformance.report.text import case_name, one_line, pattern_of
+from conformance.report.text import case_name, one_line, patterns_of
 from conformance.result import Result
 from conformance.summary import earliest
 from conformance.tolerance import LIMIT
@@ -261,7 +260,7 @@ def _faults(lines: Iterable[Line]) -> list[dict[str, Any]]:
         own.update(wrong if line["mode"] == SPLICE else wrong[:1])
     return [
         {
-            "probes": _patterns(found),
+            "probes": patterns_of(found, _PATTERNS),
             "count": len(found),
             "mutant": None,
             "confirmed": False,
@@ -272,13 +271,3 @@ def _faults(lines: Iterable[Line]) -> list[dict[str, Any]]:
         }
         for component, found in names.items()
     ]
-
-
-def _patterns(names: Iterable[str]) -> str:
-    """Write names of probes with a `*` for each number that differs, the first few kinds."""
-    alike: dict[tuple[str, ...], set[str]] = {}
-    for name in names:
-        alike.setdefault(tuple(re.split(r"\d+", name)), set()).add(name)
-    kinds = sorted(pattern_of(group) for group in alike.values())
-    more = len(kinds) - _PATTERNS
-    return ", ".join(kinds[:_PATTERNS]) + (f" and {more} more" if more > 0 else "")

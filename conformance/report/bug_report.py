@@ -69,9 +69,9 @@ def bug_report(run: Run, first: Divergence, probe: Probe | None, case: Case | No
     )
 
 
-def code(text: str) -> str:
+def code(text: str, most: int = _LONGEST) -> str:
     """Write a text as inline code, in more backticks than it holds itself."""
-    shown = one_line(text, _LONGEST)
+    shown = one_line(text, most)
     fence = "`" * (_longest_run(shown) + 1)
     space = " " if "`" in shown else ""
     return f"{fence}{space}{shown}{space}{fence}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any, ClassVar
 
 from conformance.report.records import (
@@ -15,7 +14,7 @@ from conformance.report.records import (
 )
 from conformance.report.run import Run
 from conformance.report.sections import Section, View
-from conformance.report.text import case_name, number_text, severity, shorten
+from conformance.report.text import case_name, number_text, numbered, severity, shorten
 from conformance.report.words import measured, rerun_command
 
 DETAILED = 100
@@ -72,14 +71,14 @@ def _columns(run: Run) -> dict[str, Any]:
     divergences = [case.divergence for case in cases]
     return {
         "id": [case.case for case in cases],
-        **{word: _numbered(getattr(case, word) for case in cases) for word in _WORDS},
+        **{word: numbered(getattr(case, word) for case in cases) for word in _WORDS},
         "ratio": [_short(case.ratio) for case in cases],
         "seconds": [_short(case.seconds) for case in cases],
-        "worst": _numbered(case.worst_probe for case in cases),
-        "first": _numbered(first.probe if first else "" for first in divergences),
-        "message": _numbered(shorten(case.message, most) for case in cases),
-        "hunts": _numbered(shorten(case.hunts, most) for case in cases),
-        "rerun": _numbered(_command(run, case.case) for case in cases),
+        "worst": numbered(case.worst_probe for case in cases),
+        "first": numbered(first.probe if first else "" for first in divergences),
+        "message": numbered(shorten(case.message, most) for case in cases),
+        "hunts": numbered(shorten(case.hunts, most) for case in cases),
+        "rerun": numbered(_command(run, case.case) for case in cases),
         "order": sorted(range(len(cases)), key=lambda i: _urgency(cases[i])),
     }
 
@@ -117,12 +116,6 @@ def _cells(probe: Probe) -> list[str | int]:
         *map(number_text, (probe.err, probe.noise, probe.rms, probe.max_abs)),
         probe.wrong_shape or probe.shape,
     ]
-
-
-def _numbered(texts: Iterable[str]) -> dict[str, Any]:
-    number: dict[str, int] = {}
-    of = [number.setdefault(text, len(number)) for text in texts]
-    return {"names": list(number), "of": of}
 
 
 def _short(value: float | None) -> float | None:

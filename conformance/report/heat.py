@@ -21,7 +21,7 @@ from conformance.report.codes import (
 from conformance.report.layers import block_of, in_order, part_of, read_layers
 from conformance.report.run import Run
 from conformance.report.sections import Section, View
-from conformance.report.text import number, printable
+from conformance.report.text import number, numbered, printable
 from conformance.tolerance import LIMIT
 
 MOST_CELLS = 1_500_000
@@ -37,6 +37,7 @@ class Choice(NamedTuple):
     component: str
     dtype: str
     device: str
+    backend: str
     mode: str
 
 
@@ -100,7 +101,7 @@ class Rows:
         """Return names, and by row the part and the block that it belongs to."""
         parts = [part_of(self.component, name) for name in self.names]
         blocks = [block_of(self.component, name) for name in self.names]
-        return {"names": self.names, "parts": _numbered(parts), "blocks": _numbered(blocks)}
+        return {"names": self.names, "parts": numbered(parts), "blocks": numbered(blocks)}
 
 
 class Heat(Section):
@@ -131,7 +132,7 @@ class Heat(Section):
         self._columns.setdefault(choice, {}).setdefault(case, Column(index)).add(index, part)
 
     def view(self, run: Run) -> View | None:
-        """Lay out one picture for each component, arithmetic, device and mode, the worst first."""
+        """Lay out one picture for each component and way to compute it, the worst first."""
         pictures = {
             choice: list(columns.values())
             for choice, columns in self._columns.items()
@@ -218,9 +219,3 @@ def _picture(
         "ratios": base64.b64encode(ratios.tobytes()).decode(),
         "noises": base64.b64encode(noises.tobytes()).decode() if with_noise else None,
     }
-
-
-def _numbered(names: list[str]) -> dict[str, Any]:
-    """Write names that repeat as numbers into a list of different ones."""
-    different = {name: i for i, name in enumerate(dict.fromkeys(names))}
-    return {"names": list(different), "of": [different[name] for name in names]}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from conformance.report.bug_report import code
 from conformance.report.causes import cause_name, causes_sentence
 from conformance.report.gates import Gate, gates, regression
 from conformance.report.records import Divergence, Summary
@@ -135,9 +136,5 @@ def _prose(text: str, most: int = _LONGEST) -> str:
 
 
 def _code(text: str, most: int = _LONGEST) -> str:
-    """Write a name or command as code: fenced by more backticks than it holds, safe in a table."""
-    shown = one_line(text, most)
-    longest = max((len(run) for run in re.findall(r"`+", shown)), default=0)
-    fence = "`" * (longest + 1)
-    space = " " if longest else ""
-    return f"{fence}{space}{shown}{space}{fence}".replace("|", "\\|")
+    """Write a name or command as code that is safe in a table."""
+    return code(text, most).replace("|", "\\|")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from typing import Any
 
 ELLIPSIS = "…"
@@ -81,6 +81,28 @@ def pattern_of(names: Collection[str]) -> str:
     """Write names that differ in numbers alone as one, with a `*` for each number that differs."""
     parts = zip(*(re.split(r"(\d+)", name) for name in names), strict=True)
     return "".join(part[0] if len(set(part)) == 1 else "*" for part in parts)
+
+
+def patterns_of(names: Iterable[str], most: int) -> str:
+    """Write names of probes as patterns, one for all that differ in numbers alone.
+
+    Args:
+        names: At least one.
+        most: So many patterns; the others are counted.
+    """
+    alike: dict[tuple[str, ...], set[str]] = {}
+    for name in names:
+        alike.setdefault(tuple(re.split(r"\d+", name)), set()).add(name)
+    kinds = sorted(map(pattern_of, alike.values()))
+    more = len(kinds) - most
+    return ", ".join(kinds[:most]) + (f" and {more} more" if more > 0 else "")
+
+
+def numbered(texts: Iterable[str]) -> dict[str, Any]:
+    """Write texts that repeat as `names`, each once, and `of`, a number into them for each."""
+    number: dict[str, int] = {}
+    of = [number.setdefault(text, len(number)) for text in texts]
+    return {"names": list(number), "of": of}
 
 
 def mapping(value: object) -> dict[str, Any]:

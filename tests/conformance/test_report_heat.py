@@ -109,6 +109,13 @@ def test_blocks_share_a_column(made_up) -> None:
     assert cells(found).tolist() == [ratio_codes(np.array([1.0, 9.0]), 4.0).tolist()]
 
 
+def test_a_picture_a_backend(made_up) -> None:
+    """What was computed in two ways is not mixed: each backend has its own picture."""
+    lines = [made_up.line(backend=b, probes=probes(norm=r)) for b, r in (("sdpa", 1), ("plain", 2))]
+    pictures = view(made_up.write(lines))["data"]["pictures"]
+    assert [(p["backend"], p["cases"]) for p in pictures] == [("plain", [1]), ("sdpa", [0])]
+
+
 def test_first_picture(made_up) -> None:
     """The picture of the first divergence comes first, though another is worse."""
     lines = [

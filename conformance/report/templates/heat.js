@@ -11,7 +11,7 @@
   const now = document.getElementById("heat-now");
   const note = document.getElementById("heat-filter");
   const cursor = room.appendChild(sd1.element("div", { class: "heat-cursor", hidden: true }));
-  const keys = ["component", "dtype", "device", "mode"];
+  const keys = ["component", "dtype", "device", "backend", "mode"];
   const widths = [3, 4, 5, 6, 7, 8, 9, 12, 14, 18, 24, 32];
   const heights = [3, 4, 6, 8, 12, 14, 16, 18, 22];
   const BAND = 18;
@@ -60,10 +60,9 @@
   const columnsOf = (picture, state) => {
     const chosen = (index) =>
       ["variant", "verdict"].every((key) => !state[key] || list(state[key]).includes(word(key, index)));
-    const backends = new Set(picture.cases.map((index) => cases.backend.of[index])).size;
     return picture.cases
       .map((index, place) => {
-        const label = word("scenario", index) + (backends > 1 ? ` ${word("backend", index)}` : "");
+        const label = word("scenario", index);
         return { index, place, label, full: `${word("variant", index)}/${label}` };
       })
       .filter(({ index }) => chosen(index))
@@ -277,7 +276,7 @@
     const wanted = { component: shown === null ? "" : shown.picture.component, [key]: event.target.value };
     const state = { ...sd1.state, ...wanted };
     const changes = { ...wanted, probe: key === "component" ? null : sd1.state.probe };
-    for (const other of ["mode", "device", "dtype"]) {
+    for (const other of ["mode", "backend", "device", "dtype"]) {
       if (other === key || pictures.some((one) => fits(state, one))) continue;
       delete state[other];
       changes[other] = null;
