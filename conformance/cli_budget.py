@@ -6,9 +6,12 @@ import argparse
 import importlib
 import importlib.util
 import re
+import sys
+import time
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from tqdm import tqdm
 
@@ -27,10 +30,17 @@ from conformance.port import BUILTIN, Hello, Port, greet, resolve
 
 _RECORD = "record"
 
+_Row = TypeVar("_Row")
+
+_EVERY = 5
+"""Seconds between two lines of progress in a log."""
+
 
 def add_command(commands: Any) -> None:
     """Declare the command."""
     budget = command(commands, "budget", _budget, "say what a port holds, and what fits a card")
+    # What begins so is a value, which `read_size` refuses in words, and no option: `--max -1GiB`.
+    budget._negative_number_matcher = re.compile(r"-\d")  # noqa: SLF001
     budget.add_argument(
         "words",
         nargs="*",
@@ -164,8 +174,7 @@ def _lines(
     """Return the lines of the table, in its order, and why configurations are left out."""
     lines: dict[str, Line] = {}
     declined: dict[str, str] = {}
-    rows = lines_of(predictor, pairs)
-    for row in tqdm(rows, total=len(pairs), unit="configuration", leave=False, disable=None):
+    for row in _watched(lines_of(predictor, pairs), len(pairs)):
         if isinstance(row, Line):
             lines[row.key] = _measured(predictor.port, row, arguments) if arguments.measure else row
         else:
@@ -173,6 +182,19 @@ def _lines(
     order = sorted(pairs, key=lambda pair: _place(pair[0]))
     names = [config_id(case, execution) for case, execution in order]
     return [lines[name] for name in names if name in lines], declined
+
+
+def _watched(rows: Iterable[_Row], total: int) -> Iterator[_Row]:
+    """Yield rows, and say how many are done: a terminal by a bar, a log by a line now and then."""
+    if sys.stderr.isatty():
+        yield from tqdm(rows, total=total, unit="configuration", leave=False)
+        return
+    told = time.monotonic()
+    for i, row in enumerate(rows, start=1):
+        yield row
+        if time.monotonic() >= told + _EVERY:
+            told = time.monotonic()
+            print(f"[{i}/{total}] configurations", file=sys.stderr, flush=True)
 
 
 def _place(case: Case) -> tuple[int, str, list[int]]:
@@ -206,8 +228,8 @@ def _record(names: list[str], arguments: argparse.Namespace) -> int:
         raise UsageError(message)
     for name in names or BUILTIN:
         predictor = _predictor(resolve(name))
-        bar = tqdm(pairs, unit="configuration", leave=False, disable=None)
-        changes += record(found, predictor, bar, tqdm.write)
+        watched = _watched(pairs, len(pairs))
+        changes += record(found, predictor, watched, tqdm.write)
         if arguments.device != "cpu":
             _record_allowance(found, predictor, pairs, arguments.device)
     found.write()
@@ -222,7 +244,7 @@ def _record_allowance(
     adapter = _adapter()
     allowances = found.allowances.setdefault(torch_version(), {})
     name, excess = adapter.device_class(device), 0
-    for case, execution in tqdm(pairs, unit="configuration", leave=False, disable=None):
+    for case, execution in _watched(pairs, len(pairs)):
         try:
             predicted = predictor.predict(case, execution).peak
         except UnsupportedError:

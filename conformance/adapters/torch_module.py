@@ -261,6 +261,8 @@ class TorchPort:
         if backend in SAVINGS:
             if self.saving is None or not self.saving(loaded.module, backend):
                 message = f"{self.name} has no way to compute {component} {backend}"
+                if self.saving is None:
+                    message += ": a switch gives it one, TorchPort(..., saving=...), docs/memory.md"
                 raise UnsupportedError(message)
             return computing_in(arithmetic, loaded)
         if backend == PACKED:

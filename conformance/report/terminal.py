@@ -12,7 +12,7 @@ from conformance.report.causes import causes_text
 from conformance.report.gates import gates
 from conformance.report.records import Summary, parse_case, parse_summary
 from conformance.report.tally import Row, columns, tally
-from conformance.report.text import ELLIPSIS, number_text, one_line
+from conformance.report.text import ELLIPSIS, count, mapping, number_text, one_line, size_text
 from conformance.report.words import (
     counts_text,
     depth_text,
@@ -49,7 +49,7 @@ def verdict_lines(
     """
     parsed, lines = parse_summary(summary), list(lines)
     lead = one_line(f"{headline(parsed).upper()}: {sentence(parsed)}", _LONGEST)
-    written = [_painted(lead, parsed.verdict, colour=colour), *_facts(parsed)]
+    written = [_painted(lead, parsed.verdict, colour=colour), *_facts(parsed, lines)]
     if parsed.stamps_missing and any(map(_is_for_stamps, lines)):
         gaps = (f"{name}: {text}" for name, text in parsed.stamps_missing.items())
         written.append(_fact("unmet", ". ".join(gaps)))
@@ -66,12 +66,15 @@ def wants_colour(stream: TextIO) -> bool:
     return stream.isatty() and not plain
 
 
-def _facts(summary: Summary) -> list[str]:
+def _facts(summary: Summary, lines: Sequence[dict[str, Any]]) -> list[str]:
+    held = [line for line in lines if line.get("mode") == MEMORY]
+    alone = bool(held) and len(held) == len(lines)  # nothing was computed: no ratio, no level
     facts = [
         _fact("items", counts_text(summary)),
-        _fact("worst", _worst(summary)),
+        *([] if alone else [_fact("worst", _worst(summary))]),
+        *([_fact("held", _held_text(held))] if held else []),
         _fact("scope", summary.scope or "not stated"),
-        _fact("level", level_text(summary)),
+        *([] if alone else [_fact("level", level_text(summary))]),
     ]
     if summary.depth:
         facts.append(_fact("depth", depth_text(summary)))
@@ -163,6 +166,22 @@ def _worst(summary: Summary) -> str:
         return "not a number: a wrong shape, or values that are not finite"
     known = ", expected failures included" if summary.counts["xfail"] else ""
     return f"ratio {number_text(worst)}, limit {number_text(summary.limit)}{known}"
+
+
+def _held_text(lines: Iterable[dict[str, Any]]) -> str:
+    """Say what is held at most, and where the reference's peak is nearest or exceeded by most."""
+    found = [(line, mapping(line.get("memory"))) for line in lines]
+    known = [(count(facts.get("peak")), line["case"], facts) for line, facts in found if facts]
+    if not known:
+        return "nothing was judged: every configuration was skipped, or broke"
+    peak, case, facts = max(known, key=lambda row: row[0])
+    text = f"{size_text(peak)} at most, beside {size_text(count(facts.get('weights')))} of weights"
+    text += f", in {case}"
+    beside = [(own / most, name) for own, name, f in known if (most := count(f.get("ceiling")))]
+    if beside:
+        share, name = max(beside)
+        text += f"; {number_text(share)} of the reference's peak at most, in {name}"
+    return text
 
 
 def _fact(name: str, value: str) -> str:

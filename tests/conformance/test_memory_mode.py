@@ -222,6 +222,9 @@ def test_a_run_that_keeps_its_budgets(main, tmp_path) -> None:
     code, told, summary, lines = run(main, port, tmp_path / "out", "--mode", "memory")
     assert code == 0
     assert "mine 1 holds no more than its memory budgets allow" in told
+    assert "\n  held   0.09766 KiB at most, beside 0.008789 KiB of weights, in " in told
+    assert "; 1 of the reference's peak at most, in " in told
+    assert not {"worst", "level"} & {row.split()[0] for row in told.splitlines() if row.split()}
     assert summary["stamps"] == ["memory"]
     assert summary["memory"] == {"judged": len(lines), "failed": 0}
     assert (summary["level"], summary["worst_ratio"]) == (None, None)

@@ -1,0 +1,60 @@
+"""`budget` on the terminal: sizes that are none, progress in a log, savings that a port lacks."""
+
+from __future__ import annotations
+
+from itertools import count
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("torch")
+
+from conformance import cli_budget
+
+PORT = """
+from conformance.adapters.sd1_impl_networks import NETWORKS
+from conformance.adapters.torch_module import TorchPort
+
+def port():
+    return TorchPort("small", "1", {"vae_decoder": NETWORKS["vae_decoder"]})
+"""
+
+
+def test_a_negative_size_is_no_option(main) -> None:
+    """The field and the fix are named, instead of `expected one argument`."""
+    code, out, err = main("budget", "-k", "text_encoder/tiny", "--max", "-1GiB")
+    assert (code, out) == (2, "")
+    assert err == "sd1-conformance: --max '-1GiB' is no size: write 8GiB or 512MiB\n"
+
+
+@pytest.mark.parametrize(
+    "command", [["budget"], ["run", "--mode", "memory"]], ids=["budget", "run"]
+)
+def test_a_saving_that_a_port_lacks(main, tmp_path: Path, command: list[str]) -> None:
+    """It is said what gives a port one."""
+    (tmp_path / "small.py").write_text(PORT)
+    words = [command[0], f"{tmp_path / 'small.py'}:port", *command[1:]]
+    if command[0] == "run":
+        words += ["--out", str(tmp_path / "out"), "--control", "none"]
+    code, out, err = main(*words, "--variant", "tiny", "--backend", "tiled")
+    assert code in {2, 3}
+    assert "small has no way to compute vae_decoder tiled: a switch gives it one, " in out + err
+    assert "TorchPort(..., saving=...)" in out + err
+
+
+def test_progress_in_a_log(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    """A line every few seconds, of what is done and how much there is."""
+    ticks = count(0, 2)  # each look at the clock is two seconds later
+    monkeypatch.setattr("time.monotonic", lambda: next(ticks))
+    assert list(cli_budget._watched("abcdef", 6)) == list("abcdef")
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    told = captured.err.splitlines()
+    assert 1 < len(told) < 6
+    assert told[0] == "[3/6] configurations"
+
+
+def test_nothing_is_told_of_what_is_quick(capsys) -> None:
+    """A selection that takes less than that is quiet."""
+    assert list(cli_budget._watched([1, 2], 2)) == [1, 2]
+    assert capsys.readouterr().err == ""
