@@ -18,7 +18,7 @@ from conformance.errors import SuiteError
 from conformance.execution import COMPILE, FRESH, MEMORY, SDPA, STABILITY, Execution, items
 from conformance.golden import SPLICE
 from conformance.matrix import CPU, CUDA, axis_items
-from conformance.memory.cases import SLICED, memory_cases
+from conformance.memory.cases import is_in_full, memory_cases
 from conformance.memory_choice import Wanted
 from conformance.port import BUILTIN, Port, close, greet, resolve
 from conformance.scenarios import BASE
@@ -189,34 +189,12 @@ def _marks(case: Case, run: Execution) -> list[pytest.MarkDecorator]:
     long = exact or run.mode in STABILITY or (run.mode == SPLICE and _is_long(case))
     # New processes serve all components: there is one pair of them, on one worker.
     group = pytest.mark.xdist_group(FRESH) if run.mode == FRESH else _group(case)
+    held = run.mode == MEMORY and is_in_full(case, run)
     return [
         group,
-        *(
-            [pytest.mark.full]
-            if (case.is_pipeline and long) or _shown_by_another(case, run)
-            else []
-        ),
+        *([pytest.mark.full] if held or (case.is_pipeline and long) else []),
         *([pytest.mark.compile] if run.backend == COMPILE else []),
     ]
-
-
-def _shown_by_another(case: Case, run: Execution) -> bool:
-    """Say whether a memory configuration takes seconds and tells no more than one like it.
-
-    Attention in slices and a backward pass are many operations: of each, at the published size, one
-    arithmetic and one size of latents; else one arithmetic. Small networks are run too, and a CPU
-    is slow at convolutions in float16: of those the port's own backend.
-    """
-    half = run.dtype == "float16"
-    if run.mode != MEMORY or (case.full_size and not (run.backend == SLICED or case.is_training)):
-        return False
-    if case.full_size:
-        return not half or case.scenario.name != "latent64-batch1"
-    if run.backend == SLICED:
-        return not half
-    convolves = case.component in {"vae_encoder", "vae_decoder"}
-    large = case.scenario.name == "latent96-batch1" and run.backend == SDPA  # it is there to be cut
-    return convolves and (large or (half and run.backend != SDPA))
 
 
 def _is_long(case: Case) -> bool:

@@ -66,6 +66,8 @@ class Configurations:
         batches: Numbers of samples.
         backends: Ways to compute.
         dtypes: Arithmetics.
+        full: Whether pytest runs them under the marker `full` alone: they take seconds (many
+            operations, or convolutions in float16 on a CPU) and tell no more than one like them.
     """
 
     component: str
@@ -74,6 +76,7 @@ class Configurations:
     batches: tuple[int, ...]
     backends: tuple[str, ...]
     dtypes: tuple[str, ...] = _DTYPES
+    full: bool = False
 
     def cases(self) -> Iterator[Case]:
         """Yield the cases, the small ones first."""
@@ -81,6 +84,13 @@ class Configurations:
             for batch in self.batches:
                 scenario = _scenario(self.component, size, batch)
                 yield Case(self.component, parse_variant(self.variant), scenario)
+
+    def items(self) -> Iterator[tuple[Case, Execution]]:
+        """Yield the cases, each in every way and arithmetic."""
+        for case in self.cases():
+            for backend in self.backends:
+                for dtype in self.dtypes:
+                    yield case, Execution(dtype, "cpu", backend, MEMORY)
 
 
 _UNET, _TEXT, _ENCODER, _DECODER = "unet", "text_encoder", "vae_encoder", "vae_decoder"
@@ -90,23 +100,34 @@ _TABLE = (
     Configurations(_TEXT, "tiny", (0,), (2,), _WHOLE, (*_DTYPES, _BFLOAT16)),
     Configurations(_TEXT, "sd1", (0,), (1, 2), _WHOLE),
     Configurations(_UNET, "tiny", (16,), (2,), _WHOLE, (*_DTYPES, _BFLOAT16)),
-    Configurations(_UNET, "tiny", (16,), (2,), (SLICED,), (_FLOAT32,)),
+    Configurations(_UNET, "tiny", (16,), (2,), (SLICED,), (_FLOAT32,), full=True),
     Configurations(_UNET, "sd1", (32,), (1, 2), _WHOLE),
-    Configurations(_UNET, "sd1", (64,), (1, 2), PATHS),
+    Configurations(_UNET, "sd1", (64,), (1, 2), _WHOLE),
+    Configurations(_UNET, "sd1", (64,), (1,), (SLICED,), (_FLOAT16,)),
+    Configurations(_UNET, "sd1", (64,), (1,), (SLICED,), (_FLOAT32,), full=True),
+    Configurations(_UNET, "sd1", (64,), (2,), (SLICED,), full=True),
     Configurations(_UNET, "sd1", (64,), (2,), (SDPA,), (_BFLOAT16,)),
     Configurations(_UNET, "sd1", (96,), (1, 2), (SDPA,)),
-    Configurations(_UNET, "sd1", (96,), (1,), (PLAIN, SLICED), (_FLOAT16,)),
-    Configurations(_ENCODER, "tiny", (64,), (2,), (*_WHOLE, BY_SAMPLE)),
+    Configurations(_UNET, "sd1", (96,), (1,), (PLAIN,), (_FLOAT16,)),
+    Configurations(_UNET, "sd1", (96,), (1,), (SLICED,), (_FLOAT16,), full=True),
+    Configurations(_ENCODER, "tiny", (64,), (2,), (SDPA,)),
+    Configurations(_ENCODER, "tiny", (64,), (2,), (PLAIN, BY_SAMPLE), (_FLOAT32,)),
+    Configurations(_ENCODER, "tiny", (64,), (2,), (PLAIN, BY_SAMPLE), (_FLOAT16,), full=True),
     Configurations(_ENCODER, "sd1", (256, 512), (1,), _WHOLE),
     Configurations(_ENCODER, "sd1", (256, 512), (2,), (*_WHOLE, BY_SAMPLE)),
     Configurations(_ENCODER, "sd1", (1024,), (1,), (SDPA, TILED)),
-    Configurations(_DECODER, "tiny", (8,), (2,), (*_WHOLE, BY_SAMPLE)),
-    Configurations(_DECODER, "tiny", (96,), (1,), (SDPA, TILED), (_FLOAT32,)),
+    Configurations(_DECODER, "tiny", (8,), (2,), (SDPA,)),
+    Configurations(_DECODER, "tiny", (8,), (2,), (PLAIN, BY_SAMPLE), (_FLOAT32,)),
+    Configurations(_DECODER, "tiny", (8,), (2,), (PLAIN, BY_SAMPLE), (_FLOAT16,), full=True),
+    Configurations(_DECODER, "tiny", (96,), (1,), (TILED,), (_FLOAT32,)),
+    Configurations(_DECODER, "tiny", (96,), (1,), (SDPA,), (_FLOAT32,), full=True),
     Configurations(_DECODER, "sd1", (32, 64), (1,), _WHOLE),
     Configurations(_DECODER, "sd1", (32, 64), (2,), (*_WHOLE, BY_SAMPLE)),
     Configurations(_DECODER, "sd1", (128,), (1,), (SDPA, TILED)),
     Configurations(TRAINING, "tiny", (16,), (2,), (SDPA, RECOMPUTE), (_FLOAT32,)),
-    Configurations(TRAINING, "sd1", (32, 64), (1,), (SDPA, RECOMPUTE)),
+    Configurations(TRAINING, "sd1", (32,), (1,), (SDPA, RECOMPUTE), full=True),
+    Configurations(TRAINING, "sd1", (64,), (1,), (SDPA, RECOMPUTE), (_FLOAT16,)),
+    Configurations(TRAINING, "sd1", (64,), (1,), (SDPA, RECOMPUTE), (_FLOAT32,), full=True),
 )
 
 
@@ -129,13 +150,7 @@ def configurations() -> tuple[tuple[Case, Execution], ...]:
     """Return every configuration, grouped so that each network is built once."""
     found: dict[tuple[str, str], list[tuple[Case, Execution]]] = {}
     for group in _TABLE:
-        for case in group.cases():
-            own = found.setdefault((group.component, group.variant), [])
-            own += [
-                (case, Execution(dtype, "cpu", backend, MEMORY))
-                for backend in group.backends
-                for dtype in group.dtypes
-            ]
+        found.setdefault((group.component, group.variant), []).extend(group.items())
     orders = (
         sorted(own, key=lambda pair: (pair[1].backend, pair[1].dtype)) for own in found.values()
     )
@@ -145,6 +160,16 @@ def configurations() -> tuple[tuple[Case, Execution], ...]:
 def memory_cases() -> list[Case]:
     """Return the cases of all configurations, each once."""
     return list({case.id: case for case, _ in configurations()}.values())
+
+
+@cache
+def _in_full() -> frozenset[str]:
+    return frozenset(config_id(*item) for group in _TABLE if group.full for item in group.items())
+
+
+def is_in_full(case: Case, execution: Execution) -> bool:
+    """Say whether pytest runs a configuration under the marker `full` alone."""
+    return config_id(case, execution) in _in_full()
 
 
 def config_id(case: Case, execution: Execution) -> str:
