@@ -145,11 +145,7 @@ def _judge(
         items=selection.facts,
     )
     if variant is not None:
-        live = oracle_module("conformance.recording.live_goldens")
-        mine = {case.id: case for case, _ in computed}
-        live.record_missing(
-            list(mine.values()), {run.dtype for run in runs}, partial(print, flush=True)
-        )
+        _record_goldens(computed, {run.dtype for run in runs})
     if told[0]:
         print(f"  {told[0]}")
     done = {line["case"] for line in results.lines}
@@ -179,6 +175,13 @@ def _judge(
     summary = results.close(runner, {case.id: case for case in cases}, tell)
     print(f"  report {arguments.out / 'index.html'}")
     return int(exit_code(summary))
+
+
+def _record_goldens(items: list[tuple[Case, Execution]], dtypes: set[str]) -> None:
+    """Record the goldens of the user's own weights that are not kept yet."""
+    live = oracle_module("conformance.recording.live_goldens")
+    own = {case.id: case for case, _ in items}
+    live.record_missing(list(own.values()), dtypes, partial(print, flush=True))
 
 
 def _so_many_are(done: int, total: int) -> str:

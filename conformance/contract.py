@@ -88,7 +88,17 @@ def _few(names: list[str]) -> str:
 
 
 def check_contract(golden: Golden, outputs: Arrays, probes: Arrays, arithmetic: str) -> None:
-    """Level 0: names and dtypes are exact."""
+    """Level 0: names and dtypes are exact.
+
+    Raises:
+        PortError: One is another; says which, and what was expected.
+    """
+    _check_names(golden, outputs, probes)
+    for name, array in outputs.items():
+        _check_dtype(golden, name, array, arithmetic)
+
+
+def _check_names(golden: Golden, outputs: Arrays, probes: Arrays) -> None:
     missing = [name for name in golden.output_shapes if name not in outputs]
     others = [name for name in outputs if name not in golden.output_shapes]
     if missing or others:
@@ -104,24 +114,28 @@ def check_contract(golden: Golden, outputs: Arrays, probes: Arrays, arithmetic: 
     if unknown:
         message = f"{golden.case}: the port returned probe {unknown[0]!r}, which was not asked for"
         raise PortError(message)
-    floating = carried_in(arithmetic)
-    mixed = arithmetic in POLICIES
-    integers = {n: a.dtype.name for n, a in golden.outputs.items() if a.dtype.kind in "iu"}
-    integers |= dict.fromkeys(golden.pictures, "uint8")
-    for name, array in outputs.items():
-        if name == TIMESTEPS and array.dtype.kind in "iuf":
-            continue  # 981 is 981 in any type
-        integer = name in integers
-        wanted = integers.get(name, floating)
-        if mixed and not integer and array.dtype.kind == "f":
-            continue  # where dtypes are mixed, any of them may be the last
-        if array.dtype.name != wanted:
-            if not integer and arithmetic == "bfloat16":
-                wanted = "bfloat16 widened to float32"
-            message = f"{golden.case}: output {name} is {array.dtype.name}, expected {wanted}"
-            raise PortError(message)
-        if integer or arithmetic != "bfloat16":
-            continue
-        if np.any(array.view(np.uint32) & 0xFFFF):
-            message = f"{golden.case}: output {name} has values that are not bfloat16"
-            raise PortError(message)
+
+
+def _check_dtype(golden: Golden, name: str, array: np.ndarray, arithmetic: str) -> None:
+    if name == TIMESTEPS and array.dtype.kind in "iuf":
+        return  # 981 is 981 in any type
+    integer = _integer_of(golden, name)
+    if not integer and arithmetic in POLICIES and array.dtype.kind == "f":
+        return  # where dtypes are mixed, any of them may be the last
+    widened = not integer and arithmetic == "bfloat16"
+    wanted = integer or carried_in(arithmetic)
+    if array.dtype.name != wanted:
+        wanted = "bfloat16 widened to float32" if widened else wanted
+        message = f"{golden.case}: output {name} is {array.dtype.name}, expected {wanted}"
+        raise PortError(message)
+    if widened and np.any(array.view(np.uint32) & 0xFFFF):
+        message = f"{golden.case}: output {name} has values that are not bfloat16"
+        raise PortError(message)
+
+
+def _integer_of(golden: Golden, name: str) -> str:
+    """Return the integer dtype that an output has to have; empty for a floating one."""
+    if name in golden.pictures:
+        return "uint8"
+    kept = golden.outputs.get(name)
+    return kept.dtype.name if kept is not None and kept.dtype.kind in "iu" else ""

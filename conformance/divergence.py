@@ -63,6 +63,7 @@ def first_divergence(
     index = next(i for i, r in enumerate(result.records) if r.verdict == "fail")
     record, before = result.records[index], result.records[:index]
     good = [r.name for r in before if r.verdict != "fail"]
+    hint = _hint(result, record)
     found = {
         "case": result.item_id,
         "probe": record.name,
@@ -70,34 +71,45 @@ def first_divergence(
         "ratio": record.ratio,
         "limit": tolerance.LIMIT,
         "kind": FAULT,
-        "hint": _hint(result, record),
+        "hint": hint,
     }
     if result.execution.mode == SPLICE:
         return found
     if local is None or golden is None:
-        highest = max([r.ratio for r in before] + [1.0])
-        if record.ratio <= tolerance.LIMIT * highest:
-            found["kind"] = UNEXPLAINED
-            found["hint"] = f"the error grows gradually up to here; {found['hint']}".rstrip("; ")
-        return found
+        return found | _by_jump(record, before, hint)
+    return found | _by_layers(result, golden, local, index, hint)
+
+
+def _by_jump(record: Record, before: list[Record], hint: str) -> dict[str, Any]:
+    """Say of which kind a trace is without splice mode, where it is no fault."""
+    highest = max([r.ratio for r in before] + [1.0])
+    if not record.ratio <= tolerance.LIMIT * highest:
+        return {}
+    return {"kind": UNEXPLAINED, "hint": _told("the error grows gradually up to here", hint)}
+
+
+def _by_layers(
+    result: Result, golden: Golden, local: Local, index: int, hint: str
+) -> dict[str, Any]:
+    """Say of which kind a trace is by what splice mode found, how much grew and was inherited."""
+    record, before = result.records[index], result.records[:index]
     inputs = max([r.err for r in before if r.kind == "probe"], default=0.0)
-    found |= {"gain": _quotient(record.err, inputs), "inherited": inherited(record, local)}
+    gain = _quotient(record.err, inputs)
+    found: dict[str, Any] = {"gain": gain, "inherited": inherited(record, local)}
     if not math.isfinite(record.err):
         return found  # a wrong shape, or values that are not finite: nothing adds up to that
     if local.fault is None:
-        explained = adds_up(result.records, golden, result.execution.dtype)
-        found["kind"] = ACCUMULATION if explained else UNEXPLAINED
-        text = (
-            "each layer alone is within the limit; errors add up"
-            if explained
-            else ("each layer alone is within the limit, but errors grow by more than they should")
-        )
-        found["hint"] = f"{text} (gain {found['gain']:.2g}); {found['hint']}".rstrip("; ")
+        honest = adds_up(result.records, golden, result.execution.dtype)
+        found["kind"] = ACCUMULATION if honest else UNEXPLAINED
+        how = "; errors add up" if honest else ", but errors grow by more than they should"
+        found["hint"] = _told(f"each layer alone is within the limit{how} (gain {gain:.2g})", hint)
     elif local.fault != record.name:
-        found["hint"] = f"splice mode finds the fault at {local.fault}; {found['hint']}".rstrip(
-            "; "
-        )
+        found["hint"] = _told(f"splice mode finds the fault at {local.fault}", hint)
     return found
+
+
+def _told(text: str, hint: str) -> str:
+    return f"{text}; {hint}".rstrip("; ")
 
 
 def as_precision(

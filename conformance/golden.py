@@ -268,41 +268,8 @@ class Golden:
         Raises:
             GoldenError: `data` is not a golden of this format.
         """
-        try:
-            size = int.from_bytes(data[:8], "little")
-            header = json.loads(data[8 : 8 + size])
-            facts = json.loads(header["__metadata__"]["golden"])
-            version = facts["format"]
-            arrays = load(data)
-        except Exception as error:
-            message = f"{where} is not a golden: {type(error).__name__}: {error}"
-            raise GoldenError(message) from error
-        if version != FORMAT:
-            message = f"{where} has format {version}, this suite reads {FORMAT}"
-            raise GoldenError(message)
+        facts, arrays = _parsed(data, where)
         known = _gradients(facts["case"])
-        noise: dict[str, np.ndarray] = {}
-        output_noise: dict[str, dict[str, np.ndarray]] = {}
-        table_noise: dict[str, dict[str, np.ndarray]] = {}
-        splice_noise: dict[str, np.ndarray] = {}
-        splice_output_noise: dict[str, dict[str, np.ndarray]] = {}
-        for key in sorted(arrays, key=_arithmetic_first):
-            array = arrays[key]
-            if key.startswith("noise."):
-                _, arithmetic, what, *rest = key.split(".", 3)
-                output_noise.setdefault(arithmetic, {})
-                if what == "trace":
-                    noise[arithmetic] = array.astype(np.float64)
-                elif what == "splice":
-                    splice_noise[arithmetic] = array.astype(np.float64)
-                    splice_output_noise.setdefault(arithmetic, {})
-                elif what == "splice_output":
-                    splice_output_noise.setdefault(arithmetic, {})[rest[0]] = array
-                elif what == "table":
-                    wide = array.astype(np.float64)
-                    table_noise.setdefault(arithmetic, {})[rest[0]] = wide
-                else:
-                    output_noise[arithmetic][rest[0]] = array
         golden = cls(
             case=facts["case"],
             hunts=facts["hunts"],
@@ -313,8 +280,6 @@ class Golden:
             sketches=arrays["sketches"],
             norms=arrays["norms"],
             max_abs=arrays["max_abs"],
-            noise=noise,
-            output_noise=output_noise,
             provenance=facts["provenance"],
             large={
                 name: Large(
@@ -326,17 +291,50 @@ class Golden:
             sketched={n: tuple(shape) for n, shape in facts.get("sketched", {}).items()} | known,
             pictures={n: tuple(shape) for n, shape in facts.get("pictures", {}).items()},
             tables={n: arrays[f"table.{n}"] for n in TABLES if f"table.{n}" in arrays},
-            table_noise=table_noise,
-            splice_noise=splice_noise,
-            splice_output_noise=splice_output_noise,
             kills=facts.get("kills", []),
             embedding=arrays.get("embedding.values"),
             embedding_noise=arrays.get("embedding.noise"),
+            **_noises(arrays),
         )
         if "coefficients" in arrays:
             own = zip(golden._steps(), arrays["coefficients"], strict=True)
             golden.coefficients = dict(own)
         return golden
+
+
+def _parsed(data: bytes, where: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Return the facts and the arrays of a golden's file."""
+    try:
+        size = int.from_bytes(data[:8], "little")
+        facts = json.loads(json.loads(data[8 : 8 + size])["__metadata__"]["golden"])
+        version, arrays = facts["format"], load(data)
+    except Exception as error:
+        message = f"{where} is not a golden: {type(error).__name__}: {error}"
+        raise GoldenError(message) from error
+    if version != FORMAT:
+        message = f"{where} has format {version}, this suite reads {FORMAT}"
+        raise GoldenError(message)
+    return facts, arrays
+
+
+def _noises(arrays: dict[str, np.ndarray]) -> dict[str, Any]:
+    """Return the noise that a file holds, by field of `Golden`, the widest arithmetic first."""
+    names = ("noise", "output_noise", "table_noise", "splice_noise", "splice_output_noise")
+    found: dict[str, Any] = {name: {} for name in names}
+    for key in sorted((k for k in arrays if k.startswith("noise.")), key=_arithmetic_first):
+        _, arithmetic, what, *rest = key.split(".", 3)
+        array = arrays[key]
+        found["output_noise"].setdefault(arithmetic, {})
+        if what == "trace":
+            found["noise"][arithmetic] = array.astype(np.float64)
+        elif what == "splice":
+            found["splice_noise"][arithmetic] = array.astype(np.float64)
+            found["splice_output_noise"].setdefault(arithmetic, {})
+        elif what == "table":
+            found["table_noise"].setdefault(arithmetic, {})[rest[0]] = array.astype(np.float64)
+        else:
+            found[f"{what}_noise"].setdefault(arithmetic, {})[rest[0]] = array
+    return found
 
 
 def _gradients(case_id: str) -> dict[str, tuple[int, ...]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import sys
 import time
 from collections.abc import Callable
@@ -37,7 +36,7 @@ from conformance.result import Result
 from conformance.segments import ignores_values
 from conformance.splicing import judge_spliced
 from conformance.terms import explain_steps
-from conformance.traces import Traces, Values, find_traces, judged_by
+from conformance.traces import Traces, Values, find_traces, have_oracle, judged_by
 
 MESSAGE = 600
 """Longest message kept, in characters."""
@@ -288,9 +287,7 @@ class Runner:
 
     def _golden_age(self, case: Case, golden: Golden) -> str | None:
         """Ask the oracle, where it is installed, whether a failing golden still holds."""
-        if not (importlib.util.find_spec("diffusers") and importlib.util.find_spec("torch")):
-            return None
-        if case.seed != SEED or not self.asks_for_age:
+        if case.seed != SEED or not self.asks_for_age or not have_oracle():
             return None
         if self._live_age is None:
             live = importlib.import_module("conformance.recording.live").LiveTraces

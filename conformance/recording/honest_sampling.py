@@ -29,8 +29,8 @@ Change = Callable[[MakeScheduler], MakeScheduler]
 
 
 @contextmanager
-def _made(change: Change, module: Any) -> Iterator[None]:
-    """Let a component (its `Maker` or `Networks`) make its schedulers in another way."""
+def made(change: Change, module: Any) -> Iterator[None]:
+    """Let a component make its schedulers in another way, given the `module` that makes them."""
     plain = module.make
     module.make = change(plain)
     try:
@@ -121,7 +121,7 @@ def _evaluation(
 ) -> Evaluation:
     return Evaluation(
         name,
-        partial(_made, change),
+        partial(made, change),
         arithmetics,
         components=components,
         at_full_size=_SINGLE,

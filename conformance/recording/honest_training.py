@@ -8,7 +8,7 @@ and many gradients are small: so the results of all layers are moved by half ulp
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from conformance.adapters.diffusers_schedulers import MakeScheduler, make_scheduler
+from conformance.adapters.diffusers_schedulers import MakeScheduler
 from conformance.case import Case
 from conformance.oracle import float64_scheduler
 from conformance.recording.honest import (
@@ -28,6 +28,7 @@ from conformance.recording.honest import (
     summed_in_blocks,
     summed_in_order,
 )
+from conformance.recording.honest_sampling import made
 from conformance.recording.modes import MovedProducts, TableUlp
 from conformance.recording.modes_training import TrainingSummation
 from conformance.tolerance import FLOATS
@@ -56,17 +57,6 @@ def _of_training(evaluations: tuple[Evaluation, ...]) -> Iterator[Evaluation]:
             yield replace(evaluation, around=around, arithmetics=arithmetics, components=COMPONENTS)
 
 
-@contextmanager
-def _made(change: Callable[[MakeScheduler], MakeScheduler], module: Any) -> Iterator[None]:
-    """Let the networks' noise be added by a scheduler that is made in another way."""
-    plain = getattr(module, "make", make_scheduler)
-    module.make = change(plain)
-    try:
-        yield
-    finally:
-        module.make = plain
-
-
 def _moved(seed: int, precision: torch.dtype, _: MakeScheduler) -> MakeScheduler:
     """Float64 tables, each entry moved by half ulps of a precision where it is computed."""
 
@@ -79,7 +69,7 @@ def _moved(seed: int, precision: torch.dtype, _: MakeScheduler) -> MakeScheduler
 
 def schedule_evaluation(seed: int) -> Evaluation:
     """Return the evaluation whose noise schedule is moved by half ulps, from that seed."""
-    around = partial(_made, partial(_moved, seed, torch.float32))
+    around = partial(made, partial(_moved, seed, torch.float32))
     return _single(f"schedule moved by half ulps ({seed})", around)
 
 
@@ -130,7 +120,7 @@ _VECTOR = re.compile(r"^grad\..*(bias|norm\w*\.weight)$")
 
 TRAINING_CALIBRATION = (
     *_of_training(CALIBRATION),
-    _single("float64 tables", partial(_made, lambda _: float64_scheduler)),
+    _single("float64 tables", partial(made, lambda _: float64_scheduler)),
     *(
         _single(f"layers moved by half ulps ({seed})", partial(_layers_moved, seed=seed))
         for seed in range(_DRAWS)

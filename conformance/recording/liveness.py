@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from torch import Tensor
 
 from conformance import oracle
+from conformance.adapters.torch_component import TorchComponent
 from conformance.case import Case
 
 DEAD = 1e-9
@@ -46,17 +47,9 @@ def dead_parameters(cases: list[Case], say: Say) -> list[str]:
     sleeping = dict.fromkeys(parameters, "")
     strongest: dict[str, Tensor] = {}
     for case in cases:
-        generator = torch.Generator().manual_seed(0)
-        outputs = component.call(module, component.tensors(case.inputs()))
-        projection = sum(
-            (out * torch.randn(out.shape, generator=generator, dtype=torch.float64).to(dtype)).sum()
-            for out in outputs.values()
-        )
-        gradients = torch.autograd.grad(projection, [parameters[name] for name in sleeping])
-        for name, gradient in zip(list(sleeping), gradients, strict=True):
-            size = gradient.abs()
+        watched = {name: parameters[name] for name in sleeping}
+        for name, size in _gradient_sizes(component, case, watched):
             strongest[name] = torch.maximum(strongest[name], size) if name in strongest else size
-        del gradients
         typical = float(torch.stack([g.median() for g in strongest.values()]).median())
         for name in list(sleeping):
             sleeping[name] = _complaint(name, strongest[name], typical, cases, dtype)
@@ -67,6 +60,21 @@ def dead_parameters(cases: list[Case], say: Say) -> list[str]:
         if not sleeping:
             break
     return [f"{first.component}/{first.variant.name}: {line}" for line in sleeping.values()]
+
+
+def _gradient_sizes(
+    component: TorchComponent, case: Case, parameters: Mapping[str, Tensor]
+) -> Iterator[tuple[str, Tensor]]:
+    """Yield the magnitudes of the gradients of a random projection of a case's outputs."""
+    generator = torch.Generator().manual_seed(0)
+    outputs = component.call(component.module, component.tensors(case.inputs()))
+    projection = sum(
+        (out * torch.randn(out.shape, generator=generator, dtype=torch.float64).to(out.dtype)).sum()
+        for out in outputs.values()
+    )
+    gradients = torch.autograd.grad(projection, list(parameters.values()))
+    for name, gradient in zip(parameters, gradients, strict=True):
+        yield name, gradient.abs()
 
 
 def _complaint(
