@@ -145,6 +145,11 @@ def make(words: list[str]) -> None:
     assert (ROOT / words[1] / "Makefile").is_file()
 
 
+def script(words: list[str]) -> None:
+    """The file is there."""
+    assert (ROOT / words[0]).is_file()
+
+
 def module(words: list[str]) -> None:
     """The module is there."""
     assert importlib.util.find_spec(words[0]) is not None
@@ -168,6 +173,8 @@ READERS: dict[str, Callable[[list[str]], None]] = {
     "pytest": items,
     "uv": uv,
     "make": make,
+    "python": script,
+    "cc": nothing,
     "python -m venv": nothing,
     "python -c": nothing,
     "python -m": module,

@@ -42,7 +42,11 @@ def number(pattern: str, text: str = README) -> float:
 
 def run(*words: str, folder: Path) -> subprocess.CompletedProcess[str]:
     """Run the command line without torch and oracle, in a folder."""
-    variables = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "SD1_GOLDEN": str(ROOT / "golden")}
+    variables = {
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(ROOT),
+        "SD1_GOLDEN": str(ROOT / "golden"),
+    }
     environment = {**os.environ, **variables}
     command = [sys.executable, "-c", NO_ORACLE, *words]
     return subprocess.run(

@@ -1,10 +1,11 @@
-"""docs/porting.md: its port is a port, in process and served, and does what the page says."""
+"""docs/porting.md: its ports are ports, in process and served, and do what the page says."""
 
 from __future__ import annotations
 
 import importlib.util
 import re
 import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from conformance import cli
 
 ROOT = Path(__file__).resolve().parents[2]
 SERVE = ROOT / "conformance/adapters/serve.py"
-(SOURCE,) = re.findall(
+SOURCE, WITH_TORCH = re.findall(
     r"```python\n(.*?)```", (ROOT / "docs/porting.md").read_text("utf-8"), re.DOTALL
 )
 
@@ -44,3 +45,22 @@ def test_a_misspelt_probe_is_named(page_port: str, tmp_path: Path, capsys) -> No
     path.write_text(SOURCE.replace('see("linear_1"', 'see("linear_one"'), "utf-8")
     cli.main(["run", page_port, "--mode", "trace", "--out", str(tmp_path / "out")])
     assert "probes not handed out: 1 of block/time_embedding (linear_1)" in capsys.readouterr().out
+
+
+def test_with_torch(tmp_path: Path, capsys, monkeypatch) -> None:
+    """The port of torch modules conforms, whosever UNet has the checkpoint's names."""
+    pytest.importorskip("torch")
+    from sd1_impl import UNet, UNetConfig
+
+    mine = types.ModuleType("my_model")
+    mine.MyUNet = lambda **sizes: UNet(UNetConfig(**_as_tuples(sizes)))
+    monkeypatch.setitem(sys.modules, "my_model", mine)
+    (tmp_path / "torch_port.py").write_text(WITH_TORCH, "utf-8")
+    options = ["--component", "unet", "--variant", "tiny", "--scenario", "base", "--mode", "trace"]
+    port = f"{tmp_path}/torch_port.py:factory"
+    assert cli.main(["run", port, *options, "--out", str(tmp_path / "out")]) == 0
+    assert "CONFORMANT: my_port 1.0" in capsys.readouterr().out
+
+
+def _as_tuples(sizes: dict) -> dict:
+    return {name: tuple(v) if isinstance(v, list) else v for name, v in sizes.items()}
