@@ -17,6 +17,7 @@ from conformance.errors import GoldenError, SuiteError, UsageError
 from conformance.execution import MEMORY, Execution
 from conformance.report.text import one_line
 from conformance.run_folder import RESULTS, write_whole
+from conformance.run_records import read_records
 from sd1_weights.names import golden_root
 
 _UNKNOWN = 1.0
@@ -170,14 +171,13 @@ def _timed(lines: Iterable[Mapping[str, Any]]) -> Iterator[_Timed]:
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
+    """Return the header of a run and its case lines."""
     try:
-        records = [json.loads(text) for text in path.read_text("utf-8").splitlines()]
-        if records[0]["type"] == "header":
-            return [records[0], *(record for record in records if record["type"] == "case")]
-    except (OSError, ValueError, LookupError, TypeError):
-        pass
-    message = f"{path} holds no results of a run: give folders that `run -n 1 --out` wrote"
-    raise UsageError(message)
+        header, *lines = read_records(path)
+    except (OSError, ValueError) as error:
+        message = f"{path} holds no results of a run: give folders that `run -n 1 --out` wrote"
+        raise UsageError(message) from error
+    return [header, *(line for line in lines if line["type"] == "case")]
 
 
 def _source(header: Mapping[str, Any]) -> str:

@@ -20,7 +20,7 @@ from conformance.explain import Explanation, explain, explain_merged, in_short
 from conformance.header import header_of, require_same
 from conformance.port import Hello
 from conformance.regression.baseline import Baseline, ratchet_of
-from conformance.regression.control import watch
+from conformance.regression.control import Watch, watch
 from conformance.regression.ratchet import RATCHET
 from conformance.report.files import REPORTS, write_reports
 from conformance.report.text import one_line
@@ -248,15 +248,38 @@ class Results:
         found.faults = [*watched.faults, *found.faults]
         seconds = (dt.datetime.now(tz=dt.UTC) - self.started).total_seconds()
         seconds = self.merged.seconds if self.merged else seconds
+        summary = self._summary(expected, watched, found, round(seconds, 3))
+        if self.baseline is not None and compared is not None:
+            summary["baseline"] = self.baseline.facts(compared, self.lines)
+        unheard = None
+        try:
+            tell(summary)
+        except BrokenPipeError as error:  # nobody reads on: the files are written all the same
+            unheard = error
+        sources = find_sources(summary["first_divergence"], found.faults, unexpected, cases)
+        self.data.add_sources(sources or (self.merged.sources if self.merged else {}))
+        self._write(summary, found, seconds)
+        if unheard is not None:
+            raise unheard
+        return summary
+
+    def _summary(
+        self, expected: dict[str, Any] | None, watched: Watch, found: Explanation, seconds: float
+    ) -> dict[str, Any]:
+        """Draw the verdict, and say what summary.json says but for the baseline."""
         missing = self.merged.missing if self.merged else ()
         summary = summarise(
             self.lines, self.port, self.hello, self.scope, expected, watched.facts, missing
         )
-        summary |= {"environment": self.environment, "seconds": round(seconds, 3)}
-        summary["shard"] = str(self.shard) if self.shard else None
-        summary["options"] = self.options
-        summary["weights"] = self.weights
-        summary["faults"] = [in_short(fault) for fault in found.faults]
+        summary |= {
+            "environment": self.environment,
+            "seconds": seconds,
+            "shard": str(self.shard) if self.shard else None,
+            "options": self.options,
+            "weights": self.weights,
+            "faults": [in_short(fault) for fault in found.faults],
+            "left_out": left_out(self.lines),
+        }
         first = summary["first_divergence"]
         if first is not None:
             told = found.hints.get(first["case"].partition("[")[0].rsplit("/", 2)[0], "")
@@ -264,29 +287,26 @@ class Results:
             summary["first_divergence"] = first | {"hint": hint}
         if watched.divergence is not None:
             summary["first_divergence"] = watched.divergence
-        if self.baseline is not None and compared is not None:
-            summary["baseline"] = self.baseline.facts(compared, self.lines)
-        summary["left_out"] = left_out(self.lines)
-        unheard = None
-        try:
-            tell(summary)
-        except BrokenPipeError as error:  # nobody reads on: the files are written all the same
-            unheard = error
+        return summary
+
+    def _write(self, summary: dict[str, Any], found: Explanation, seconds: float) -> None:
+        """Write what closes a run: ratchet, summary, footer and reports."""
         if summary["counts"]["xpass"]:  # what the list told of whole runs alone
             self._folder.begin([self._header, *self.lines, *self.control])
-        first = summary["first_divergence"]
-        sources = find_sources(first, found.faults, unexpected, cases)
-        self.data.add_sources(sources or (self.merged.sources if self.merged else {}))
-        footer = {"type": "footer", "counts": summary["counts"], "seconds": seconds}
+        footer = {
+            "type": "footer",
+            "counts": summary["counts"],
+            "controls": len(self.control),
+            "seconds": seconds,
+            "faults": found.faults,
+            "hints": found.hints,
+        }
         with writing(self.out):
             ratchet_of(self.baseline, self._header, self.lines).write(self.out)
             write_whole(self.out / SUMMARY, [json.dumps(plain(summary), indent=2), "\n"])
-            self._folder.append(footer | {"faults": found.faults, "hints": found.hints})
+            self._folder.append(footer)
             write_reports(self.out)
         self._folder.close()
-        if unheard is not None:
-            raise unheard
-        return summary
 
 
 def _described(hello: Hello, port_spec: str) -> dict[str, str]:

@@ -7,7 +7,7 @@ import importlib
 import json
 import math
 import os
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import IO, Any
 from weakref import WeakValueDictionary, finalize
 
 from conformance.errors import SuiteError, UsageError
+from conformance.run_records import read_records
 
 RESULTS = "results.jsonl"
 SUMMARY = "summary.json"
@@ -24,9 +25,6 @@ WRITERS = {RESULTS: "a run", AUDIT: "an audit"}
 """By the file that only it writes, what may have written a folder."""
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-
-KINDS = ("header", "case", "control", "footer")
-"""What the lines of results.jsonl are."""
 
 LOCK = ".lock"
 """Stands for the lock where the kernel has none for folders."""
@@ -191,85 +189,6 @@ def writer_of(folder: Path) -> str:
     finally:
         os.close(descriptor)
     return ""
-
-
-def read_header(path: Path) -> dict[str, Any]:
-    """Read the first line of results.jsonl.
-
-    Args:
-        path: The file.
-
-    Returns:
-        The header; an empty object where a kill cut it.
-
-    Raises:
-        OSError: It cannot be read.
-        ValueError: It is another kind of file.
-    """
-    with path.open("rb") as rows:
-        return next(_records([rows.readline()]), {})
-
-
-def miscounted(footer: Mapping[str, Any], verdicts: Mapping[str, int]) -> str:
-    """Say in what the case lines of a run that has ended are not those that its footer counts.
-
-    Args:
-        footer: The footer; one without counts says nothing.
-        verdicts: How many case lines there are of each verdict.
-
-    Returns:
-        The difference in words; empty if there is none.
-    """
-    told = footer.get("counts")
-    if not isinstance(told, dict):
-        return ""
-    sizes = [size for size in told.values() if isinstance(size, int)]
-    if sum(sizes) != sum(verdicts.values()):
-        return f"{sum(verdicts.values())} of {sum(sizes)} cases"
-    found = (name for name in {**told, **verdicts} if told.get(name, 0) != verdicts.get(name, 0))
-    name = next(found, None)
-    if name is None:
-        return ""
-    verdict = str(name)[:20]
-    return f"its footer counts {told.get(name, 0)!r} {verdict}, its lines {verdicts.get(name, 0)}"
-
-
-def read_records(path: Path) -> list[dict[str, Any]]:
-    """Read results.jsonl; a line that is no JSON is one that a kill cut, and is left out.
-
-    Args:
-        path: The file.
-
-    Returns:
-        The header, then the other lines; nothing where a kill cut the header.
-
-    Raises:
-        OSError: It cannot be read.
-        ValueError: It is another kind of file; the message names the line.
-    """
-    with path.open("rb") as rows:
-        return list(_records(rows))
-
-
-def _records(rows: Iterable[bytes]) -> Iterator[dict[str, Any]]:
-    header = False
-    for number, text in enumerate(rows, start=1):
-        try:
-            record = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            if number == 1 and text.endswith(b"\n"):
-                message = f"line 1 is no header: {error}"
-                raise ValueError(message) from error
-            continue
-        kind = record.get("type") if isinstance(record, dict) else None
-        named = kind in {"header", "footer"} or (
-            kind in {"case", "control"} and isinstance(record.get("case"), str)
-        )
-        if not named or (kind == "header") is header:
-            message = f"line {number} is no line of a run"
-            raise ValueError(message)
-        header = True
-        yield record
 
 
 def write_whole(path: Path, parts: Iterable[str]) -> None:

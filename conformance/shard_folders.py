@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,8 @@ from conformance.errors import UsageError
 from conformance.evidence.data_folder import DATA
 from conformance.report.run import read_object
 from conformance.report.text import count, mapping, one_line
-from conformance.run_folder import RESULTS, SUMMARY, read_header, read_records
+from conformance.run_folder import RESULTS, SUMMARY
+from conformance.run_records import miscounted, read_header, read_records
 from conformance.shards import Shard, digest_of
 from conformance.summary import VERDICTS
 
@@ -104,6 +106,9 @@ class Part:
         if left:
             text = f"are unfinished, {left} have no result: finish the run with --resume"
             raise refused(folder, "items", text)
+        verdicts = Counter(line["verdict"] for line in part.lines)
+        if wrong := miscounted(part.footer, verdicts, len(part.control)):
+            raise refused(folder, RESULTS, f"is damaged ({wrong}): run it again")
         return part
 
 

@@ -6,7 +6,6 @@ gigabytes; here a probe takes some twenty bytes, and the names that many cases s
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -18,7 +17,8 @@ import numpy as np
 
 from conformance.errors import UsageError
 from conformance.report.text import count, mapping, number, one_line
-from conformance.run_folder import RESULTS, miscounted
+from conformance.run_folder import RESULTS
+from conformance.run_records import damaged, miscounted, whole_records
 from conformance.summary import VERDICTS
 
 Names = tuple[tuple[str, str], ...]
@@ -155,7 +155,7 @@ class FinishedRun:
         if not (folder / RESULTS).is_file():
             message = f"{folder} holds no {RESULTS}: give the folder that a run wrote (--out)"
             raise UsageError(message)
-        self.header: dict[str, Any] = next(self._records())
+        _, self.header = next(self._records())
         limit = number(self.header.get("limit", 0))
         if limit is None or not math.isfinite(limit):
             raise self._damaged(1, "its limit is no number")
@@ -171,10 +171,11 @@ class FinishedRun:
         """
         seen: set[tuple[str, str]] = set()
         verdicts: Counter[str] = Counter()
-        for place, record in enumerate(self._records(), start=1):
+        controls = 0
+        for place, record in self._records():
             kind = record["type"]
             if kind == "footer":
-                self._require_all(record, verdicts)
+                self._require_all(record, verdicts, controls)
             if kind not in {CASE, CONTROL}:
                 continue
             key = (kind, str(record.get("case")))
@@ -187,56 +188,32 @@ class FinishedRun:
             seen.add(key)
             if kind == CASE:
                 verdicts[judged.verdict] += 1
+            else:
+                controls += 1
             yield (*key, judged)
 
-    def _require_all(self, footer: Mapping[str, Any], verdicts: Counter[str]) -> None:
-        """Refuse a run in which a case line is missing or changed."""
-        wrong = miscounted(footer, verdicts)
+    def _require_all(
+        self, footer: Mapping[str, Any], verdicts: Counter[str], controls: int
+    ) -> None:
+        """Refuse a run in which a line is missing or changed."""
+        wrong = miscounted(footer, verdicts, controls)
         own = count(mapping(self.header.get("items")).get("own"))
         if not wrong and verdicts.total() < own:
             wrong = f"{verdicts.total()} of {own} cases"
         if wrong:
-            message = f"{self.folder / RESULTS} is damaged: {wrong}; run it again"
-            raise UsageError(message)
+            raise damaged(self.folder / RESULTS, wrong)
 
-    def _records(self) -> Iterator[dict[str, Any]]:
-        """Yield header, lines and footer; what follows is no JSON or no line of a run raises."""
-        path = self.folder / RESULTS
-        place, kind, ended = 0, "", False
-        try:
-            with path.open(encoding="utf-8") as lines:
-                for place, text in enumerate(lines, start=1):
-                    record = self._parsed(place, text)
-                    kind = str(record.get("type"))
-                    if (kind == "header") != (place == 1) or ended:
-                        raise self._damaged(place, "its lines are not in the order of a run")
-                    ended = kind == "footer"
-                    yield record
-        except OSError as error:
-            message = f"cannot read {path}: {error.strerror}"
-            raise UsageError(message) from error
-        except UnicodeDecodeError as error:
-            raise self._damaged(place + 1, "it is no UTF-8 text") from error
-        if not ended:
+    def _records(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Yield header, lines and footer with their numbers; refuse a run without a footer."""
+        kind = ""
+        for place, record in whole_records(self.folder / RESULTS):
+            kind = record["type"]
+            yield place, record
+        if kind != "footer":
             raise self._unfinished()
 
-    def _parsed(self, place: int, text: str) -> dict[str, Any]:
-        try:
-            record = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            if not text.endswith("\n") and place > 1:
-                raise self._unfinished() from error
-            raise self._damaged(place, "it is no JSON") from error
-        if not isinstance(record, dict) or record.get("type") not in {
-            "header", "footer", CASE, CONTROL,
-        }:  # fmt: skip
-            raise self._damaged(place, "it is no line of a run")
-        return record
-
     def _damaged(self, place: int, what: str) -> UsageError:
-        return UsageError(
-            f"{self.folder / RESULTS} is damaged at line {place}: {what}; run it again"
-        )
+        return damaged(self.folder / RESULTS, what, place)
 
     def _unfinished(self) -> UsageError:
         return UsageError(

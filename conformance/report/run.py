@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 from conformance.errors import UsageError
 from conformance.report.records import VERDICTS, Case, Summary, parse_case, parse_summary
 from conformance.report.text import mapping, printable, severity
-from conformance.run_folder import KINDS, RESULTS, SUMMARY
+from conformance.run_folder import RESULTS, SUMMARY
+from conformance.run_records import KINDS
 
 if TYPE_CHECKING:
     from conformance.report.sections import Section

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from conformance.errors import UsageError
 from conformance.report.run import read_object
 from conformance.report.text import mapping, number, one_line
-from conformance.run_folder import KINDS, RESULTS, SUMMARY, miscounted
+from conformance.run_folder import RESULTS, SUMMARY
+from conformance.run_records import damaged, miscounted, whole_records
 from conformance.summary import VERDICTS, verdict_of
 
 _ROUNDED = 0.001
@@ -35,25 +35,25 @@ def require_whole(out: Path) -> bool:
     if not path.is_file():
         message = f"{out} holds no {RESULTS}: give the folder that a run wrote (--out)"
         raise UsageError(message)
+    ends: dict[str, dict[str, Any]] = {}
     verdicts: Counter[str] = Counter()
-    header: dict[str, Any] = {}
-    footer: dict[str, Any] | None = None
-    for record in _records(path):
-        match record["type"]:
-            case "header":
-                header = record
-            case "case":
-                verdicts[one_line(record.get("verdict"))] += 1
-            case "footer":
-                footer = record
-    if not header:
-        raise _damaged(path, ": it holds no header")
-    if footer is None:
+    controls = 0
+    for _, record in whole_records(path):
+        kind = record["type"]
+        if kind in {"header", "footer"}:
+            ends[kind] = record
+        elif kind == "case":
+            verdicts[one_line(record.get("verdict"))] += 1
+        else:
+            controls += 1
+    if "header" not in ends:
+        raise damaged(path, "it holds no header")
+    if "footer" not in ends:
         return False
-    if wrong := miscounted(footer, verdicts):
-        raise _damaged(path, f": {wrong}")
+    if wrong := miscounted(ends["footer"], verdicts, controls):
+        raise damaged(path, wrong)
     summary = read_object(out / SUMMARY)
-    field = _other(summary, header, footer) if summary else ""
+    field = _other(summary, ends["header"], ends["footer"]) if summary else ""
     if field:
         message = (
             f"{out / SUMMARY} is not of the run in {RESULTS}: its {field} differs; run again with "
@@ -61,37 +61,6 @@ def require_whole(out: Path) -> bool:
         )
         raise UsageError(message)
     return True
-
-
-def _records(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the lines of a run; a cut last line is left out, and anything else refused."""
-    ended = False
-    with path.open("rb") as lines:
-        for place, text in enumerate(lines, start=1):
-            record = _parsed(text)
-            cut = record is None and place > 1 and not text.endswith(b"\n")
-            if cut and not ended:
-                return
-            kind = None if record is None else record.get("type")
-            if record is None or kind not in KINDS:
-                raise _damaged(path, f" at line {place}: it is no line of a run")
-            if (kind == "header") != (place == 1) or ended:
-                raise _damaged(path, f" at line {place}: its lines are not in the order of a run")
-            ended = kind == "footer"
-            yield record
-
-
-def _parsed(text: bytes) -> dict[str, Any] | None:
-    """Return a line's object; None where it is none."""
-    try:
-        found = json.loads(text)
-    except (ValueError, RecursionError):
-        return None
-    return found if isinstance(found, dict) else None
-
-
-def _damaged(path: Path, what: str) -> UsageError:
-    return UsageError(f"{path} is damaged{what}; run it again")
 
 
 def _other(summary: Mapping[str, Any], header: Mapping[str, Any], footer: Mapping[str, Any]) -> str:

@@ -351,6 +351,16 @@ def test_a_line_that_is_missing(run, main) -> None:
         assert f"{folder / 'results.jsonl'} is damaged: 1 of 2 cases; run it again" in told
 
 
+def test_a_control_line_that_is_missing(run, main) -> None:
+    """A line of the control that was removed is noticed by the footer."""
+    whole, cut = run("a", case()), run("b", case())
+    path = cut / "results.jsonl"
+    footer = '{"type":"footer","controls":1}'
+    path.write_text(path.read_text("utf-8").replace('{"type":"footer"}', footer), "utf-8")
+    code, _, told = main("diff", whole, cut)
+    assert (code, f"{path} is damaged: 0 of 1 control lines; run it again" in told) == (2, True)
+
+
 @pytest.mark.parametrize("limit", ["four", None, math.nan])
 def test_a_limit_that_is_no_number(run, main, limit: object) -> None:
     """A header without a limit that can be read is damaged."""

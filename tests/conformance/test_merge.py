@@ -196,6 +196,10 @@ REFUSED: dict[str, tuple[Edit, str]] = {
         "footer is missing: finish the run with --resume",
     ),
     "fewer": (lambda records: records.pop(1), "items are unfinished, 1 have no result: finish"),
+    "control-lines": (
+        lambda records: records[-1].update(controls=1),
+        "results.jsonl is damaged .0 of 1 control lines.: run it again",
+    ),
     "no-verdict": (
         lambda records: records[1].update(verdict="?"),
         r"results.jsonl is no run.s results .verdict of \S+ is damaged",
