@@ -155,13 +155,3 @@ def _offered(run: Execution, hello: Hello) -> bool:
     arithmetic = run.dtype in (*hello.arithmetics, "int64")
     backend = run.backend in (*hello.backends, "")
     return arithmetic and backend and (run.mode != SPLICE or hello.replace)
-
-
-def what_it_computes(case: Case, run: Execution) -> tuple[str, ...]:
-    """Name the numbers that an item checks: two items that name the same are one too many.
-
-    On a CPU torch's own attention is its flash kernel; splice mode judges all blocks of a case in
-    one run.
-    """
-    backend = SDPA if run.backend == FLASH and run.device == CPU else run.backend
-    return (case.id, run.dtype, run.device, backend, run.mode)

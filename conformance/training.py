@@ -63,11 +63,6 @@ def scale_name(name: str) -> str:
     return f"{found[1]}{_QUERY[found[2]]}.bias" if found else name
 
 
-def is_zero(name: str) -> bool:
-    """Say whether a gradient is zero by structure."""
-    return scale_name(name) != name
-
-
 def scales(rows: Mapping[str, np.ndarray]) -> np.ndarray:
     """Return what the error at each tensor is divided by: a norm, nearly always its own.
 

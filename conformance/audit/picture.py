@@ -10,24 +10,22 @@ from conformance.audit.names import EXACT
 
 _BLOCKS = " ▁▂▃▄▅▆▇█"
 _STEPS = len(_BLOCKS) - 1
+_COLUMNS = 70
 
 
-def bits_picture(
-    bits: Sequence[float | None], marks: Sequence[str], width: int = 70, height: int = 4
-) -> list[str]:
+def bits_picture(bits: Sequence[float | None], marks: Sequence[str], height: int = 4) -> list[str]:
     """Draw bits over depth as columns of block characters.
 
     Args:
         bits: Of each layer, in the order of execution; None where unknown.
         marks: The stage of each layer: a tick stands where it changes.
-        width: Columns at most; one shows the fewest bits of several layers.
         height: Lines.
 
     Returns:
         Lines, 0 at the bottom, the scale at the left, and a line of ticks; what is exact is drawn
-        to the top.
+        to the top. Where there are many layers a column shows the fewest bits of several.
     """
-    count = min(width, len(bits))
+    count = min(_COLUMNS, len(bits))
     if not count:
         return []
     edges = [round(i * len(bits) / count) for i in range(count + 1)]

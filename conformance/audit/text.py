@@ -145,11 +145,14 @@ def _environment(report: Report) -> list[str]:
     return lines
 
 
-def _wrapped(lead: str, parts: Iterable[str], width: int = 100) -> list[str]:
+_WIDTH = 100
+
+
+def _wrapped(lead: str, parts: Iterable[str]) -> list[str]:
     """Write parts after a lead, as many on a line as fit."""
     lines, line = [], f"{lead}: "
-    for part in (one_line(part, width) for part in parts):
-        if len(line) + len(part) > width and line.strip():
+    for part in (one_line(part, _WIDTH) for part in parts):
+        if len(line) + len(part) > _WIDTH and line.strip():
             lines.append(line.rstrip(", "))
             line = "  "
         line += f"{part}, "

@@ -104,9 +104,9 @@ class Budgets:
         version = torch_version() if version is None else version
         return self.records.get(version, {}).get(key, {}).get(port)
 
-    def knows(self, version: str | None = None) -> bool:
-        """Say whether anything is recorded for a torch version, this one's where none is named."""
-        return (torch_version() if version is None else version) in self.records
+    def knows(self) -> bool:
+        """Say whether anything is recorded for the torch that is installed."""
+        return torch_version() in self.records
 
 
 @cache
