@@ -17,10 +17,10 @@ from conformance.regression.bench import bench_diff
 from conformance.regression.bench_text import bench_lines
 from conformance.regression.diff import Diff, diff
 from conformance.report.terminal import verdict_lines, wants_colour
-from conformance.report.text import counted, number_text, one_line
+from conformance.report.text import counted, number_text, one_line, size_text
 from conformance.run_folder import plain
 
-_WORSE, _BETTER, _CONTROL, _RATCHET, _CHANGED = 6, 3, 3, 3, 6
+_WORSE, _BETTER, _CONTROL, _HELD, _RATCHET, _CHANGED = 6, 3, 3, 3, 3, 6
 _TEXT = 400
 _COUNTS = {
     "worse": ("probe worse", "probes worse"),
@@ -155,6 +155,9 @@ def diff_lines(facts: Mapping[str, Any]) -> list[str]:
     lines += _findings("control", control, _CONTROL)
     lines += _findings("", regressions, _WORSE)
     lines += _findings("", facts["improvements"], _BETTER)
+    held = facts.get("held", [])
+    lines += [_fact("held", _held_text(item)) for item in held[:_HELD]]
+    lines += _more(held, _HELD, ("configuration", "configurations"))
     slipped = facts.get("ratchet", [])
     for item in slipped[:_RATCHET]:
         ratios = f"{number_text(item['before'])}, now {number_text(float(item['after']))}"
@@ -163,6 +166,13 @@ def diff_lines(facts: Mapping[str, Any]) -> list[str]:
     if facts["environment"]:
         lines.append(_fact("changed", changes_text(facts["environment"], _CHANGED)))
     return lines
+
+
+def _held_text(item: Mapping[str, Any]) -> str:
+    """Say by how much the peak of a configuration moved."""
+    before, after = item["before"], item["after"]
+    sizes = f"{size_text(before)} -> {size_text(after)} ({after - before:+,} bytes)"
+    return f"{item['case']}: {sizes}"
 
 
 def _counts_text(facts: Mapping[str, Any]) -> str:

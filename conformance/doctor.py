@@ -196,15 +196,12 @@ def diagnose() -> Diagnosis:
 
 def _judged(ability: Ability, packages: list[Installed], *, gpu: bool) -> Judgement:
     states = {p.name: p for p in packages}
-    lacking = [states[name] for name in ability.needs if states[name].state != THERE]
-    return Judgement(
-        ability.kind,
-        ability.name,
-        all(p.state != MISSING for p in lacking),
-        ability.note,
-        tuple(_lack(p) for p in lacking),
-        adding(ability.needs, gpu=gpu) if lacking else "",
-    )
+    needed = [states[name] for name in ability.needs]
+    missing = [p.name for p in needed if p.state == MISSING]
+    lacks = [f"{', '.join(missing)} missing"] if missing else []
+    lacks += [_lack(p) for p in needed if p.state == OUTSIDE]
+    command = adding(ability.needs, gpu=gpu) if lacks else ""
+    return Judgement(ability.kind, ability.name, not missing, ability.note, tuple(lacks), command)
 
 
 def _lack(package: Installed) -> str:

@@ -88,6 +88,7 @@ class Comparison:
         vanished: Items that are no longer there.
         lost: Items that hand out fewer probes, with the names of those.
         not_run: Items that the later run was not asked for.
+        held: Items of mode `memory` whose peak moved, with the bytes before and after.
     """
 
     def __init__(self, earlier: Mapping[str, Judged], *, same_units: bool) -> None:
@@ -106,6 +107,7 @@ class Comparison:
         self.vanished: list[str] = []
         self.lost: dict[str, tuple[str, ...]] = {}
         self.not_run: list[str] = []
+        self.held: dict[str, tuple[int, int]] = {}
         self._left = dict(earlier)
         self._same_units = same_units
         self._skips: list[tuple[str, Judged, Judged]] = []
@@ -129,6 +131,7 @@ class Comparison:
             if before.measured:
                 self._skips.append((case, before, after))
             return
+        self._note_held(case, before, after)
         worse, better = self._moved(case, before, after)
         fell, rose = falls(before.verdict, after.verdict), falls(after.verdict, before.verdict)
         if fell or rose or len(worse) or len(better):
@@ -186,6 +189,11 @@ class Comparison:
                 found.case, found.probe = case, after.names[m][1]
                 found.before, found.after = float(before.ratios[k]), float(after.ratios[m])
                 found.verdicts = (before.probe_verdict(k), after.probe_verdict(m))
+
+    def _note_held(self, case: str, before: Judged, after: Judged) -> None:
+        """Keep the peaks of a configuration where they differ: they are exact, without noise."""
+        if before.held and after.held and before.held != after.held:
+            self.held[case] = before.held, after.held
 
     def _note_lost(self, case: str, component: str, names: tuple[str, ...]) -> None:
         """Count the probes of a case that are not handed out any more, by kind."""

@@ -99,6 +99,15 @@ class Diff:
         return [_beginning(change) for change in [*firsts.values()][:BEGINS]]
 
     @property
+    def held(self) -> list[dict[str, Any]]:
+        """Return the items whose peak moved, the largest change first: `case`, `before`, `after`.
+
+        In bytes. It speaks for or against nothing: the verdict of an item says whether it may.
+        """
+        moved = sorted(self.cases.held.items(), key=lambda item: -abs(item[1][1] - item[1][0]))
+        return [{"case": case, "before": b, "after": a} for case, (b, a) in moved]
+
+    @property
     def regressed(self) -> bool:
         """Say whether the later run is worse than the earlier one."""
         return bool(self.cases.regressions or self.moved)
@@ -138,6 +147,7 @@ class Diff:
             "begins": self.begins,
             "regressions": [found.as_json() for found in self.cases.regressions],
             "improvements": [found.as_json() for found in self.cases.improvements],
+            "held": self.held,
         }
 
     def as_json(self, folder: Path) -> dict[str, Any]:
@@ -159,6 +169,7 @@ class Diff:
             "verdicts": [{"before": b, "after": a, "cases": n} for (b, a), n in verdicts],
             "regressions": [found.as_json() for found in cases.regressions],
             "improvements": [found.as_json() for found in cases.improvements],
+            "held": self.held,
             "control": [found.as_json() for found in self.control],
             "new": cases.new,
             "vanished": cases.vanished,

@@ -47,6 +47,7 @@ class Judged:
         noises: float64 (probes,): the unit of each ratio.
         verdicts: uint8 (probes,), places in `PROBE_VERDICTS`.
         message: Why, in one line; kept of what was not measured.
+        held: Bytes that the port holds at its peak, in mode `memory`; None in others.
     """
 
     group: Group
@@ -57,6 +58,7 @@ class Judged:
     noises: np.ndarray
     verdicts: np.ndarray
     message: str
+    held: int | None = None
 
     @property
     def component(self) -> str:
@@ -117,11 +119,11 @@ class Interned:
         try:
             probes = line[field]
             names = self.names(probes)
-            count = len(probes)
-            ratios = np.fromiter((float(p["ratio"]) for p in probes), np.float64, count)
-            noises = np.fromiter((float(p["noise"]) for p in probes), np.float64, count)
+            rows = len(probes)
+            ratios = np.fromiter((float(p["ratio"]) for p in probes), np.float64, rows)
+            noises = np.fromiter((float(p["noise"]) for p in probes), np.float64, rows)
             places = (PROBE_VERDICTS.index(p["verdict"]) for p in probes)
-            verdicts = np.fromiter(places, np.uint8, count)
+            verdicts = np.fromiter(places, np.uint8, rows)
             field = "verdict"
             verdict = VERDICTS[VERDICTS.index(line[field])]
             field = "ratio"
@@ -132,7 +134,8 @@ class Interned:
             message = f"its {field} cannot be read ({type(error).__name__})"
             raise ValueError(message) from error
         told = one_line(line.get("message"), _MESSAGE) if verdict in {"skip", "error"} else ""
-        return Judged(group, verdict, ratio, names, ratios, noises, verdicts, told)
+        held = count(mapping(line.get("memory")).get("peak")) or None
+        return Judged(group, verdict, ratio, names, ratios, noises, verdicts, told, held)
 
 
 class FinishedRun:
