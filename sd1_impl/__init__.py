@@ -1,19 +1,26 @@
 """Stable Diffusion v1, from scratch, in plain PyTorch: one file per part, written to be read.
 
-`sd1_impl.tokenizer` cuts the prompt into tokens, `sd1_impl.text_encoder` reads them,
-`sd1_impl.unet` predicts the noise in the latents, `sd1_impl.schedulers` lead from noise to latents,
-`sd1_impl.vae` turns latents into images and images into latents; `sd1_impl.pipeline` puts them
-together, `sd1_impl.image_to_image` and `sd1_impl.inpainting` begin with an image;
-`sd1_impl.training` is what they learned from. Every number is in `sd1_impl.config` and
-`sd1_impl.scheduler_config`. Start with `sd1_impl.unet`: its forward pass
-is the figure in the paper. Or draw something: ``python -m sd1_impl "a photograph of a cat"``.
+To draw something: ``python -m sd1_impl "a photograph of a cat"``. To read, in this order:
 
-`sd1_impl.attention_kernels` and `sd1_impl.savings` say what less memory costs:
-``use_kernel(pipeline.unet, "sliced")``, ``use_saving(pipeline.vae, "tiled")``.
+- `config`, `scheduler_config`: every number, and where it is written down;
+- `tokenizer`: a prompt to 77 ids; `text_encoder`: ids to 77 vectors;
+- `embeddings`, `resnet`, `attention`: the UNet's parts; `unet`: noisy latents, a time and the
+  vectors to the noise, by a forward pass that is the figure in the paper;
+- `vae`: an image to latents an eighth its size, and back;
+- `schedulers`: from noise to latents, step by step, one published algorithm per file;
+- `pipeline`: all of these together; `image_to_image`, `inpainting`: beginning with an image;
+- `training`: the losses that the networks learned from;
+- `checkpoint`: published files to networks, and back.
+
+``tests/test_shapes.py`` has the size of every tensor on the way. Whoever wants to understand the
+model can skip the rest. It changes no result but by rounding, and saves memory or time:
+`attention_kernels` (attention), `savings` with `tiling` and `recomputation` (the autoencoder,
+training), `packed` (a CPU's kernels); or it refuses what makes no sense: `network_inputs`,
+`pipeline_inputs`; or stands in for trained weights: `synthetic`.
 
 Attribute names are the keys of the diffusers checkpoints, so that ``load_state_dict(strict=True)``
-needs no rename table; `sd1_impl.checkpoint` reads and writes the other layouts. Nothing here
-imports diffusers or transformers.
+needs no rename table; `checkpoint` reads and writes the other layouts. Nothing here imports
+diffusers or transformers.
 """
 
 from sd1_impl.attention_kernels import use_kernel

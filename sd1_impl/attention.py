@@ -71,7 +71,7 @@ class GEGLU(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         """Map ``(B, N, dim_in)`` to ``(B, N, dim_out)``."""
         value, gate = self.proj(tokens).chunk(2, dim=-1)
-        # Where a UNet holds most: one of its widest tensors less, as the product is in place.
+        # Here a UNet holds most memory: a product in place is one of its widest tensors less.
         return F.gelu(gate).mul_(value)
 
 

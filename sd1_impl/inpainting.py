@@ -34,7 +34,7 @@ WHITE = 128
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class InpaintedPicture(EditedPicture):
-    """Pictures of which a part is the image's.
+    """Pictures that keep a part of the image.
 
     Attributes:
         mask: ``(M, 1, h, w)``, in the UNet's dtype: 1 where latents are drawn anew, else 0.

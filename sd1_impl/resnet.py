@@ -47,7 +47,7 @@ class ResnetBlock(nn.Module):
         Returns:
             ``(B, out_channels, H, W)``.
         """
-        # What a norm returns is nobody else's: with SiLU in place there is a map less at the peak.
+        # Only SiLU reads what a norm returns: in place, it holds one map less at the peak.
         residual = F.silu(self.norm1(hidden), inplace=True)
         residual = self.conv1(residual)
         residual = residual + self.time_emb_proj(F.silu(temb))[:, :, None, None]

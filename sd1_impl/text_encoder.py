@@ -1,9 +1,9 @@
 """CLIP's text encoder: token ids in; one vector per token, which the UNet attends to, out.
 
 Source: CLIP (Radford et al., 2021), section 2.4; ``Transformer`` and ``encode_text`` of openai/CLIP
-``clip/model.py``, which follows GPT-2 (Radford et al., 2019): normalise before, add after, look
-only back. Attribute names are the keys of the published transformers checkpoint, which also holds
-``text_model.embeddings.position_ids``, the numbers 0 to 76: `torch.arange` here.
+``clip/model.py``, which follows GPT-2 (Radford et al., 2019): normalise before, add after, attend
+only backwards. Attribute names are the keys of the published transformers checkpoint, which also
+holds ``text_model.embeddings.position_ids``, the numbers 0 to 76: `torch.arange` here.
 
 Shapes: B batch, L tokens of the text (at most 77), C width (768).
 """

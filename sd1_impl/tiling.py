@@ -25,8 +25,8 @@ class Tiling:
     Attributes:
         size: Height and width of a tile, in latents: 64, which are 512 pixels (``sample_size`` of
             the autoencoder's *config.json*). What fits into one tile is not cut.
-        overlap: How much of it the next tile, on the right or below, shows again, in latents: a
-            quarter (``tile_overlap_factor`` of ``AutoencoderKL``).
+        overlap: How many latents a tile shares with the next one, on the right or below: a quarter
+            of its size (``tile_overlap_factor`` of ``AutoencoderKL``).
 
     Raises:
         ValueError: If the overlap is not below the size.
@@ -36,7 +36,7 @@ class Tiling:
     overlap: int = 16
 
     def __post_init__(self) -> None:
-        """Refuse tiles that lead nowhere."""
+        """Refuse tiles that do not move on."""
         if not 0 <= self.overlap < self.size:
             raise ValueError(
                 f"overlap is {self.overlap}, expected 0 to {self.size - 1}, below size"

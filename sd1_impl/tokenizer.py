@@ -2,8 +2,8 @@
 
 Byte-pair encoding (Sennrich et al., "Neural Machine Translation of Rare Words with Subword Units",
 2016) of the UTF-8 bytes of words; pattern and vocabulary are those of ``clip/simple_tokenizer.py``
-of openai/CLIP. As in transformers' ``CLIPTokenizer``, and unlike there, text is put into normal
-form C, special tokens are found before lower-casing, and no ftfy and no HTML unescaping clean it.
+of openai/CLIP. Unlike that file, and like transformers' ``CLIPTokenizer``, this one puts text into
+normal form C, finds special tokens before it lower-cases, and leaves out ftfy and HTML unescaping.
 
 What is a letter, a lower-case letter or a composed one comes from the Unicode tables of Python and
 ``regex``: any two versions of them agree but for characters that only one knows.

@@ -2,7 +2,7 @@
 
 Source: LDM (Rombach et al., 2022), figure 3 and section 3.3; ``UNetModel`` of
 ``ldm/modules/diffusionmodules/openaimodel.py``. Attribute names are the keys of the diffusers
-checkpoint.
+checkpoint. Read `UNet.forward` first: it is that figure; the blocks above it are its columns.
 
 Shapes: B batch, C channels, H W height and width of the latents (an eighth of the picture's),
 T width of the time embedding, L tokens of the prompt (77), E their width (768).

@@ -61,7 +61,7 @@ class DPMSolverMultistepScheduler(SigmaSchedule):
         total, spacing = self.config.num_train_timesteps, self.config.timestep_spacing
         self.check_count(num_inference_steps)
         if self.config.use_karras_sigmas:
-            return np.linspace(total - 1, 0, num_inference_steps)  # `grid` takes but their number
+            return np.linspace(total - 1, 0, num_inference_steps)  # `grid` only counts them
         if spacing == "trailing":
             return super().spaced(num_inference_steps)
         if spacing == "linspace":
@@ -90,7 +90,7 @@ class DPMSolverMultistepScheduler(SigmaSchedule):
         return np.asarray(timesteps, np.int64), np.append(sigmas, self.final_sigma)
 
     def initial_sigma(self, sigma_max: float) -> float:  # noqa: ARG002 - whatever it is
-        """Return the deviation of a run's first sample: as of all of them."""
+        """Return the deviation of a run's first sample: 1, like that of every later one."""
         return 1.0
 
     def scale_model_input(

@@ -139,7 +139,7 @@ class NoiseSchedule:
         timesteps: Sequence[float] | None = None,
         begin_index: int = 0,
     ) -> Run:
-        """Begin a run: `step` wants it.
+        """Begin a run, which `step` is given.
 
         Args:
             num_inference_steps: Number of steps, 1 to T.

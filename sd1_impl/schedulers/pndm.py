@@ -57,7 +57,7 @@ class PLMSRun(Run):
     slope: Tensor | None = None
 
     def check(self, t: SupportsIndex) -> int:
-        """Return a timestep as an int; refuse one that does not follow the last: whose past?"""
+        """Return a timestep as an int; refuse one that does not follow the last."""
         t = super().check(t)
         neighbours = zip(self.timesteps[:-1], self.timesteps[1:], strict=True)
         if self.calls > 0 and (self.last_t, t) not in neighbours:

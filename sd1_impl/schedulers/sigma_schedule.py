@@ -67,8 +67,8 @@ class SigmaRun(Run):
     def sigma_at(self, t: SupportsFloat) -> float:
         """Return the sigma of a timestep: of the step to come, or of another with this timestep.
 
-        Of several, as where integers are told of sigmas close to each other, diffusers takes the
-        second.
+        Where several sigmas have one timestep, as Karras' do once it is rounded, it is the second
+        of them, as in diffusers.
         """
         places = np.flatnonzero(self.timesteps.astype(np.float32) == np.float32(t))
         if len(places) == 0:
