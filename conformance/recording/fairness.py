@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -20,6 +19,8 @@ from conformance.recorded import arithmetics, modes, spliced_arithmetics
 from conformance.recording.honest import HELD_OUT
 from conformance.recording.noise import Errors, calibrations, measure, worst_of, worst_ratio
 from conformance.recording.record import Reference
+from conformance.run_folder import RESULTS
+from conformance.run_records import read_records
 from conformance.tables import table_arithmetic
 from conformance.tolerance import EVERY_ARITHMETIC, LIMIT
 
@@ -159,8 +160,7 @@ def _measure_process(
         command = [sys.executable, "-m", "conformance", "run", *arguments, "--variant", "*"]
         command += ["-k", expression, "--out", folder]
         subprocess.run(command, env={**os.environ, **variables}, capture_output=True, check=False)  # noqa: S603
-        for text in (Path(folder) / "results.jsonl").read_text(encoding="utf-8").splitlines():
-            line = json.loads(text)
+        for line in read_records(Path(folder) / RESULTS):
             if line["type"] == "case" and line["ratio"] is not None:
                 where = f"{line['case'].partition('[')[0]} {line['worst_probe']}"
                 told = " (splice)" if line["mode"] == SPLICE else ""
