@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import importlib.util
 import operator
 import re
 import tomllib
@@ -201,13 +202,15 @@ def _closure(extra: str) -> set[str]:
 def adding(names: Iterable[str], *, gpu: bool = False) -> str:
     """Return the command that installs some distributions, those of an extra all together.
 
+    It is uv's where there is no pip, as in an environment that uv made.
+
     Args:
         names: Of distributions.
         gpu: Whether a checkout is to be given the torch of its CUDA constraints.
     """
     names = list(names)
     extra = extra_with(names)
-    pip = "python -m pip install"
+    pip = f"{'python -m' if importlib.util.find_spec('pip') else 'uv'} pip install"
     if is_checkout():
         constraints = HOME / "constraints" / f"{'cu130' if gpu else 'cpu'}.txt"
         pip += f" -c {constraints}"

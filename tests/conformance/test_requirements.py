@@ -127,3 +127,10 @@ def test_commands_of_a_wheel() -> None:
     assert adding(["transformers"]) == "python -m pip install 'sd1-conformance[oracle]'"
     assert adding(["pytest", "pytest-xdist"]) == "python -m pip install pytest pytest-xdist"
     assert not asked.is_checkout()
+
+
+@pytest.mark.usefixtures("as_wheel")
+def test_commands_without_pip(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An environment that uv made has none."""
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    assert adding(["transformers"]) == "uv pip install 'sd1-conformance[oracle]'"
