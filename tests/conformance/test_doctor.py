@@ -122,9 +122,18 @@ def test_a_damaged_golden(main, golden_copy) -> None:
     golden_copy.path().write_bytes(b"damaged")
     code, found = told(main)
     assert code == 3
-    (problem,) = found["broken"]
-    assert f"{golden_copy.path()} is damaged" in problem
+    assert any(f"{golden_copy.path()} is damaged" in problem for problem in found["broken"])
     assert f"{golden_copy.root} (SD1_GOLDEN)" in found["goldens"]
+
+
+def test_cases_without_goldens(main, golden_copy) -> None:
+    """What a run would break at is told beforehand, a few of it, and how many more there are."""
+    assert golden_copy.root.exists()
+    code, out, _ = main("doctor")
+    assert code == 3
+    assert "broken: block/time_embedding/tiny/base is not in cases.lock: run golden record" in out
+    assert out.count("broken: ") == 6
+    assert "broken: and " in out
 
 
 def test_no_goldens_at_all(main, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
