@@ -179,6 +179,16 @@ def test_downloads() -> None:
         assert 0.15 * everything < number(r"a download of (\d+) MB with a CPU") < 0.6 * everything
 
 
+def test_download_for_the_notebooks() -> None:
+    """That of requirements.txt, all of which is installed where notebooks are run."""
+    pinned = (ROOT / "requirements.txt").read_text("utf-8")
+    names = re.findall(r"^([\w.-]+)==", pinned, re.MULTILINE)
+    if not _has("jupyterlab", "torch", "playwright"):
+        pytest.skip("needs what requirements.txt pins")
+    installed = sum(_files(name) for name in names if _has(name)) / 1e6
+    assert 0.15 * installed < number(r"a download of (\d+) MB\):") < 0.6 * installed
+
+
 def _has(*names: str) -> bool:
     return all(list(importlib.metadata.distributions(name=name)) for name in names)
 
@@ -194,9 +204,14 @@ def _installed(names: set[str], extra: str) -> float:
         seen.add((name, wanted))
         own = importlib.metadata.distribution(name)
         if name not in names and not wanted:
-            size += sum(path.size or 0 for path in own.files or ())
+            size += _files(name)
         for text in own.requires or ():
             needed = requirement(text)
             if needed.marker is None or needed.marker.evaluate({"extra": wanted}):
                 left += [(needed.name, part) for part in (*needed.extras, "")]
     return size / 1e6
+
+
+def _files(name: str) -> int:
+    """Return the bytes that a distribution takes."""
+    return sum(path.size or 0 for path in importlib.metadata.distribution(name).files or ())
