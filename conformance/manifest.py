@@ -6,12 +6,13 @@ import hashlib
 import json
 from functools import cache
 from pathlib import Path
-from typing import Any
-
-from jsonschema import Draft202012Validator
+from typing import TYPE_CHECKING, Any
 
 from conformance.errors import GoldenError
 from sd1_weights.names import golden_root
+
+if TYPE_CHECKING:
+    from jsonschema import Draft202012Validator
 
 
 def golden_path(case_id: str) -> Path:
@@ -26,6 +27,8 @@ def manifest_path() -> Path:
 
 @cache
 def _validator() -> Draft202012Validator:
+    from jsonschema import Draft202012Validator  # late: beside Jupyter it takes over a second
+
     path = Path(__file__).parent / "schemas" / "manifest.schema.json"
     return Draft202012Validator(json.loads(path.read_text(encoding="utf-8")))
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 from functools import cache
 from pathlib import Path
-from typing import Any
-
-from jsonschema import Draft202012Validator
-from jsonschema.exceptions import best_match
+from typing import TYPE_CHECKING, Any
 
 from conformance.errors import PortError
 from conformance.report.text import one_line
+
+if TYPE_CHECKING:
+    from jsonschema import Draft202012Validator
 
 VERSION = 1
 """Of the protocol: the `protocol` of a `hello`."""
@@ -31,6 +31,8 @@ def schema() -> dict[str, Any]:
 
 @cache
 def _validator(kind: str) -> Draft202012Validator:
+    from jsonschema import Draft202012Validator  # late: beside Jupyter it takes over a second
+
     whole = schema()
     return Draft202012Validator({"$ref": f"#/$defs/{kind}", "$defs": whole["$defs"]})
 
@@ -46,6 +48,8 @@ def check(kind: str, message: Any, what: str) -> None:
     Raises:
         PortError: It does not follow the schema; names the field.
     """
+    from jsonschema.exceptions import best_match
+
     error = best_match(_validator(kind).iter_errors(message))
     if error is None:
         return
