@@ -172,6 +172,8 @@ def test_the_clone() -> None:
 
 def test_downloads() -> None:
     """Sizes are those of wheels: a fifth to three fifths of what they are when installed."""
+    if not _has("sd1-conformance"):
+        pytest.skip("needs an installed package, to know what it requires")
     core = _installed({"sd1-conformance"}, extra="")
     assert 0.2 * core < number(r"download of (\d+) MB:") < 0.6 * core
     if _has("torch", "diffusers"):
@@ -186,7 +188,7 @@ def test_download_for_the_notebooks() -> None:
     if not _has("jupyterlab", "torch", "playwright"):
         pytest.skip("needs what requirements.txt pins")
     installed = sum(_files(name) for name in names if _has(name)) / 1e6
-    assert 0.15 * installed < number(r"a download of (\d+) MB\):") < 0.6 * installed
+    assert 0.15 * installed < number(r"(\d+) MB with such a build") < 0.6 * installed
 
 
 def _has(*names: str) -> bool:
