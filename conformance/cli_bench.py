@@ -9,13 +9,12 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from conformance import cli_suite, export
 from conformance.bench import loading, models, record, table
 from conformance.bench.tasks import DECODER, choose
 from conformance.cli_common import command, given, oracle_module, split
 from conformance.errors import ExitCode, UsageError
+from conformance.progress import Progress
 from conformance.variants import parse_variant, sizes
 from sd1_weights import sizes as network_sizes
 from sd1_weights.layouts import read_checkpoint
@@ -91,7 +90,7 @@ def _models(arguments: argparse.Namespace) -> int:
     both = torch_side.Models(variant, place)
     choice = models.Choice(tasks, dtype, device, repeat, bool(arguments.compile))
     with torch_side.compiling() if choice.compiled else nullcontext():
-        product, rows = models.measure(choice, torch_side, both, place, tqdm)
+        product, rows = models.measure(choice, torch_side, both, place, Progress)
     print("\n".join(table.table(product, rows)))
     if arguments.out is not None:
         record.write(arguments.out, "models", rows, {"matmul": product.as_json()})
@@ -116,7 +115,7 @@ def _load(arguments: argparse.Namespace) -> int:
         dtype = dtypes[next(iter(network.tensors.values())).dtype]
         runs = [
             loading.measured(name, path.resolve(), Path(scratch), dtype)
-            for _ in tqdm(range(repeat), unit="round", disable=None)
+            for _ in Progress(range(repeat), unit="round")
             for name in loading.LOADERS  # in turns, so that a busy machine is busy for both
         ]
     rows = loading.rows(runs, network.size)

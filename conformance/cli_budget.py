@@ -6,14 +6,9 @@ import argparse
 import importlib
 import importlib.util
 import re
-import sys
-import time
-from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
-
-from tqdm import tqdm
+from typing import Any
 
 from conformance.bench import record as bench
 from conformance.case import COMPONENTS, Case, select_cases
@@ -27,13 +22,9 @@ from conformance.memory.recording import record
 from conformance.memory.sizes import mib, read_size
 from conformance.memory.table import Line, bench_rows, lines_of, pictures, table
 from conformance.port import BUILTIN, Hello, Port, greet, resolve
+from conformance.progress import Progress
 
 _RECORD = "record"
-
-_Row = TypeVar("_Row")
-
-_EVERY = 5
-"""Seconds between two lines of progress in a log."""
 
 
 def add_command(commands: Any) -> None:
@@ -174,7 +165,8 @@ def _lines(
     """Return the lines of the table, in its order, and why configurations are left out."""
     lines: dict[str, Line] = {}
     declined: dict[str, str] = {}
-    for row in _watched(lines_of(predictor, pairs), len(pairs)):
+    rows = lines_of(predictor, pairs)
+    for row in Progress(rows, total=len(pairs), unit="configuration", leave=False):
         if isinstance(row, Line):
             lines[row.key] = _measured(predictor.port, row, arguments) if arguments.measure else row
         else:
@@ -182,19 +174,6 @@ def _lines(
     order = sorted(pairs, key=lambda pair: _place(pair[0]))
     names = [config_id(case, execution) for case, execution in order]
     return [lines[name] for name in names if name in lines], declined
-
-
-def _watched(rows: Iterable[_Row], total: int) -> Iterator[_Row]:
-    """Yield rows, and say how many are done: a terminal by a bar, a log by a line now and then."""
-    if sys.stderr.isatty():
-        yield from tqdm(rows, total=total, unit="configuration", leave=False)
-        return
-    told = time.monotonic()
-    for i, row in enumerate(rows, start=1):
-        yield row
-        if time.monotonic() >= told + _EVERY:
-            told = time.monotonic()
-            print(f"[{i}/{total}] configurations", file=sys.stderr, flush=True)
 
 
 def _place(case: Case) -> tuple[int, str, list[int]]:
@@ -228,8 +207,8 @@ def _record(names: list[str], arguments: argparse.Namespace) -> int:
         raise UsageError(message)
     for name in names or BUILTIN:
         predictor = _predictor(resolve(name))
-        watched = _watched(pairs, len(pairs))
-        changes += record(found, predictor, watched, tqdm.write)
+        watched = Progress(pairs, unit="configuration", leave=False)
+        changes += record(found, predictor, watched, Progress.write)
         if arguments.device != "cpu":
             _record_allowance(found, predictor, pairs, arguments.device)
     found.write()
@@ -244,7 +223,7 @@ def _record_allowance(
     adapter = _adapter()
     allowances = found.allowances.setdefault(torch_version(), {})
     name, excess = adapter.device_class(device), 0
-    for case, execution in _watched(pairs, len(pairs)):
+    for case, execution in Progress(pairs, unit="configuration", leave=False):
         try:
             predicted = predictor.predict(case, execution).peak
         except UnsupportedError:

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from conformance.bench import record, suite
 from conformance.bench.record import Row
 from conformance.bench.table import aligned, between, figure
 from conformance.cli_common import command, given
 from conformance.errors import ExitCode, UsageError, unknown_name
+from conformance.progress import Progress
 
 _COLUMNS = ("", "median", "middle half", "CPU seconds", "over bare", "by CPU", "goal", "")
 _WORDS = {None: "", True: "met", False: "MISSED"}
@@ -62,7 +62,7 @@ def _suite(arguments: argparse.Namespace) -> int:
     if variant not in suite.PLANS:
         raise unknown_name("variant", variant, list(suite.PLANS))
     rows: list[Row] = []
-    with tqdm(suite.steps(suite.PLANS[variant]), disable=None) as bar:
+    with Progress(suite.steps(suite.PLANS[variant]), unit="step") as bar:
         for title, step in bar:
             bar.set_description(title)
             rows += step()

@@ -25,7 +25,7 @@ from conformance.levels import CONTRACT, LADDER, Rung
 from conformance.manifest import read_manifest
 from conformance.mapped import MOST as WEIGHTS_MOST
 from conformance.memory.budgets import RECORD, budgets, torch_version
-from conformance.recording.lint import _file_problems, _lock_problems
+from conformance.recording.lint import file_problems, lock_problems
 from conformance.report.text import counted, size_text
 from conformance.requirements import (
     CORE,
@@ -263,7 +263,7 @@ def _goldens() -> tuple[str, list[str]]:
         goldens = read_manifest()["goldens"]
     except GoldenError as error:
         return f"{root}{override}: no manifest", [str(error)]
-    wrong = [*_lock_problems(goldens), *_file_problems(goldens)]
+    wrong = [*lock_problems(goldens), *file_problems(goldens)]
     size = size_text(sum(entry["bytes"] for entry in goldens.values()))
     state = counted(len(wrong), "problem") if wrong else "every file is the one that was recorded"
     return f"{len(goldens)} in {root}{override}, {size}: {state}", wrong

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -90,8 +89,3 @@ def place(name: str, order: Mapping[str, int]) -> tuple[int, ...]:
         layer, _, kind = name.removeprefix(GRADIENT).rpartition(".")
         return 1, -order.get(layer, -1), kind == "weight"
     return 0, _FORWARD.index(name) if name in _FORWARD else len(_FORWARD)
-
-
-def config_array(config: dict[str, Any]) -> np.ndarray:
-    """Return a configuration as it crosses the border: JSON in an array of one string, 0-d."""
-    return np.array(json.dumps(config))

@@ -82,14 +82,14 @@ def measure(
     product, operations = device.matmul()
     ready: dict[str, dict[str, Ready]] = {}
     flops: dict[str, int] = {}
-    for task in bar(choice.tasks, desc="compare", unit="task", disable=None):
+    for task in bar(choice.tasks, desc="compare", unit="task"):
         ready[task.id], flops[task.id] = _compared(task, choice, torch_side, models, device, clock)
     calls: Calls = {MATMUL: {"": product}} | {
         name: {key: one.side.run for key, one in sides.items()} for name, sides in ready.items()
     }
     total = choice.repeat * sum(map(len, calls.values()))
     best = min(clock.timed(product).seconds for _ in range(_PRODUCTS))
-    with bar(total=total, desc="time", unit="call", disable=None) as progress:
+    with bar(total=total, desc="time", unit="call") as progress:
         times = interleaved(calls, choice.repeat, clock, progress.update)
     suffix = f"{choice.dtype}-{choice.device}"
     seconds = [one.seconds for one in times[MATMUL][""]]

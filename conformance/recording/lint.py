@@ -43,7 +43,7 @@ def lint(say: Say) -> list[str]:
         Problems, one line each; empty where all is well.
     """
     manifest = read_manifest()
-    problems = [*_lock_problems(manifest["goldens"]), *_file_problems(manifest["goldens"])]
+    problems = [*lock_problems(manifest["goldens"]), *file_problems(manifest["goldens"])]
     for case in all_cases():
         if case.id in manifest["goldens"]:
             problems += _golden_problems(case, manifest["goldens"][case.id])
@@ -51,7 +51,7 @@ def lint(say: Say) -> list[str]:
     return problems
 
 
-def _lock_problems(goldens: dict[str, dict[str, Any]]) -> Iterator[str]:
+def lock_problems(goldens: dict[str, dict[str, Any]]) -> Iterator[str]:
     """A case that disappears, or was never recorded, is a problem."""
     path = manifest_path().with_name("cases.lock")
     locked = set(path.read_text(encoding="utf-8").split()) if path.exists() else set()
@@ -67,7 +67,8 @@ def _lock_problems(goldens: dict[str, dict[str, Any]]) -> Iterator[str]:
         yield f"{case_id} is in the manifest but is no case"
 
 
-def _file_problems(goldens: dict[str, dict[str, Any]]) -> Iterator[str]:
+def file_problems(goldens: dict[str, dict[str, Any]]) -> Iterator[str]:
+    """A file that no golden lists, one that is missing and one that was changed are problems."""
     listed = {golden_root() / entry["file"] for entry in goldens.values()}
     for path in sorted(golden_root().rglob("*.safetensors")):
         if path not in listed:

@@ -10,6 +10,7 @@ import numpy as np
 from conformance import spec
 from conformance.recipe import SEED, TensorRecipe
 from conformance.regimes import UNIT
+from conformance.sampling import config_array
 from conformance.scenarios.scenario import BASE, SMALL, Scenario, input_recipe
 from conformance.scenarios.vae import FACTOR
 from conformance.training import (
@@ -18,7 +19,6 @@ from conformance.training import (
     TEXT_TRAINING,
     TRAINING,
     VAE_TRAINING,
-    config_array,
 )
 from conformance.variants import Variant
 

@@ -1,15 +1,12 @@
-"""`budget` on the terminal: sizes that are none, progress in a log, savings that a port lacks."""
+"""`budget` on the terminal: sizes that are none, savings that a port lacks."""
 
 from __future__ import annotations
 
-from itertools import count
 from pathlib import Path
 
 import pytest
 
 pytest.importorskip("torch")
-
-from conformance import cli_budget
 
 PORT = """
 from conformance.adapters.sd1_impl_networks import NETWORKS
@@ -40,21 +37,3 @@ def test_a_saving_that_a_port_lacks(main, tmp_path: Path, command: list[str]) ->
     assert code in {2, 3}
     assert "small has no way to compute vae_decoder tiled: a switch gives it one, " in out + err
     assert "TorchPort(..., saving=...)" in out + err
-
-
-def test_progress_in_a_log(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
-    """A line every few seconds, of what is done and how much there is."""
-    ticks = count(0, 2)  # each look at the clock is two seconds later
-    monkeypatch.setattr("time.monotonic", lambda: next(ticks))
-    assert list(cli_budget._watched("abcdef", 6)) == list("abcdef")
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    told = captured.err.splitlines()
-    assert 1 < len(told) < 6
-    assert told[0] == "[3/6] configurations"
-
-
-def test_nothing_is_told_of_what_is_quick(capsys) -> None:
-    """A selection that takes less than that is quiet."""
-    assert list(cli_budget._watched([1, 2], 2)) == [1, 2]
-    assert capsys.readouterr().err == ""

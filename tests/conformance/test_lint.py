@@ -214,14 +214,14 @@ def test_too_large(golden_copy, monkeypatch) -> None:
 def test_lock(golden_copy, lock: tuple[str, ...], problems: list[str]) -> None:
     """A case that disappears, or is not locked, is a problem."""
     (golden_copy.root / "cases.lock").write_text("\n".join(lock), "utf-8")
-    assert list(lint._lock_problems(golden_copy.manifest()["goldens"])) == problems
+    assert list(lint.lock_problems(golden_copy.manifest()["goldens"])) == problems
 
 
 @pytest.mark.usefixtures("known")
 def test_missing_lock(golden_copy) -> None:
     """Without a lock every case is unlocked."""
     (golden_copy.root / "cases.lock").unlink()
-    assert len(list(lint._lock_problems(golden_copy.manifest()["goldens"]))) == len(CASES)
+    assert len(list(lint.lock_problems(golden_copy.manifest()["goldens"]))) == len(CASES)
 
 
 @pytest.mark.usefixtures("known")
@@ -229,7 +229,7 @@ def test_missing_golden(golden_copy) -> None:
     """A case without a golden is a problem; so is a golden without a case."""
     goldens = golden_copy.manifest()["goldens"]
     goldens["unet/tiny/other"] = goldens.pop("unet/tiny/base")
-    assert list(lint._lock_problems(goldens)) == [
+    assert list(lint.lock_problems(goldens)) == [
         "unet/tiny/base has no golden: run golden record",
         "unet/tiny/other is in the manifest but is no case",
     ]
@@ -240,14 +240,14 @@ def test_orphan(golden_copy) -> None:
     orphan = golden_copy.root / "vae_decoder" / "tiny" / "base.safetensors"
     orphan.parent.mkdir(parents=True)
     orphan.write_bytes(b"")
-    problems = list(lint._file_problems(golden_copy.manifest()["goldens"]))
+    problems = list(lint.file_problems(golden_copy.manifest()["goldens"]))
     assert problems == [f"{orphan} is an orphan: the manifest does not list it"]
 
 
 def test_missing_file(golden_copy) -> None:
     """A file that the manifest lists is there."""
     golden_copy.path().unlink()
-    problems = list(lint._file_problems(golden_copy.manifest()["goldens"]))
+    problems = list(lint.file_problems(golden_copy.manifest()["goldens"]))
     assert problems == [f"{golden_copy.path()} is missing"]
 
 
@@ -255,7 +255,7 @@ def test_file_is_where_its_case_says(golden_copy) -> None:
     """A manifest that names another file leaves the right one an orphan."""
     goldens = golden_copy.manifest()["goldens"]
     goldens["unet/tiny/base"]["file"] = "unet/tiny/elsewhere.safetensors"
-    problems = list(lint._file_problems(goldens))
+    problems = list(lint.file_problems(goldens))
     assert problems == [f"{golden_copy.path()} is an orphan: the manifest does not list it"]
 
 
