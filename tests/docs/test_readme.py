@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from conformance.case import all_cases
+from conformance.errors import ExitCode
 from conformance.levels import LADDER, NAMES
 from conformance.sampling import ALGORITHMS
 from conformance.tolerance import LIMIT
@@ -130,6 +131,15 @@ def test_mutants() -> None:
         (number(r"over\n(\d+) lawful"), number(r"that survive \| (\d+) of \d+ \|", page)),
     ):
         assert stated < found < 1.5 * stated
+
+
+def test_exit_codes() -> None:
+    """In the README and in docs/ci.md: all of them, and no other."""
+    (told,) = re.findall(r"Exit codes: (.*?) \(", README)
+    known = {str(code.value) for code in ExitCode}
+    assert {part.partition(" ")[0] for part in told.split(", ")} == known
+    page = (ROOT / "docs/ci.md").read_text("utf-8").partition("## A workflow")[0]
+    assert set(re.findall(r"^\| (\d) \|", page, re.MULTILINE)) == known
 
 
 def test_stamps_are_named() -> None:
