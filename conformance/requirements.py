@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+import json
 import operator
 import re
 import tomllib
@@ -216,4 +217,15 @@ def adding(names: Iterable[str], *, gpu: bool = False) -> str:
         pip += f" -c {constraints}"
     if not extra or extra == TESTS:
         return f"{pip} {' '.join(names)}"
-    return f"{pip} -e '{HOME}[{extra}]'" if is_checkout() else f"{pip} '{DISTRIBUTION}[{extra}]'"
+    if is_checkout():
+        return f"{pip} -e '{HOME}[{extra}]'"
+    return f"{pip} '{DISTRIBUTION}[{extra}]{_origin()}'"
+
+
+def _origin() -> str:
+    """Return ` @ URL` of the wheel or folder that was installed; empty for one of an index.
+
+    Source: PEP 610, ``direct_url.json``.
+    """
+    text = importlib.metadata.distribution(DISTRIBUTION).read_text("direct_url.json")
+    return f" @ {json.loads(text)['url']}" if text else ""

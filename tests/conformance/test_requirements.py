@@ -122,8 +122,11 @@ def test_commands_of_a_checkout() -> None:
 
 
 @pytest.mark.usefixtures("as_wheel")
-def test_commands_of_a_wheel() -> None:
-    """There is nothing but the distribution."""
+def test_commands_of_a_wheel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is nothing but the distribution, on an index or where it was installed from."""
+    monkeypatch.setattr(asked, "_origin", lambda: " @ file:///tmp/own.whl")
+    assert adding(["torch"]).endswith("'sd1-conformance[torch] @ file:///tmp/own.whl'")
+    monkeypatch.setattr(asked, "_origin", str)
     assert adding(["transformers"]) == "python -m pip install 'sd1-conformance[oracle]'"
     assert adding(["pytest", "pytest-xdist"]) == "python -m pip install pytest pytest-xdist"
     assert not asked.is_checkout()
@@ -133,4 +136,5 @@ def test_commands_of_a_wheel() -> None:
 def test_commands_without_pip(monkeypatch: pytest.MonkeyPatch) -> None:
     """An environment that uv made has none."""
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    monkeypatch.setattr(asked, "_origin", str)
     assert adding(["transformers"]) == "uv pip install 'sd1-conformance[oracle]'"
