@@ -395,7 +395,7 @@ far = change[pixels // 2 :, pixels // 2 :]
 print(f"largest change {change.max():.2g}; in the opposite quarter still {far.mean():.1g}")
 show({"before": decoded[0], "after": vae.decode(moved)[0]})
 plt.figure(figsize=(3.6, 2.6), layout="constrained")
-plt.imshow(change, norm="log", cmap="magma", interpolation="nearest")
+plt.imshow(change.numpy(), norm="log", cmap="magma", interpolation="nearest")
 plt.colorbar(label="change, RMS of the colours")
 plt.axis("off")
 plt.show()

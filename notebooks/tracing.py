@@ -98,10 +98,10 @@ def show(panels: Mapping[str, Tensor], *, columns: int = 6, label: str = "") -> 
     for axis, (title, panel) in zip(axes.flat, panels.items(), strict=False):
         axis.set_title(title, fontsize=9)
         if panel.ndim == 2:
-            drawn = axis.imshow(panel, interpolation="nearest", vmax=largest, **colours)
+            drawn = axis.imshow(panel.numpy(), interpolation="nearest", vmax=largest, **colours)
         else:
             picture = (panel.movedim(0, -1) / 2 + 0.5).clamp(0, 1)
-            axis.imshow(picture, interpolation="nearest")
+            axis.imshow(picture.numpy(), interpolation="nearest")
     if maps:
         figure.colorbar(drawn, ax=axes, shrink=0.8, label=label)
     plt.show()
