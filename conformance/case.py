@@ -15,7 +15,14 @@ from conformance.sampling import PIPELINES, SCHEDULERS
 from conformance.scenarios import BASE, Scenario, scenarios
 from conformance.spec import BLOCKS, TOKENIZER
 from conformance.training import TRAININGS
-from conformance.variants import NO_VARIANT, Variant, Weights, parse_variant, variant_names
+from conformance.variants import (
+    NO_VARIANT,
+    TOY,
+    Variant,
+    Weights,
+    parse_variant,
+    variant_names,
+)
 
 NETWORKS = ("text_encoder", "unet", "vae_encoder", "vae_decoder")
 COMPONENTS = (TOKENIZER, *BLOCKS, *NETWORKS, *SCHEDULERS, *PIPELINES, *TRAININGS)
@@ -27,7 +34,7 @@ FULLY_PROBED = {
     "sd1": ("unit", "lowvar", "dense"),
 }
 """Regimes, by size, whose `base` holds every probe: the others share the room for named blocks."""
-DEFAULT_VARIANTS = ("tiny*", "odd*")
+DEFAULT_VARIANTS = ("tiny*", "odd*", TOY)
 
 
 @dataclass(frozen=True)
@@ -147,8 +154,8 @@ def select_cases(
 
     Args:
         components: Globs of component names; None for all.
-        variants: Globs of variant names; None for `tiny*` and `odd*`. What has no variant, the
-            tokenizer, is chosen whatever they say.
+        variants: Globs of variant names; None for `tiny*`, `odd*` and `toy`. What has no variant,
+            the tokenizer, is chosen whatever they say.
         scenario_names: Globs of scenario names; None for all.
         expression: Words with `and`, `or`, `not` and parentheses; a word holds where it is part of
             the case id; a whole id means that case alone, and a word with `*` is a glob.

@@ -15,6 +15,7 @@ from tqdm import tqdm
 from conformance import spec
 from conformance.case import Case
 from conformance.errors import UsageError
+from conformance.file_tensors import FileTensor
 from conformance.recipe import SEED
 from conformance.regimes import UNIT
 from conformance.sampling import INPAINT, PIPELINES
@@ -27,23 +28,6 @@ from sd1_weights.stored import Stored
 
 SHORT = 12
 """Digits of a digest that a person is shown."""
-
-
-@dataclass(frozen=True)
-class FileTensor:
-    """A tensor of a file, where a recipe could stand."""
-
-    stored: Stored
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Return its shape."""
-        return self.stored.shape
-
-    def draw(self, dtype: type[np.floating[Any]], seed: int = SEED) -> np.ndarray:
-        """Return the values, whatever the seed."""
-        del seed
-        return self.stored.float32().astype(dtype, copy=False)
 
 
 @dataclass(frozen=True)

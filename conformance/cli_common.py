@@ -62,7 +62,7 @@ def add_selection(parser: argparse.ArgumentParser) -> None:
     """Offer the options that choose cases."""
     parser.add_argument("-k", metavar="EXPR", help="words in the case id with and, or, not")
     parser.add_argument("--component", help="globs, comma-separated")
-    parser.add_argument("--variant", help="globs, comma-separated; default tiny*,odd*")
+    parser.add_argument("--variant", help="globs, comma-separated; default tiny*,odd*,toy")
     parser.add_argument("--scenario", help="globs, comma-separated")
     parser.add_argument(
         "--level",

@@ -64,7 +64,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--sd1-dtype", default=None, help=f"globs; default {DEFAULT_DTYPES}")
     group.addoption("--sd1-device", default=None, help="devices of the port; default cpu")
     group.addoption("--sd1-backend", default=None, help="globs; default sdpa")
-    group.addoption("--sd1-variant", default=None, help="globs; default tiny*,odd*")
+    group.addoption("--sd1-variant", default=None, help="globs; default tiny*,odd*,toy")
     group.addoption("--sd1-mode", default=None, help="globs; default trace,splice, if possible")
     group.addoption("--sd1-traces", default=None, help="folder of trace packs for splice mode")
     group.addoption("--sd1-shard", default=None, help="I/N: one part of N of the matrix")

@@ -1,6 +1,7 @@
 """Variants: an architecture size and a weight regime.
 
 `tiny` is the size alone with `unit` weights; `tiny-lowvar` is the same size in another regime.
+`toy` is small and trained.
 """
 
 from __future__ import annotations
@@ -14,10 +15,11 @@ import numpy as np
 
 from conformance import spec
 from conformance.errors import unknown_name
+from conformance.file_tensors import toy_tensors
 from conformance.mapped import mapped
 from conformance.recipe import SEED, TensorRecipe
 from conformance.regimes import REGIMES, UNIT, tensor_recipe
-from conformance.sampling import INPAINT, PIPELINES, SCHEDULERS
+from conformance.sampling import INPAINT, PIPELINES, SCHEDULERS, TEXT_TO_IMAGE
 from conformance.training import TEXT_TRAINING, TRAINING, VAE_TRAINING
 
 BLOCK_VARIANTS = ("tiny",)
@@ -31,6 +33,12 @@ _TRAINED_VARIANTS = {
 PUBLISHED = "sd1"
 """How the names of sizes begin that were published."""
 
+TOY = "toy"
+"""The size, and the only variant of it, whose weights are trained: those of `sd1_weights.toy`."""
+
+TRAINED = "trained"
+"""The regime of the toy's weights, beside those of the recipe."""
+
 NO_VARIANT = "-"
 """Stands for the variant where none applies: a tokenizer or scheduler has no weights."""
 
@@ -42,7 +50,7 @@ class Variant:
     Attributes:
         name: `tiny`, `tiny-lowvar`, `sd1-inpaint`, ...
         size: The size's name in `golden/spec/variants.json`.
-        regime: One of `REGIMES`.
+        regime: One of `REGIMES`, or `TRAINED`.
     """
 
     name: str
@@ -66,15 +74,21 @@ class Variant:
             return Weights(component, self, recipes, seed)
         folder, start = spec.CHECKPOINT_FOLDERS[component], spec.name_start(component)
         recipes = {
-            name: tensor_recipe(folder, f"{start}{name}", shape, self.regime)
+            name: self._drawn(folder, f"{start}{name}", shape)
             for name, shape in spec.parameter_shapes(component, self.size).items()
         }
         return Weights(component, self, recipes, seed)
 
-    def _networks(self, folders: Iterable[str]) -> dict[str, TensorRecipe]:
+    def _drawn(self, folder: str, name: str, shape: tuple[int, ...]) -> Drawn:
+        """Return what gives one weight."""
+        if self.regime == TRAINED:
+            return toy_tensors(folder)[name]
+        return tensor_recipe(folder, name, shape, self.regime)
+
+    def _networks(self, folders: Iterable[str]) -> dict[str, Drawn]:
         """Return every recipe of folders of a checkpoint; names begin with the folder, `unet/`."""
         return {
-            f"{folder}/{name}": tensor_recipe(folder, name, shape, self.regime)
+            f"{folder}/{name}": self._drawn(folder, name, shape)
             for folder in folders
             for name, shape in spec.checkpoint_shapes(folder, self.size).items()
         }
@@ -174,6 +188,8 @@ def sizes(component: str = "unet") -> list[str]:
 def variant_names(component: str = "unet") -> list[str]:
     """Return every variant that exists: each size in each regime, inpainting sizes in `unit`.
 
+    The toy has its own weights, and no other task than text to image.
+
     Args:
         component: Any; the tokenizer and the schedulers have none but `-`, a block is small only.
             The UNet has them all.
@@ -185,9 +201,13 @@ def variant_names(component: str = "unet") -> list[str]:
     if component in _TRAINED_VARIANTS:
         return list(_TRAINED_VARIANTS[component])
     if component in PIPELINES:
-        return [s for s in sizes() if component == INPAINT or not s.endswith(spec.INPAINT_SUFFIX)]
+        own = sizes() if component == TEXT_TO_IMAGE else [s for s in sizes() if s != TOY]
+        return [s for s in own if component == INPAINT or not s.endswith(spec.INPAINT_SUFFIX)]
     names = []
     for size in sizes(component):
+        if size == TOY:
+            names.append(TOY)
+            continue
         regimes = REGIMES[:1] if size.endswith(spec.INPAINT_SUFFIX) else REGIMES
         names += [size if regime == UNIT else f"{size}-{regime}" for regime in regimes]
     return names
@@ -207,6 +227,8 @@ def parse_variant(name: str) -> Variant:
     """
     if name not in [*variant_names(), NO_VARIANT]:
         raise unknown_name("variant", name, variant_names())
+    if name == TOY:
+        return Variant(TOY, TOY, TRAINED)
     if name in [*sizes(), NO_VARIANT]:
         return Variant(name, name, UNIT)
     size, _, regime = name.rpartition("-")

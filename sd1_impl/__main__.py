@@ -29,11 +29,13 @@ from sd1_impl.savings import use_saving
 from sd1_impl.schedulers import SCHEDULERS, Scheduler
 from sd1_impl.synthetic import synthetic_pipeline
 from sd1_impl.tokenizer import CONTEXT_LENGTH
+from sd1_weights.toy import TOY
 
 PROMPT = "a photograph of an astronaut riding a horse"
 DTYPES = ("float32", "bfloat16", "float16", "float64")
-SIZE, TINY_SIZE = (512, 512), (256, 256)
+SIZE, TINY_SIZE, TOY_SIZE = (512, 512), (256, 256), (64, 64)
 STRENGTH, MASKED_STRENGTH = 0.8, 1.0
+GUIDANCE, TOY_GUIDANCE = 7.5, 2.0
 EXIT_USAGE, EXIT_INTERRUPTED = 2, 130
 
 
@@ -54,6 +56,8 @@ def main(argv: list[str] | None = None) -> int:
         0, or 2 for what cannot be done as asked, or 130 if interrupted.
     """
     arguments = _parser().parse_args(argv)
+    if arguments.guidance is None:
+        arguments.guidance = TOY_GUIDANCE if arguments.weights == TOY else GUIDANCE
     try:
         _draw(arguments)
     except (ValueError, OSError, torch.OutOfMemoryError) as error:
@@ -75,9 +79,10 @@ def _parser() -> argparse.ArgumentParser:
     weights = parser.add_mutually_exclusive_group()
     weights.add_argument(
         "--weights",
-        type=Path,
+        type=_weights,
         metavar="PATH",
-        help="trained ones: a *.safetensors or *.ckpt of the original code, or a diffusers folder",
+        help="trained ones: a *.safetensors or *.ckpt of the original code, or a diffusers folder; "
+        "toy: small ones that come with this package and draw shapes",
     )
     weights.add_argument(
         "--synthetic",
@@ -101,13 +106,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--negative-prompt", default="", metavar="TEXT", help="what to avoid")
     parser.add_argument("--steps", type=int, default=50, help="denoising steps, default 50")
-    parser.add_argument("--guidance", type=float, default=7.5, help="default 7.5; 1 is off")
+    parser.add_argument(
+        "--guidance", type=float, help="default 7.5, with the toy's weights 2; 1 is off"
+    )
     parser.add_argument("--seed", type=_seed, default=0, help="of the noise, default 0")
     parser.add_argument(
         "--size",
         type=_size,
-        help="WIDTHxHEIGHT, default 512x512, or 256x256 with tiny weights; an image is resized "
-        "to it, default its own size",
+        help="WIDTHxHEIGHT, default 512x512, with tiny weights 256x256, with the toy's 64x64; an "
+        "image is resized to it, default its own size",
     )
     parser.add_argument(
         "--scheduler", choices=SCHEDULERS, help="default the weights' own, which is SD v1's pndm"
@@ -130,6 +137,10 @@ def _parser() -> argparse.ArgumentParser:
         "--out", type=Path, default=Path("picture.png"), help="default picture.png; is overwritten"
     )
     return parser
+
+
+def _weights(text: str) -> Path:
+    return TOY if text == "toy" else Path(text)
 
 
 def _seed(text: str) -> int:
@@ -214,8 +225,11 @@ def _image_module(out: Path) -> Any:
     return Image
 
 
-def _is_tiny(arguments: argparse.Namespace) -> bool:
-    return arguments.weights is None and arguments.synthetic not in ("sd1", "sd1-inpaint")
+def _size_of_weights(arguments: argparse.Namespace) -> tuple[int, int]:
+    """Return the size of picture that the weights are made for."""
+    if arguments.weights is not None:
+        return TOY_SIZE if arguments.weights == TOY else SIZE
+    return SIZE if arguments.synthetic in ("sd1", "sd1-inpaint") else TINY_SIZE
 
 
 def _task(arguments: argparse.Namespace) -> tuple[type[Text2Image], dict[str, Any]]:
@@ -224,7 +238,7 @@ def _task(arguments: argparse.Namespace) -> tuple[type[Text2Image], dict[str, An
         for option in ("mask", "strength"):
             if getattr(arguments, option) is not None:
                 raise ValueError(f"--{option} needs --image, a picture to begin with")
-        width, height = arguments.size or (TINY_SIZE if _is_tiny(arguments) else SIZE)
+        width, height = arguments.size or _size_of_weights(arguments)
         return Text2Image, {"height": height, "width": width}
     strength = STRENGTH if arguments.mask is None else MASKED_STRENGTH
     if arguments.strength is not None:
@@ -255,14 +269,14 @@ def _pipeline(task: type[Text2Image], arguments: argparse.Namespace) -> Text2Ima
     if arguments.weights is not None:
         choice = {"ema": arguments.ema, "files": arguments.files}
         pipeline = load_pipeline(arguments.weights, **choice, **where)
-        _say(f"weights: {arguments.weights}")
+        _say(f"weights: {'the toy' if arguments.weights == TOY else arguments.weights}")
         return pipeline
     if arguments.ema or arguments.files:
         raise ValueError("--ema and --files choose among weights: they need --weights")
     size = arguments.synthetic or "tiny"
     _say(
         f"weights: random, of size {size}: the picture will mean nothing. "
-        "--weights PATH takes trained ones"
+        "--weights PATH takes trained ones, --weights toy draws coloured shapes"
     )
     return synthetic_pipeline(size, **where)
 

@@ -4,7 +4,8 @@
   original code, perhaps with averaged weights (EMA) beside;
 - `diffusers`: a folder with `unet/`, `vae/` and `text_encoder/`, each with `config.json` and a file
   of weights under today's names or those of older versions;
-- `clip`: the text encoder alone, as transformers saves it: one file, or a folder with its config.
+- `clip`: the text encoder alone, as transformers saves it: one file, or a folder with its config;
+- `toy`: the file of `sd1_weights.toy`.
 """
 
 from __future__ import annotations
@@ -24,8 +25,9 @@ from sd1_weights.schedule import check_schedule
 from sd1_weights.sizes import Shapes, names_of, recognised, sizes
 from sd1_weights.stored import WEIGHTS, Stored
 from sd1_weights.torch_file import is_torch, not_weights, read_torch
+from sd1_weights.toy import TOKENS, split_toy
 
-COMPVIS, DIFFUSERS, CLIP = "compvis", "diffusers", "clip"
+COMPVIS, DIFFUSERS, CLIP, TOY = "compvis", "diffusers", "clip", "toy"
 
 _PREFIXLESS = "text_model."
 _POSITIONS = "embeddings.position_ids"
@@ -141,7 +143,7 @@ class Checkpoint:
 
     Attributes:
         path: File or folder.
-        layout: `compvis`, `diffusers` or `clip`.
+        layout: `compvis`, `diffusers`, `clip` or `toy`.
         networks: By name.
         ema: How many averaged weights a single file has.
         uses_ema: Whether the UNet's are those.
@@ -232,6 +234,10 @@ def _read_file(path: Path, *, ema: bool) -> Checkpoint:
         return _read_compvis(path, tensors, others, ema=ema)
     if ema:
         raise CheckpointError(f"{path} has no averaged weights (model_ema.*)")
+    if TOKENS in tensors:
+        networks = split_toy(tensors, path)
+        own = {name: _network(name, part, str(path)) for name, part in networks.items()}
+        return Checkpoint(path, TOY, own, unread=others)
     if any(key.removeprefix(_PREFIXLESS).startswith("embeddings.token_") for key in tensors):
         network = _network("text_encoder", tensors, str(path))
         return Checkpoint(path, CLIP, {network.name: network}, unread=others)

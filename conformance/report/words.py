@@ -235,7 +235,7 @@ def rerun_command(port: str, case_id: str, options: Iterable[str] = ()) -> str:
     words = ["sd1-conformance", "run", shlex.quote(port), "-k", selection]
     segments = name.split("/")
     variant = segments[-2] if len(segments) > 2 else "-"  # noqa: PLR2004 - component/variant/scenario
-    if variant not in ("", "-") and not variant.startswith(("tiny", "odd")):
+    if variant not in ("", "-") and not variant.startswith(("tiny", "odd", "toy")):
         words += ["--variant", shlex.quote(variant)]
     execution = _execution(case_id)
     named = execution[-1] == MEMORY  # there nothing said means all

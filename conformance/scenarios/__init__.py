@@ -12,11 +12,12 @@ from conformance.scenarios.pictures import PICTURE_SCENARIOS
 from conformance.scenarios.scenario import BASE, Scenario
 from conformance.scenarios.schedulers import scheduler_scenarios
 from conformance.scenarios.text import PROMPT_SCENARIOS, text_scenarios
+from conformance.scenarios.toy import TOY_SCENARIOS
 from conformance.scenarios.training import TRAINING_SCENARIOS
 from conformance.scenarios.unet import UNET_SCENARIOS
 from conformance.scenarios.vae import IMAGE_SCENARIOS, LATENTS_SCENARIOS
 from conformance.spec import TOKENIZER
-from conformance.variants import Variant
+from conformance.variants import TOY, Variant
 
 __all__ = ["BASE", "Scenario", "scenarios"]
 
@@ -56,6 +57,8 @@ def scenarios(component: str, variant: Variant) -> list[Scenario]:
         known = _KNOWN[component]
     else:
         raise unknown_name("component", component, [TOKENIZER, *_KNOWN])
+    if variant.size == TOY:
+        return list(TOY_SCENARIOS.get(component, ()))
     if component == INPAINT:
         return [s for s in known if variant.size in s.sizes]
     size = variant.size.removesuffix(_INPAINT)

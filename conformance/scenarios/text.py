@@ -16,11 +16,18 @@ from conformance.variants import NO_VARIANT, Variant
 
 @dataclass(frozen=True)
 class PromptScenario(Scenario):
-    """One input of the text encoder; ids and the text that they stand for are in `golden/spec`."""
+    """One input of the text encoder; ids and the text that they stand for are in `golden/spec`.
+
+    Attributes:
+        entry: Of `golden/spec/prompts.json`, where it is not called as the scenario.
+    """
+
+    entry: str = ""
 
     def inputs(self, variant: Variant, seed: int = SEED) -> dict[str, np.ndarray]:  # noqa: ARG002
         """Return `input_ids`, int64 (batch, 77): they are data, not drawn."""
-        return {"input_ids": np.array(spec.golden_prompts()[self.name]["input_ids"], np.int64)}
+        ids = spec.golden_prompts()[self.entry or self.name]["input_ids"]
+        return {"input_ids": np.array(ids, np.int64)}
 
     def recipes(self, variant: Variant) -> dict[str, TensorRecipe]:  # noqa: ARG002
         """Return no recipe: nothing is drawn."""

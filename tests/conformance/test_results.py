@@ -123,7 +123,7 @@ def test_selection() -> None:
     ("verdict", "code"), [("conformant", 0), ("nonconformant", 1), ("incomplete", 3)]
 )
 def test_exit_code(verdict: str, code: int) -> None:
-    """Exit codes are those that the README promises."""
+    """Exit codes are those that docs/ci.md promises."""
     assert exit_code({"verdict": verdict}) == code
 
 

@@ -31,6 +31,7 @@ from sd1_impl import (
 )
 from sd1_impl.attention_kernels import KERNELS, fused
 from sd1_impl.packed import can_pack, pack
+from sd1_impl.toy.reading import read
 
 Image = pytest.importorskip("PIL.Image")
 
@@ -367,3 +368,17 @@ def test_the_example_draws(tmp_path: Path, monkeypatch, capsys):
     assert saved == "saved picture.png"
     with Image.open("picture.png") as image:
         assert image.size == (128, 128)
+
+
+def test_the_toy_draws(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`--weights toy` has its own size and guidance, and draws what is asked for."""
+    out = tmp_path / "picture.png"
+    prompt = "a large red square in the middle"
+    assert command.main([prompt, "--weights", "toy", "--steps", "25", "--out", str(out)]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("weights: the toy\n")
+    assert "guidance 2, seed 0, 64x64" in said
+    pixels = torch.from_numpy(np.array(Image.open(out))).permute(2, 0, 1)
+    seen = read(pixels / 127.5 - 1)
+    assert seen is not None
+    assert (seen.colour, seen.shape, seen.size) == ("red", "square", "large")
