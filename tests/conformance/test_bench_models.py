@@ -163,7 +163,7 @@ def test_command(tmp_path: Path, capsys) -> None:
         (["--repeat", "0"], "--repeat 0: give a positive number"),
         (
             ["--variant", "sd1-lowvar"],
-            "--variant sd1-lowvar: what is timed is one of tiny, odd, sd1",
+            "--variant sd1-lowvar: what is timed is one of tiny, odd, toy, sd1",
         ),
         (["--device", "tpu9x"], "--device 'tpu9x' is no device: write cpu, cuda or cuda:1"),
         (["--device", "meta"], "--device meta: only cpu and cuda are timed"),

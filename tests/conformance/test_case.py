@@ -124,7 +124,7 @@ def test_find_unknown_case(case_id: str) -> None:
 def test_default_selection() -> None:
     """By default the small sizes run in every regime, and the full size does not."""
     cases = select_cases()
-    sizes = {"-", "tiny", "tiny-inpaint", "odd"}
+    sizes = {"-", "tiny", "tiny-inpaint", "odd", "toy"}
     assert {c.variant.size for c in cases} == sizes
     assert not any(c.full_size for c in cases)
     expected = [c.id for c in all_cases() if c.variant.size in sizes]
@@ -151,6 +151,7 @@ def test_default_selection() -> None:
          ["tokenizer/-/empty", "text_encoder/sd1/empty"]),
         ({"components": ["*/txt*", "*/ddim"], "scenario_names": ["base", "ddpm50"]},
          ["scheduler/ddim/-/base", "pipeline/txt2img/tiny/base", "pipeline/txt2img/odd/base",
+          "pipeline/txt2img/toy/base",
           "pipeline/txt2img/tiny/ddpm50"]),
         ({"components": ["tok*"], "variants": ["-"], "scenario_names": ["tokens-7[56]"]},
          ["tokenizer/-/tokens-75", "tokenizer/-/tokens-76"]),

@@ -26,6 +26,10 @@ AXES = [
 ]
 
 
+HOW = [{}, *AXES, {"mode": "repeat"}]
+"""Those of all lines."""
+
+
 def probes(ratio: float) -> list[dict[str, Any]]:
     """Build the records of two layers."""
     wrong = "fail" if ratio > 4 else "pass"
@@ -84,16 +88,11 @@ def test_depth_draws_what_is_judged_by_the_golden(made_up, lines) -> None:
 
 
 def test_heat_has_a_picture_for_each(made_up, lines) -> None:
-    """Modes that compare a port with itself have pictures of their own; backends are columns."""
+    """Every way to compute has a picture of its own, and so has what a port is compared in."""
     pictures = view(Heat(), made_up.write(lines))["data"]["pictures"]
-    kinds = {(p["dtype"], p["mode"]): len(p["cases"]) for p in pictures}
-    assert kinds == {
-        ("float32", "trace"): 2,
-        ("policy:fp16-norm32", "trace"): 1,
-        ("bf16-matmul", "splice"): 1,
-        ("float32", "batch"): 1,
-        ("float32", "repeat"): 1,
-    }
+    kinds = {(p["dtype"], p["backend"], p["mode"]): len(p["cases"]) for p in pictures}
+    ways = [{"dtype": "float32", "backend": "sdpa", "mode": "trace"} | axis for axis in HOW]
+    assert kinds == {(way["dtype"], way["backend"], way["mode"]): 1 for way in ways}
 
 
 def test_no_path_departs_from_itself(made_up) -> None:

@@ -286,9 +286,12 @@ def test_repeated_token() -> None:
 
 def test_ids_are_the_frozen_ones() -> None:
     """Ids come from `golden/spec/prompts.json`, which test_discover compares with the reference."""
+    own = {s.name: s for s in scenarios("text_encoder", parse_variant("tiny"))}
+    own["captions"] = scenarios("text_encoder", parse_variant("toy"))[0]
     for name, entry in spec.golden_prompts().items():
-        assert inputs("text_encoder", name)["input_ids"].tolist() == entry["input_ids"], name
-    assert list(spec.golden_prompts()) == TINY["text_encoder"]
+        ids = own[name].inputs(parse_variant("tiny"))["input_ids"]
+        assert ids.tolist() == entry["input_ids"], name
+    assert list(spec.golden_prompts()) == [*TINY["text_encoder"], "captions"]
 
 
 def test_texts() -> None:
