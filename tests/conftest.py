@@ -14,8 +14,8 @@ class LiveOracle:
 
     def __init__(self):
         self.oracle = importlib.import_module("conformance.oracle")
-        self.verify = importlib.import_module("conformance.verify")
-        self.values = importlib.import_module("conformance.live").LiveTraces()
+        self.verify = importlib.import_module("conformance.recording.verify")
+        self.values = importlib.import_module("conformance.recording.live").LiveTraces()
 
     def token_ids(self, case):
         """Return the ids that the installed tokenizer makes of a case's texts."""
