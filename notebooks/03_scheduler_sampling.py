@@ -391,9 +391,9 @@ print(f"the difference is amplified {factor:.0e} times (grey is none)")
 # ## 3.9 Does rounding grow along the way?
 #
 # Each step reads the last one's result, and guidance multiplies the difference of two guesses by
-# $s$: an unstable loop would blow rounding up from step to step. Here it rises in the first steps,
-# in which the picture is decided, and then levels off; and every honest evaluation goes the same
-# way, so that the ratio stays where it was.
+# 7.5: an unstable loop would multiply rounding from step to step. Here it grows by a factor of a
+# few over twenty steps; and every honest evaluation goes the same way, so that the ratio stays
+# where it was.
 
 # %%
 steps = np.arange(1, STEPS + 1)
@@ -426,9 +426,9 @@ plt.show()
 # equation 3, at $\sigma(t) = t$): DDIM and Euler by straight lines, PNDM and LMS by what they
 # remember of earlier slopes, Heun and DPM-Solver++ 2M to second order. From one noise they arrive
 # at about the same picture. DDPM and Euler-ancestral solve a *stochastic* equation: they add noise
-# on the way and arrive elsewhere. Ten steps are few, and show who can afford them: PNDM's
-# extrapolation of fourth order overshoots on so coarse a grid, and may leave a picture half drawn
-# that 20 steps finish.
+# on the way and arrive at another picture of the same prompt. Ten steps are few, and show who can
+# afford them: PNDM's extrapolation of fourth order overshoots on so coarse a grid, and may leave a
+# picture half drawn that 20 steps finish.
 
 # %%
 FEW = STEPS // 2
@@ -461,13 +461,14 @@ show(pictures, columns=4)
 # ## 3.11 What order buys
 #
 # The distance of a solver's latents from where its own long run arrives. A method of first order,
-# DDIM or Euler, about halves its error when the steps are doubled; one of second order, Heun or
-# DPM-Solver++ 2M, divides it by about four, once its steps are small enough. This, and nothing
-# about the network, is why people draw in 20 steps instead of 1000.
+# DDIM or Euler, about halves its error when the steps are doubled; one of second order, Heun,
+# divides it by up to four, for twice the calls. DPM-Solver++ 2M is of second order too, for the
+# calls of a first: but its first and its last step are of first order (Lu et al., 2022, algorithm
+# 2), and where these dominate, so is its slope. This, and nothing about the network, is why people
+# draw in 20 steps instead of 1000.
 #
 # The assertion claims less: more steps bring each solver nearer. That these are the right 5 steps,
-# the oracle says of DPM-Solver++ (Lu et al., 2022, algorithm 2), whose first and last steps are of
-# first order and easily wrong.
+# the oracle says of DPM-Solver++, whose two ends are easily wrong.
 
 
 # %%
