@@ -48,10 +48,10 @@ def synthetic_pipeline(
     with torch.device("meta"):
         networks = {
             "text_encoder": CLIPTextEncoder(
-                TextEncoderConfig(**_architecture("text_encoder", size))
+                TextEncoderConfig(**architecture("text_encoder", size))
             ),
-            "unet": UNet(UNetConfig(**_architecture("unet", size))),
-            "vae": AutoencoderKL(VAEConfig(**_architecture("vae", size))),
+            "unet": UNet(UNetConfig(**architecture("unet", size))),
+            "vae": AutoencoderKL(VAEConfig(**architecture("vae", size))),
         }
     pipe = pipeline(CLIPTokenizer(), **networks, scheduler=PNDMScheduler(SD_V1_PNDM))
     generator = torch.Generator().manual_seed(seed)
@@ -84,7 +84,7 @@ def randomise(network: nn.Module, generator: torch.Generator) -> None:
             module.reset_parameters()
 
 
-def _architecture(component: str, size: str) -> dict[str, Any]:
+def architecture(component: str, size: str) -> dict[str, Any]:
     """Return a component's widths and depths, as arguments of its config."""
     if size not in sizes("unet"):
         raise ValueError(f"size is {size!r}, expected one of {', '.join(sizes('unet'))}")

@@ -19,13 +19,13 @@ from typing import Any
 
 import numpy as np
 
-from sd1_weights import names
+from sd1_weights import names, toy
 from sd1_weights.configs import SCHEDULER, model_index, published_config
 from sd1_weights.errors import CheckpointError, listed
 from sd1_weights.layouts import COMPVIS, CONTEXT, DIFFUSERS
 from sd1_weights.safetensors_file import Watch, write_safetensors
 from sd1_weights.schedule import schedule
-from sd1_weights.stored import Stored
+from sd1_weights.stored import Stored, bfloat16
 from sd1_weights.torch_file import write_torch
 
 Tensors = Mapping[str, Stored]
@@ -67,6 +67,25 @@ def write_single_file(
             write_torch(file, rows, watch=watch)
         else:
             write_safetensors(file, rows, metadata, watch)
+
+
+def write_toy(path: Path, weights: Mapping[str, np.ndarray], token_ids: np.ndarray) -> None:
+    """Write the toy's file, rounding to bfloat16; `sd1_weights.toy` reads it.
+
+    Args:
+        path: The file; replaced when the new one is whole.
+        weights: By name, `unet/conv_in.weight`; float32, the table of tokens whole.
+        token_ids: The rows of the table that are kept; ascending, int64.
+
+    Raises:
+        CheckpointError: It cannot be written.
+    """
+    rows = [_table(toy.TOKENS, token_ids, "I64")]
+    for name, array in weights.items():
+        kept = array[token_ids] if name == toy.TABLE else array
+        rows.append(_table(name, bfloat16(kept), "BF16"))
+    with _replacing(path) as temporary, temporary.open("wb") as file:
+        write_safetensors(file, rows, {})
 
 
 def _single_file_rows(name: str, tensors: Tensors) -> Iterator[Stored]:

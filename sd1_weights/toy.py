@@ -14,37 +14,18 @@ from pathlib import Path
 import numpy as np
 
 from sd1_weights.errors import CheckpointError
-from sd1_weights.safetensors_file import write_safetensors
-from sd1_weights.stored import Stored, bfloat16
+from sd1_weights.stored import Stored
 
 TOY = Path(__file__).with_name("toy.safetensors")
 """The file that comes with this package; `python -m sd1_impl.toy` makes it anew."""
 
 TOKENS = "token_ids"
-_TABLE = "text_encoder/text_model.embeddings.token_embedding.weight"
+"""Which rows of the table are in the file."""
+
+TABLE = "text_encoder/text_model.embeddings.token_embedding.weight"
+"""Of the tokens' rows."""
+
 _VOCABULARY = 49_408
-
-
-def write_toy(path: Path, weights: Mapping[str, np.ndarray], token_ids: np.ndarray) -> None:
-    """Write the file, rounding to bfloat16.
-
-    Args:
-        path: The file; replaced when the new one is whole.
-        weights: By name, `unet/conv_in.weight`; float32, the table of tokens whole.
-        token_ids: The rows of the table that are kept; ascending, int64.
-    """
-    rows = [_row(TOKENS, "I64", token_ids)]
-    for name, array in weights.items():
-        kept = array[token_ids] if name == _TABLE else array
-        rows.append(_row(name, "BF16", bfloat16(kept)))
-    temporary = path.with_name(f".{path.name}")
-    with temporary.open("wb") as file:
-        write_safetensors(file, rows, {})
-    temporary.replace(path)
-
-
-def _row(name: str, dtype: str, bits: np.ndarray) -> Stored:
-    return Stored(name, dtype, bits.shape, lambda: bits)
 
 
 def split_toy(tensors: Mapping[str, Stored], path: Path) -> dict[str, dict[str, Stored]]:
@@ -65,7 +46,7 @@ def split_toy(tensors: Mapping[str, Stored], path: Path) -> dict[str, dict[str, 
     for name, tensor in tensors.items():
         owner, _, canonical = name.partition("/")
         if owner in networks:
-            whole = _whole_table(tensor, tensors[TOKENS], path) if name == _TABLE else tensor
+            whole = _whole_table(tensor, tensors[TOKENS], path) if name == TABLE else tensor
             networks[owner][canonical] = replace(whole, key=canonical)
     return networks
 
@@ -80,7 +61,7 @@ def _whole_table(rows: Stored, ids: Stored, path: Path) -> Stored:
     ):
         raise CheckpointError(
             f"{path}: {TOKENS} are no ascending ids below {_VOCABULARY}, one for each of the "
-            f"{rows.shape[0]} rows of {_TABLE}"
+            f"{rows.shape[0]} rows of {TABLE}"
         )
     shape = (_VOCABULARY, rows.shape[1])
 

@@ -6,7 +6,9 @@ import math
 import re
 import shlex
 from collections.abc import Iterable
+from fnmatch import fnmatchcase
 
+from conformance.case import DEFAULT_VARIANTS
 from conformance.execution import MEMORY, Execution
 from conformance.golden import SPLICE, TRACE
 from conformance.levels import LADDER, NAMES
@@ -235,7 +237,9 @@ def rerun_command(port: str, case_id: str, options: Iterable[str] = ()) -> str:
     words = ["sd1-conformance", "run", shlex.quote(port), "-k", selection]
     segments = name.split("/")
     variant = segments[-2] if len(segments) > 2 else "-"  # noqa: PLR2004 - component/variant/scenario
-    if variant not in ("", "-") and not variant.startswith(("tiny", "odd", "toy")):
+    if variant not in ("", "-") and not any(
+        fnmatchcase(variant, glob) for glob in DEFAULT_VARIANTS
+    ):
         words += ["--variant", shlex.quote(variant)]
     execution = _execution(case_id)
     named = execution[-1] == MEMORY  # there nothing said means all

@@ -19,7 +19,8 @@ from sd1_impl.toy.judging import contact_sheet, judge
 from sd1_impl.toy.networks import Networks, parameter_count, untrained
 from sd1_impl.toy.training import Lesson, train_autoencoder, train_denoiser
 from sd1_weights.errors import CheckpointError
-from sd1_weights.toy import TOY, write_toy
+from sd1_weights.save import write_toy
+from sd1_weights.toy import TOY
 
 EXIT_WRONG, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 SEED = 0

@@ -9,10 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from sd1_impl.config import TextEncoderConfig, UNetConfig, VAEConfig
+from sd1_impl.synthetic import architecture
 from sd1_impl.text_encoder import CLIPTextEncoder
 from sd1_impl.unet import UNet
 from sd1_impl.vae import AutoencoderKL
-from sd1_weights.sizes import sizes
+
+SIZE = "toy"
 
 _TOKEN_SCALE, _POSITION_SCALE = 0.02, 0.01
 """Standard deviations of untrained embeddings (``initialize_parameters``, *clip/model.py*)."""
@@ -41,8 +43,8 @@ def untrained(token_ids: Tensor, seed: int) -> Networks:
         seed: Of the weights.
     """
     torch.manual_seed(seed)
-    text_encoder = CLIPTextEncoder(TextEncoderConfig(**_numbers("text_encoder")))
-    unet = UNet(UNetConfig(**_numbers("unet")))
+    text_encoder = CLIPTextEncoder(TextEncoderConfig(**architecture("text_encoder", SIZE)))
+    unet = UNet(UNetConfig(**architecture("unet", SIZE)))
     with torch.no_grad():
         embeddings = text_encoder.text_model.embeddings
         embeddings.position_embedding.weight.normal_(std=_POSITION_SCALE)
@@ -53,12 +55,7 @@ def untrained(token_ids: Tensor, seed: int) -> Networks:
             # ``zero_module``, *ldm/modules/diffusionmodules/util.py*
             if name.startswith("conv_out") or ".conv2." in name or ".proj_out." in name:
                 parameter.zero_()
-    return Networks(text_encoder, unet, AutoencoderKL(VAEConfig(**_numbers("vae"))))
-
-
-def _numbers(network: str) -> dict[str, object]:
-    known = sizes(network)["toy"]
-    return {name: tuple(v) if isinstance(v, list) else v for name, v in known.items()}
+    return Networks(text_encoder, unet, AutoencoderKL(VAEConfig(**architecture("vae", SIZE))))
 
 
 def standardise_latents(vae: AutoencoderKL, latents: Tensor) -> None:

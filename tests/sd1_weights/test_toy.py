@@ -8,8 +8,9 @@ import pytest
 from sd1_weights.errors import CheckpointError
 from sd1_weights.layouts import TOY as LAYOUT
 from sd1_weights.layouts import read_checkpoint
+from sd1_weights.save import write_toy
 from sd1_weights.sizes import shapes_of
-from sd1_weights.toy import TOY, write_toy
+from sd1_weights.toy import TOY
 
 TABLE = "text_model.embeddings.token_embedding.weight"
 
