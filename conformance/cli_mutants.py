@@ -16,6 +16,7 @@ from conformance.cli_common import command, given, oracle_module
 from conformance.errors import ExitCode, UsageError
 from conformance.fingerprint import write_library
 from conformance.known_bugs import write_catalogue
+from conformance.report.text import counted
 from conformance.results import DEFAULT_OUT
 from conformance.run_folder import plain
 
@@ -36,6 +37,11 @@ def add_commands(commands: Any) -> None:
         help="folder of mutants.json",
     )
     mutants.add_argument(
+        "--no-hints",
+        action="store_true",
+        help="kill and localise only: leave out how well hints name them, a fifth of the time",
+    )
+    mutants.add_argument(
         "--update",
         action="store_true",
         help="write anew the fingerprints by which hints are given, the catalogue that reports "
@@ -54,15 +60,17 @@ def _mutants(arguments: argparse.Namespace) -> int:
     gate = oracle_module("conformance.mutants.gate")
     jobs = arguments.jobs or os.cpu_count() or 1
     chosen = gate.find_mutants(arguments.ids)
-    if arguments.update and arguments.ids:
-        message = "--update needs all mutants: name none"
+    if arguments.update and (arguments.ids or arguments.no_hints):
+        all_of = "all mutants: name none" if arguments.ids else "hints: leave out --no-hints"
+        message = f"--update needs {all_of}"
         raise UsageError(message)
+    hints = not arguments.no_hints
     path = arguments.out / "mutants.json"
     _write(path, "")  # a folder that cannot be written is told before minutes have passed
-    wrong = sum(not m.null for m in chosen)
+    again = sum(not (m.null or m.unstable) for m in chosen) if hints else 0
     seen: set[str] = set()
     quiet = not sys.stderr.isatty()
-    with tqdm(total=len(chosen) + wrong, disable=quiet, unit="run") as bar:
+    with tqdm(total=len(chosen) + again, disable=quiet, unit="run") as bar:
 
         def report(mutant_id: str, row: dict[str, Any]) -> None:
             bar.update()
@@ -73,7 +81,7 @@ def _mutants(arguments: argparse.Namespace) -> int:
             else:
                 bar.write(text)
 
-        summary, known = gate.run_gate(arguments.ids, jobs, report)
+        summary, known = gate.run_gate(arguments.ids, jobs, report, hints=hints)
     _write(path, json.dumps(plain(summary), indent=1) + "\n")
     if arguments.update:
         write_library(known)
@@ -115,14 +123,19 @@ def _verdict(summary: dict[str, Any]) -> list[str]:
     smallest = sorted(wrong, key=lambda row: row["ratio"])[:10]
     honest = [row for row in rows if row not in wrong]
     largest = sorted(honest, key=lambda row: -row["ratio"])[:10]
-    counted = (
-        f"{summary['killed']} of {total} mutants killed, {summary['localised']} localised, true "
-        f"cause among 3 hints {summary['hint_top3']}, confirmed {summary['confirmed']}; "
-        f"{nulls['total'] - len(nulls['killed'])} of {nulls['total']} null mutants survive; "
-        f"{len(summary['not_run'])} not run"
+    mutants, null = counted(total, "mutant"), counted(nulls["total"], "null mutant")
+    survivors = nulls["total"] - len(nulls["killed"])
+    hinted = (
+        f"true cause among 3 hints {summary['hint_top3']}, confirmed {summary['confirmed']}"
+        if summary["hint_top3"] is not None
+        else "hints not scored"
+    )
+    counts = (
+        f"{summary['killed']} of {mutants} killed, {summary['localised']} localised, {hinted}; "
+        f"{survivors} of {null} survive; {len(summary['not_run'])} not run"
     )
     lines = [
-        counted,
+        counts,
         "  smallest ratios: " + ", ".join(f"{r['id']} {r['ratio']:.3g}" for r in smallest),
         "  largest honest:  " + ", ".join(f"{r['id']} {r['ratio']:.2f}" for r in largest),
     ]

@@ -59,6 +59,17 @@ def answer(
     """
     asked = golden.asked if probes_too else []
     outputs, probes = component.run(case.inputs(), asked, replace)
+    return with_steps(golden, Values(probes, outputs))
+
+
+def with_steps(golden: Golden, values: Values) -> Values:
+    """Add the steps of outputs, one by one, to what a component hands out.
+
+    Args:
+        golden: Says which steps are judged.
+        values: Probes and outputs; its probes are extended.
+    """
+    probes, outputs = values.probes, values.outputs
     for name in golden.probes:
         own = golden.sketched_output(name)
         if own is None:
@@ -127,18 +138,25 @@ def _differ(a: np.ndarray, b: np.ndarray, scale: np.ndarray | None) -> bool:
         return not difference <= DIFFERENT * float(np.linalg.norm(own))
 
 
+Asked = tuple[int, int, str]
+"""The key of what a port answered: runner, seed and item."""
+
+
+def answered(runner: Runner, case: Case, execution: Execution) -> Asked:
+    """Return the key of what a port answers in an item."""
+    return id(runner), case.seed, execution.item_id(case)
+
+
 class Reference:
     """A mutant, evaluated in float64, in the place of the oracle."""
 
-    def __init__(
-        self, mutant: Mutant, answers: dict[tuple[int, int, str], Values] | None = None
-    ) -> None:
+    def __init__(self, mutant: Mutant, answers: dict[Asked, Values] | None = None) -> None:
         """Take the mutant's place.
 
         Args:
             mutant: The mutant.
-            answers: What ports answered in trace mode, by runner, seed and item: shared among
-                references, so that a port is asked once.
+            answers: What ports answered, by `answered`: shared among references, so that a port
+                is asked once. In trace mode they are kept here.
         """
         self.port = MutantPort(mutant)
         self._answers = {} if answers is None else answers
@@ -200,13 +218,14 @@ class Reference:
             reference = answer(self._load(case), case, golden, replace)
         except Exception:  # noqa: BLE001 - a mutant may raise anything
             return None
-        item = (id(runner), case.seed, execution.item_id(case))
-        own = None if replace else self._answers.get(item)
+        item = answered(runner, case, execution)
+        own = self._answers.get(item)
         if own is None:
             component = runner.load(case, execution)
             given = rounded(replace, execution.dtype) if replace else None
             own = answer(component, case, golden, given, probes_too=runner.hello.probes)
-            self._answers[item] = own
+            if not replace:
+                self._answers[item] = own
         return golden, own, reference
 
     def _load(self, case: Case) -> Component:

@@ -15,6 +15,7 @@ import torch
 
 from conformance.case import Case, all_cases
 from conformance.errors import SuiteError
+from conformance.evidence.collect import Answer
 from conformance.execution import Execution
 from conformance.explain import TESTED, failing_items, witnesses
 from conformance.fingerprint import Known, Marks, marks_of, rank
@@ -23,11 +24,18 @@ from conformance.golden_files import load_golden
 from conformance.memory.cases import memory_cases
 from conformance.memory.footprint import Footprint
 from conformance.mutants import held, unstable
-from conformance.mutants.answer import Reference, expected_probe
+from conformance.mutants.answer import (
+    Asked,
+    Reference,
+    answered,
+    expected_probe,
+    with_steps,
+)
 from conformance.mutants.catalogue import NOT_RUN, find_mutants
 from conformance.mutants.mutant import Mutant
 from conformance.mutants.named import port_spec
 from conformance.mutants.port import MutantPort
+from conformance.result import Result
 from conformance.runner import Runner
 from conformance.summary import earliest
 from conformance.tolerance import LIMIT, badness
@@ -115,14 +123,24 @@ def run_items(runner: Runner, items: Iterable[tuple[Case, Execution]]) -> list[d
     return [runner.run(case, execution).as_json() for case, execution in items]
 
 
-def quiet_runner(mutant: Mutant) -> Runner:
-    """Return a runner of a mutant that does not ask the oracle whether goldens have aged.
+class QuietRunner(Runner):
+    """A runner of a mutant that does not ask the oracle whether goldens have aged.
 
-    They are wrong on purpose: it would be asked every time.
+    They are wrong on purpose: it would be asked every time. What fails is remembered.
     """
-    runner = Runner(MutantPort(mutant), _traces(), port_spec(mutant.id))
-    runner.asks_for_age = False
-    return runner
+
+    def __init__(self, mutant: Mutant) -> None:
+        super().__init__(MutantPort(mutant), _traces(), port_spec(mutant.id))
+        self.asks_for_age = False
+        self.answers: dict[Asked, Values] = {}
+
+    def conclude(self, result: Result, golden: Golden, answer: Answer) -> None:
+        """Weigh the records of a result; see `Runner.conclude`."""
+        super().conclude(result, golden, answer)
+        if result.verdict == "fail":
+            given = Values({**answer.probes}, answer.outputs)
+            item = answered(self, result.case, result.execution)
+            self.answers[item] = with_steps(golden, given)
 
 
 class _Kept:
@@ -149,17 +167,18 @@ def _traces() -> _Kept:
     return _Kept()
 
 
-def try_mutant(mutant_id: str) -> Trial:
+def try_mutant(mutant_id: str, marked: bool = True) -> Trial:  # noqa: FBT001, FBT002 - for a pool
     """Hunt one mutant with its cases, and take its fingerprint.
 
     Args:
         mutant_id: Its id.
+        marked: Whether its fingerprint is taken, for which more cases are run.
 
     Returns:
         The trial, hints left open.
     """
     (mutant,) = find_mutants([mutant_id])
-    runner = quiet_runner(mutant)
+    runner = QuietRunner(mutant)
     cases = cases_of(mutant)
     lines = run_items(runner, [(c, e) for c in cases for e in executions_of(mutant, c)])
     killed_by = [line["case"] for line in lines if _kills(mutant, line)]
@@ -174,7 +193,7 @@ def try_mutant(mutant_id: str) -> Trial:
         "expected_probe": None,
         "first_divergence": first,
         "hint_rank": None,
-        "confirmed": False,
+        "confirmed": False if marked else None,
         "ratio": ratio,
     }
     row |= {"heavy": True} if mutant.heavy else {}
@@ -190,6 +209,8 @@ def try_mutant(mutant_id: str) -> Trial:
         row["expected_probe"] = unstable.expected_probe(mutant, cases[0], mutant.modes[0])
         return Trial(mutant.id, row)
     row["expected_probe"] = _expected(mutant, cases, first, runner)
+    if not marked:
+        return Trial(mutant.id, row)
     size = OTHER_SIZE if cases[0].variant.size == OTHER_SIZE else SIZE
     items = [(c, e) for c, e in panel(mutant, size) if e.item_id(c) not in _ids(lines)]
     lines += run_items(runner, items)
@@ -236,7 +257,7 @@ def hint_mutant(mutant_id: str, known: list[Known]) -> dict[str, Any]:
         `hint_rank` and `confirmed` of its entry.
     """
     (mutant,) = find_mutants([mutant_id])
-    runner = quiet_runner(mutant)
+    runner = QuietRunner(mutant)
     hunted = [(c, executions_of(mutant, c)[0]) for c in _elsewhere(cases_of(mutant))]
     others = [
         (replace(case, seed=OTHER_SEED), execution) for case, execution in panel(mutant, OTHER_SIZE)
@@ -252,7 +273,7 @@ def hint_mutant(mutant_id: str, known: list[Known]) -> dict[str, Any]:
     if place is None or place > TESTED or not failing:
         return {"hint_rank": place, "confirmed": False}
     chosen = [(item.case, item.execution) for item in witnesses(failing)]
-    ratio = Reference(mutant).agreement(runner, chosen)
+    ratio = Reference(mutant, runner.answers).agreement(runner, chosen)
     return {"hint_rank": place, "confirmed": ratio <= LIMIT}
 
 
@@ -278,7 +299,11 @@ def _in_worker(function: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def run_gate(
-    names: list[str], jobs: int, report: Callable[[str, dict[str, Any]], None]
+    names: list[str],
+    jobs: int,
+    report: Callable[[str, dict[str, Any]], None],
+    *,
+    hints: bool = True,
 ) -> tuple[dict[str, Any], list[Known]]:
     """Hunt mutants in parallel.
 
@@ -286,9 +311,10 @@ def run_gate(
         names: Ids or globs; empty for all.
         jobs: Processes.
         report: Told the id and entry of each mutant as it comes, twice: hunted, then hinted at.
+        hints: Whether hints are scored, which takes four fifths of the time.
 
     Returns:
-        The contents of mutants.json, and the fingerprints.
+        The contents of mutants.json, and the fingerprints; without hints there are none.
     """
     chosen = find_mutants(names)
     gpu = [m for m in chosen if m.gpu and not torch.cuda.is_available()]
@@ -297,10 +323,10 @@ def run_gate(
         os.environ.setdefault(variable, "1")  # read by the workers when they import torch
     trials: dict[str, Trial] = {}
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
-        for mutant_id, trial in _each(pool, [(i, try_mutant, (i,)) for i in mutants]):
+        for mutant_id, trial in _each(pool, [(i, try_mutant, (i, hints)) for i in mutants]):
             trials[mutant_id] = trial if isinstance(trial, Trial) else Trial(mutant_id, error=trial)
             report(mutant_id, trials[mutant_id].row)
-        whole = [m for m in mutants.values() if not (m.null or m.unstable)]
+        whole = [m for m in mutants.values() if hints and not (m.null or m.unstable)]
         wrong = [m for m in whole if not trials[m.id].error]
         known = [Known(m.id, m.component, m.wrong, trials[m.id].marks) for m in wrong]
         own = {m.component: [k for k in known if k.component == m.component] for m in wrong}
@@ -311,7 +337,8 @@ def run_gate(
             else:
                 trials[mutant_id].row |= found
             report(mutant_id, trials[mutant_id].row)
-    return summarise([mutants[i] for i in mutants], trials, gpu), known
+    summary = summarise([mutants[i] for i in mutants], trials, gpu)
+    return summary | ({} if hints else {"confirmed": None, "hint_top3": None}), known
 
 
 def _each(
@@ -331,7 +358,7 @@ def summarise(mutants: list[Mutant], trials: dict[str, Trial], gpu: list[Mutant]
         "total": len(wrong),
         "killed": sum(bool(row["killed_by"]) for row in rows.values()),
         "localised": sum(localised(m, rows[m.id]) for m in wrong if m.id in rows),
-        "confirmed": sum(row["confirmed"] for row in rows.values()),
+        "confirmed": sum(bool(row["confirmed"]) for row in rows.values()),
         "hint_top3": sum((row["hint_rank"] or 99) <= 3 for row in rows.values()),
         "survivors": [m.id for m in wrong if not rows.get(m.id, {}).get("killed_by")],
         "nulls": {

@@ -265,8 +265,8 @@ def test_verdict(main, monkeypatch, tmp_path, found: dict[str, Any], expected: b
     """A survivor, a killed null mutant or a broken trial fails the gate, and is named."""
     assert passed(found) is expected
 
-    def run_gate(names: list[str], jobs: int, report: Any) -> Any:
-        assert (names, jobs) == (["clip-*"], 3)
+    def run_gate(names: list[str], jobs: int, report: Any, *, hints: bool) -> Any:
+        assert (names, jobs, hints) == (["clip-*"], 3, True)
         for entry in found["mutants"]:
             report(entry["id"], entry)
         return found, []
@@ -303,8 +303,21 @@ def test_a_mutant_is_hunted(hunted) -> None:
     assert found["expected_probe"] == found["first_divergence"]["probe"] == GELU(0)
     assert [hunted.report[name] for name in COUNTS] == [1, 1, 1, 1, 1]
     assert [line.split()[1] for line in hunted.text[:2]] == ["killed", "hint"]
-    assert hunted.text[2].startswith("1 of 1 mutants killed, 1 localised")
+    assert hunted.text[2].startswith("1 of 1 mutant killed, 1 localised")
     assert hunted.text[-1] == f"  report {hunted.out / 'mutants.json'}"
+
+
+def test_without_hints(main, tmp_path, catalogue) -> None:
+    """A mutant is killed and localised all the same; what is not scored is null, not nought."""
+    catalogue(*(replace(m, cases=("tiny/base",)) for m in find_mutants(["clip-exact-gelu"])))
+    code, out, _ = main("mutants", "--no-hints", "-n", "1", "--out", tmp_path)
+    report = json.loads((tmp_path / "mutants.json").read_text("utf-8"))
+    (found,) = report["mutants"]
+    assert code == 0
+    assert "1 of 1 mutant killed, 1 localised, hints not scored; " in out
+    assert (set(report), set(found)) == (REPORT | {"errors", "limit"}, ROW)
+    assert (found["hint_rank"], found["confirmed"]) == (None, None)
+    assert [report[name] for name in COUNTS] == [1, 1, 1, None, None]
 
 
 def test_the_report_keeps_its_contract(hunted) -> None:
@@ -341,7 +354,7 @@ def test_update(main, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(cli_mutants, "write_library", written.append)
     monkeypatch.setattr(cli_mutants, "write_catalogue", written.append)
     monkeypatch.setattr(cli_mutants, "PAGE", tmp_path / "mutants.md")
-    monkeypatch.setattr(gate, "run_gate", lambda *_: (summary(ROWS[0]), ["marks"]))
+    monkeypatch.setattr(gate, "run_gate", lambda *_, **__: (summary(ROWS[0]), ["marks"]))
     codes = [main("mutants", *update, "--out", tmp_path)[0] for update in (["--update"], [])]
     assert (codes, written) == ([0, 0], [["marks"], 1])
     assert (tmp_path / "mutants.md").read_text("utf-8") == "# 1\n"
@@ -353,13 +366,14 @@ MISTAKES = {
     "not-run": ([NOT_RUN[0].id], f"mutant {NOT_RUN[0].id} is not run: {NOT_RUN[0].reason}"),
     "second": (["tok-pad-zero", NOT_RUN[-1].id], f"mutant {NOT_RUN[-1].id} is not run: "),
     "update": (["clip-*", "--update"], "--update needs all mutants: name none"),
+    "no-hints": (["--update", "--no-hints"], "--update needs hints: leave out --no-hints"),
 }
 
 
 @pytest.fixture
 def no_gate(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fail if a mutant is hunted."""
-    monkeypatch.setattr(gate, "run_gate", lambda *_: pytest.fail("the gate was run"))
+    monkeypatch.setattr(gate, "run_gate", lambda *_, **__: pytest.fail("the gate was run"))
 
 
 @pytest.mark.parametrize(("arguments", "message"), MISTAKES.values(), ids=MISTAKES)
