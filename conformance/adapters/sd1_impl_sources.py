@@ -8,7 +8,7 @@ import re
 import textwrap
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -217,6 +217,7 @@ class _Method:
     returns: frozenset[int]
 
 
+@cache
 def _methods(owner: type) -> dict[str, _Method]:
     """Return the methods that a class itself defines."""
     lines, start = inspect.getsourcelines(owner)
