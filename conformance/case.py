@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -35,6 +35,9 @@ FULLY_PROBED = {
 }
 """Regimes, by size, whose `base` holds every probe: the others share the room for named blocks."""
 DEFAULT_VARIANTS = ("tiny*", "odd*", TOY)
+
+_SHOWN = 6
+"""So many variants are named."""
 
 
 @dataclass(frozen=True)
@@ -188,13 +191,48 @@ def select_cases(
         and (expression is None or _holds(expression, case.id, ids))
     ]
     if not chosen:
-        message = (
-            f"no case is selected among variants {', '.join(variants)}"
-            f"{f' by -k {expression!r}' if expression else ''}: "
-            "`sd1-conformance list --all` prints what there is"
-        )
-        raise UsageError(message)
+        own = [case for case in cases if _matches(case.component, components)]
+        raise _nothing_selected(own, variants, expression)
     return chosen
+
+
+def _nothing_selected(
+    cases: Iterable[Case], variants: list[str], expression: str | None
+) -> UsageError:
+    """Build the error for a selection that leaves no case.
+
+    Args:
+        cases: Those of the components that were asked for.
+        variants: Globs.
+        expression: Of `-k`.
+    """
+    cases = [case for case in cases if case.variant.name != NO_VARIANT]
+    text = f"no case is selected among variants {', '.join(variants)}"
+    if cases and not any(_matches(case.variant.name, variants) for case in cases):
+        components = list(dict.fromkeys(case.component for case in cases))
+        who = components[0] if len(components) == 1 else "what was asked for"
+        return UsageError(f"{text}: {who} has cases in {variants_text(cases)}")
+    by = f" by -k {expression!r}" if expression else ""
+    return UsageError(f"{text}{by}: `sd1-conformance list --all` prints what there is")
+
+
+def variants_text(cases: Iterable[Case], *, choosing: bool = True) -> str:
+    """Say in which variants there are cases.
+
+    Args:
+        cases: Some, not only of what has no variant.
+        choosing: Whether to say what to write for them.
+
+    Returns:
+        `variant tiny alone: write --variant tiny`, or a few of several and how many more.
+    """
+    names = list(dict.fromkeys(c.variant.name for c in cases if c.variant.name != NO_VARIANT))
+    if len(names) == 1:
+        text, lead = f"variant {names[0]} alone", "write"
+    else:
+        more = [f"{len(names) - _SHOWN} more"] if len(names) > _SHOWN else []
+        text, lead = f"variants {', '.join([*names[:_SHOWN], *more])}", "name some, as in"
+    return f"{text}: {lead} --variant {names[0]}" if choosing else text
 
 
 def _matches(name: str, globs: list[str] | None) -> bool:

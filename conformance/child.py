@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 from typing import IO, Any
 
+from conformance.command_files import absent
 from conformance.errors import PortError, UsageError
 from conformance.report.text import one_line
 
@@ -52,6 +53,7 @@ class Child:
             UsageError: There is no such program.
         """
         self.memory = memory
+        self._absent = absent(command)
         program = shutil.which(command[0])
         if program is None:
             message = f"exec: {command[0]!r} is no program that can be run, here or on the PATH"
@@ -193,6 +195,8 @@ class Child:
         if code is None:
             return f"the port closed its standard output while it was asked for {op}{half}"
         how = f"killed by {_signal_name(-code)}" if code < 0 else f"exit code {code}"
+        if code > 0 and op == "hello" and self._absent:
+            how += f"; no such file: {', '.join(self._absent)}"
         if code == 0 and not half:
             how += "; does it read requests from its standard input? A Python port is served: "
             how += "exec:python serve.py my_port.py:factory"

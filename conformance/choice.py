@@ -10,7 +10,7 @@ from pathlib import Path
 
 from conformance.case import Case
 from conformance.cli_common import split
-from conformance.errors import UsageError, unknown_name
+from conformance.errors import UsageError, nearest_text, unknown_name
 from conformance.execution import BACKENDS, MEMORY, MODES, SAVINGS, SDPA, STABILITY, Execution
 from conformance.golden import SPLICE, TRACE
 from conformance.port import Hello
@@ -108,11 +108,12 @@ def no_device(name: str, hello: Hello) -> UsageError:
     """Build the error for a device that the port does not offer, and say if no driver has it."""
     torch = sys.modules.get("torch")  # where neither suite nor port has it, it sees nothing
     blind = name.startswith("cuda") and torch is not None and not torch.cuda.is_available()
-    message = (
-        f"{hello.name} offers no device {name!r} here (it says: {', '.join(hello.devices)})"
-        f"{'; torch sees no CUDA' if blind else ''}: choose another"
-    )
-    return UsageError(message)
+    told = [
+        f"{hello.name} offers no device {name!r} here (it says: {', '.join(hello.devices)})",
+        "torch sees no CUDA" if blind else "",
+        nearest_text(name, hello.devices),
+    ]
+    return UsageError(f"{'; '.join(filter(None, told))}: choose another")
 
 
 def default_modes(hello: Hello, packs: Path | None = None) -> str:

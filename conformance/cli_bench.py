@@ -12,7 +12,7 @@ from typing import Any
 from conformance import cli_suite, export
 from conformance.bench import loading, models, record, table
 from conformance.bench.tasks import DECODER, choose
-from conformance.cli_common import command, given, oracle_module, split
+from conformance.cli_common import Listed, command, given, oracle_module, split
 from conformance.errors import ExitCode, UsageError
 from conformance.progress import Progress
 from conformance.variants import parse_variant, sizes
@@ -37,7 +37,8 @@ def add_commands(commands: Any) -> None:
     bench = command(commands, "bench", _models, "measure speed and memory beside the reference")
     bench.add_argument("--device", metavar="D", help="cpu (default), cuda or cuda:1")
     bench.add_argument("--dtype", choices=DTYPES, help="default float32")
-    bench.add_argument("--case", metavar="GLOB,..", help="what to time; default: all")
+    case = "what to time; default: all"
+    bench.add_argument("--case", action=Listed, metavar="GLOB,..", help=case)
     bench.add_argument("--variant", metavar="V", help="size of the model, default sd1")
     bench.add_argument("--compile", action="store_true", default=None, help="compile both")
     bench.add_argument("--quick", action="store_true", default=None, help="small sizes, 3 rounds")

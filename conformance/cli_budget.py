@@ -13,7 +13,7 @@ from typing import Any
 from conformance.bench import record as bench
 from conformance.case import COMPONENTS, Case, select_cases
 from conformance.choice import chosen_names, no_device
-from conformance.cli_common import command, given, split
+from conformance.cli_common import Listed, Once, command, given, split
 from conformance.errors import ExitCode, UnsupportedError, UsageError
 from conformance.execution import Execution
 from conformance.memory.budgets import PATH, RECORD, Budgets, budgets, torch_version
@@ -23,6 +23,7 @@ from conformance.memory.sizes import mib, read_size
 from conformance.memory.table import Line, bench_rows, lines_of, pictures, table
 from conformance.port import BUILTIN, Hello, Port, greet, resolve
 from conformance.progress import Progress
+from conformance.requirements import adding
 
 _RECORD = "record"
 
@@ -38,11 +39,15 @@ def add_command(commands: Any) -> None:
         metavar="[record] PORT",
         help="default sd1_impl; `record` takes down what the port holds, default all of ours",
     )
-    budget.add_argument("-k", metavar="EXPR", help="words in the case id with and, or, not")
-    budget.add_argument("--component", help="globs, comma-separated")
-    budget.add_argument("--variant", help="globs, comma-separated; default all")
-    budget.add_argument("--dtype", help="globs of arithmetics, comma-separated")
-    budget.add_argument("--backend", help="globs of ways to compute, comma-separated")
+    words = "words in the case id with and, or, not"
+    budget.add_argument("-k", action=Once, metavar="EXPR", help=words)
+    for option, what in (
+        ("--component", "globs, comma-separated"),
+        ("--variant", "globs, comma-separated; default all"),
+        ("--dtype", "globs of arithmetics, comma-separated"),
+        ("--backend", "globs of ways to compute, comma-separated"),
+    ):
+        budget.add_argument(option, action=Listed, help=what)
     budget.add_argument("--max", metavar="SIZE", help="say what fits a card of 4GiB, say")
     budget.add_argument(
         "--measure", action="store_true", help="run it too, and count what tensors hold"
@@ -54,7 +59,7 @@ def add_command(commands: Any) -> None:
 
 def _budget(arguments: argparse.Namespace) -> int:
     if importlib.util.find_spec("torch") is None:
-        message = "memory is predicted with torch (pip install 'sd1-conformance[torch]')"
+        message = f"memory is predicted with torch ({adding(['torch'])})"
         raise UsageError(message)
     words = arguments.words
     if words[:1] == [_RECORD]:

@@ -10,10 +10,11 @@ from fnmatch import fnmatchcase
 from typing import Any, TypeVar
 
 from conformance.adapters.process import FIRST, TIMEOUT, Limits
-from conformance.case import Case, all_cases, find_case, select_cases
+from conformance.case import DEFAULT_VARIANTS, Case, all_cases, find_case, select_cases
 from conformance.errors import UsageError
 from conformance.levels import LADDER
 from conformance.memory.sizes import read_size
+from conformance.requirements import ORACLE, adding
 
 _Value = TypeVar("_Value")
 
@@ -46,6 +47,46 @@ def given(option: str, what: str, kind: Callable[[str], _Value]) -> Callable[[st
     return read
 
 
+class Listed(argparse.Action):
+    """A list that may be given in parts: `--mode trace --mode splice` is `--mode trace,splice`.
+
+    Its default is None.
+    """
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,  # noqa: ARG002 - argparse's signature
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,  # noqa: ARG002
+    ) -> None:
+        """Add what is given to what was given before."""
+        earlier = getattr(namespace, self.dest)
+        setattr(namespace, self.dest, values if earlier is None else f"{earlier},{values}")
+
+
+class Once(argparse.Action):
+    """An option that makes no list: the last of two would win, and nothing would say so."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,  # noqa: ARG002 - argparse's signature
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        """Take what is given.
+
+        Raises:
+            UsageError: It was given before.
+        """
+        earlier = getattr(namespace, self.dest)
+        if earlier is not None:
+            message = f"{option_string} is given twice, {earlier!r} and {values!r}: give one"
+            raise UsageError(message)
+        setattr(namespace, self.dest, values)
+
+
 def jobs(text: str) -> int:
     """Read a number of processes, for argparse.
 
@@ -60,12 +101,18 @@ def jobs(text: str) -> int:
 
 def add_selection(parser: argparse.ArgumentParser) -> None:
     """Offer the options that choose cases."""
-    parser.add_argument("-k", metavar="EXPR", help="words in the case id with and, or, not")
-    parser.add_argument("--component", help="globs, comma-separated")
-    parser.add_argument("--variant", help="globs, comma-separated; default tiny*,odd*,toy")
-    parser.add_argument("--scenario", help="globs, comma-separated")
+    words = "words in the case id with and, or, not"
+    parser.add_argument("-k", action=Once, metavar="EXPR", help=words)
+    for option, default in (
+        ("--component", ""),
+        ("--variant", f"; default {','.join(DEFAULT_VARIANTS)}"),
+        ("--scenario", ""),
+    ):
+        text = f"globs, comma-separated{default}"
+        parser.add_argument(option, action=Listed, help=text)
     parser.add_argument(
         "--level",
+        action=Once,
         type=int,
         choices=[rung.level for rung in LADDER],
         help="only what this level and those below are judged by",
@@ -158,5 +205,5 @@ def oracle_module(name: str) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        message = f"this command needs the oracle: {error} (pip install 'sd1-conformance[oracle]')"
+        message = f"this command needs the oracle: {error} ({adding(ORACLE)})"
         raise UsageError(message) from error

@@ -14,7 +14,15 @@ from typing import TYPE_CHECKING, Any
 
 from conformance import __version__
 from conformance.errors import ExitCode
-from conformance.requirements import CORE, MISSING, OUTSIDE, Installed, adding, installed
+from conformance.requirements import (
+    CORE,
+    MISSING,
+    OUTSIDE,
+    TESTS,
+    Installed,
+    adding,
+    installed,
+)
 
 if TYPE_CHECKING:
     from conformance.doctor import Diagnosis, Judgement, Kept
@@ -91,7 +99,8 @@ def _section(title: str, rows: Iterable[tuple[str, ...]]) -> Iterator[str]:
 
 def _package(package: Installed) -> tuple[str, ...]:
     state = {MISSING: "missing", OUTSIDE: "outside"}.get(package.state, "")
-    extra = f"extra {package.extra}" if package.extra else ""
+    kind = "group" if package.extra == TESTS else "extra"
+    extra = f"{kind} {package.extra}" if package.extra else ""
     told = ", ".join(text for text in (state, extra) if text)
     return package.name, package.version or "-", package.range or "any", told
 

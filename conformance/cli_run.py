@@ -20,6 +20,7 @@ from conformance.case import Case
 from conformance.checkpoints import FileVariant
 from conformance.choice import default_modes, executions, not_applying, scope_of
 from conformance.cli_common import (
+    Listed,
     add_limits,
     add_selection,
     command,
@@ -27,13 +28,13 @@ from conformance.cli_common import (
     jobs,
     limits_of,
     oracle_module,
-    split,
 )
-from conformance.errors import SuiteError, UsageError
+from conformance.errors import SuiteError
 from conformance.execution import MEMORY, SDPA, Execution, items
 from conformance.memory_choice import Wanted, cases_and_budgets
+from conformance.offered_cases import offered
 from conformance.parallel import Job, Report, run_parallel
-from conformance.port import Hello, close
+from conformance.port import close
 from conformance.ray_executor import greet_on_ray, run_on_ray, session
 from conformance.regression.control import control_of
 from conformance.report.text import counted
@@ -46,6 +47,7 @@ from conformance.xfails import Xfails
 
 CONTROL_HELP = "the reference, in the same job; default diffusers but on the CPU; none: without"
 DTYPE = "float32"
+DEVICE = "cpu"
 EXECUTORS = ("local", "ray")
 EXECUTOR_HELP = "where: this machine, or the Ray cluster that RAY_ADDRESS names (extra `ray`)"
 
@@ -56,10 +58,12 @@ def add_command(commands: Any) -> None:
     run.add_argument("port", nargs="?", default="sd1_impl", metavar="PORT", help="default sd1_impl")
     add_selection(run)
     every = f"(mode {MEMORY}: all); globs too"
-    run.add_argument("--dtype", help=f"arithmetics, default {DTYPE} {every}")
-    run.add_argument("--device", default="cpu", help="devices of the port, default cpu; globs")
-    run.add_argument("--backend", help=f"backends, default {SDPA} {every}")
-    run.add_argument("--mode", help="default trace, splice, where possible; globs")
+    run.add_argument("--dtype", action=Listed, help=f"arithmetics, default {DTYPE} {every}")
+    where = f"devices of the port, default {DEVICE}; globs"
+    run.add_argument("--device", action=Listed, help=where)
+    run.add_argument("--backend", action=Listed, help=f"backends, default {SDPA} {every}")
+    modes = "default trace, splice, where possible; globs"
+    run.add_argument("--mode", action=Listed, help=modes)
     weights, inputs, packs = (
         given(option, what, Path)
         for option, what in (
@@ -91,6 +95,8 @@ def add_command(commands: Any) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    if arguments.device is None:
+        arguments.device = DEVICE
     cases, variant, budgets = cases_and_budgets(arguments)
     arguments.xfails = Xfails.read(arguments.xfails) if arguments.xfails else None
     arguments.shard = Shard.parse(arguments.shard) if arguments.shard else None
@@ -117,8 +123,7 @@ def _judge(
     machine: dict[str, str] | None,
 ) -> int:
     held = budgets.items(runner.hello) if budgets else []
-    named = split(arguments.component) or []
-    cases = [] if held and not cases else offered(cases, runner.hello, named)
+    cases = [] if held and not cases else offered(cases, runner.hello, arguments)
     mode = arguments.mode or default_modes(runner.hello, arguments.traces)
     dtype, backend = arguments.dtype or DTYPE, arguments.backend or SDPA
     runs = executions(dtype, arguments.device, backend, mode, runner.hello, arguments.traces)
@@ -250,28 +255,6 @@ def _options(arguments: argparse.Namespace) -> tuple[str, ...]:
     given.append(("--witness-inputs", arguments.witness_inputs))
     words = [word for name, value in given if value for word in (name, str(value))]
     return (*words, "--ema") if arguments.ema else tuple(words)
-
-
-def offered(cases: list[Case], hello: Hello, named: list[str]) -> list[Case]:
-    """Leave out the cases that a port does not offer.
-
-    Args:
-        cases: Selected.
-        hello: What the port offers.
-        named: Components asked for; one that is named without a wildcard is a skip.
-
-    Raises:
-        UsageError: It offers none of them.
-    """
-    own = {c.id for c in cases if hello.offers(c.component, c.variant.name)}
-    if own:
-        return [c for c in cases if c.id in own or c.component in named]
-    message = (
-        f"{hello.name} offers {', '.join(hello.components) or 'no component'}, variants "
-        f"{', '.join(hello.variants)}: "
-        "nothing of that is selected; choose with --component and --variant"
-    )
-    raise UsageError(message)
 
 
 def _ratio_text(line: dict[str, Any]) -> str:

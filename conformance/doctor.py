@@ -30,6 +30,7 @@ from conformance.report.text import counted, size_text
 from conformance.requirements import (
     CORE,
     MISSING,
+    ORACLE,
     OUTSIDE,
     THERE,
     Installed,
@@ -55,7 +56,6 @@ VARIABLES = (
 
 _MEMORY = Path("/proc/meminfo")
 _MODEL = ("torch", "regex")
-_ORACLE = ("torch", "diffusers", "transformers")
 
 
 @dataclass(frozen=True)
@@ -88,20 +88,20 @@ ABILITIES = (
     *(Ability("level", f"{rung.level} {rung.name}", note=_whole(rung)) for rung in LADDER),
     Ability("port", "exec:COMMAND, file.py:factory", note="any language and environment"),
     Ability("port", "sd1_impl", _MODEL),
-    Ability("port", "diffusers", _ORACLE),
+    Ability("port", "diffusers", ORACLE),
     Ability("mode", TRACE, note="errors add up, as in use"),
-    Ability("mode", SPLICE, _ORACLE, "each layer alone; without: trace packs, --traces DIR"),
+    Ability("mode", SPLICE, ORACLE, "each layer alone; without: trace packs, --traces DIR"),
     Ability("mode", ", ".join(STABILITY), note="a port beside another run of itself"),
     Ability("mode", MEMORY, ("torch",), "ports written with torch"),
     Ability("stamp", f"{PRECISION}:*, {TRAINING}"),
     Ability("stamp", MEMORY, ("torch",)),
-    Ability("stamp", REAL_WEIGHTS, _ORACLE, "run --weights PATH --witness v1-5"),
+    Ability("stamp", REAL_WEIGHTS, ORACLE, "run --weights PATH --witness v1-5"),
     Ability("report", "pages, JUnit, pictures"),
     Ability("report", "causes by name", _MODEL, "which known bug a failure is"),
     Ability("report", "PSNR and SSIM", ("scikit-image",), "of pictures; shown, never judged"),
     Ability("command", "budget", ("torch",), "what a port holds, what fits a card"),
-    Ability("command", "audit", _ORACLE, "without: trace packs, --traces DIR"),
-    Ability("command", "golden verify, mutants, bench, repro", _ORACLE, "the live oracle"),
+    Ability("command", "audit", ORACLE, "without: trace packs, --traces DIR"),
+    Ability("command", "golden verify, mutants, bench, repro", ORACLE, "the live oracle"),
     Ability("way", "pytest items", ("pytest", "pytest-xdist")),
     Ability("way", "--executor ray", ("ray",)),
 )
@@ -300,16 +300,21 @@ def _altered() -> Iterator[str]:
     if names:
         others = [name for name, _ in shadowing.mixed()]
         whose = f"; {', '.join(others)} installed into the same folders" if others else ""
+        verb = "is not as it was" if len(names) == 1 else "are not as they were"
         yield (
-            f"{len(names)} files are not those that were installed, first {names[0]}{whose}: "
+            f"{counted(len(names), 'file')} {verb} installed, first {names[0]}{whose}: "
             "install sd1-conformance anew, in an environment of its own"
         )
 
 
 def _notes(packages: list[Installed]) -> Iterator[str]:
     """Say what harms nothing yet."""
-    for path in shadowing.in_the_way(Path.cwd()):
-        yield f"`python -m conformance` started here takes {path}: use `sd1-conformance`"
+    if paths := shadowing.in_the_way(Path.cwd()):
+        names = ", ".join(path.name for path in paths)
+        yield (
+            f"`python -m conformance` started here takes {names} from {Path.cwd()}: "
+            "use `sd1-conformance`"
+        )
     data = shadowing.find(shadowing.DATA)
     if data.path is not None and not data.own:
         yield f"{data.path} is another package `golden`; goldens are read from {golden_root()}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from difflib import get_close_matches
 from enum import IntEnum
 
@@ -46,8 +47,48 @@ class UnsupportedError(SuiteError):
 FEW = 60
 """So many names are all listed."""
 
+_NEAR = 5
+"""So many of more names are shown, those most like the one that was given."""
 
-def unknown_name(kind: str, name: str, known: list[str]) -> UsageError:
+_NO_NAME = "-"
+"""Stands for the variant where there is none; nobody means it."""
+
+_ALIKE_FAMILY = 0.8
+
+_GLOB = str.maketrans("", "", "*?")
+
+
+def nearest(name: str, known: Iterable[str], most: int = 1, alike: float = 0.6) -> list[str]:
+    """Return the names that a misspelt one may have meant, the likeliest first.
+
+    Args:
+        name: As the user gave it: its case and its wildcards do not count, nor does the execution
+            in the id of an item.
+        known: The names that exist.
+        most: How many are returned at most.
+        alike: What they share with it at least, 0..1. Where none does, a family may be meant:
+            `blok` is near `block/*`.
+    """
+    plain, known = name.partition("[")[0].translate(_GLOB).lower(), list(known)
+    if found := get_close_matches(plain, known, most, alike):
+        return found
+    families = {own.partition("/")[0] for own in known if "/" in own}
+    return [f"{own}/*" for own in get_close_matches(plain, families, 1, _ALIKE_FAMILY)]
+
+
+def nearest_text(name: str, known: Iterable[str]) -> str:
+    """Write `the nearest is NAME`; empty where nothing is alike."""
+    return "".join(f"the nearest is {own}" for own in nearest(name, known))
+
+
+def choices_text(name: str, known: Iterable[str]) -> str:
+    """Write `choose from` and the names that exist, after the one that may have been meant."""
+    known = list(known)
+    told = [nearest_text(name, known), f"choose from {', '.join(known)}"]
+    return "; ".join(filter(None, told))
+
+
+def unknown_name(kind: str, name: str, known: Iterable[str]) -> UsageError:
     """Build the error for a name that does not exist.
 
     Args:
@@ -56,11 +97,15 @@ def unknown_name(kind: str, name: str, known: list[str]) -> UsageError:
         known: The names that exist.
 
     Returns:
-        A `UsageError` whose message lists the choices: all of a few, of many those most alike.
+        A `UsageError` whose message lists the choices: of a few all, that most alike before them,
+        of many those most alike.
     """
+    known = [own for own in known if own != _NO_NAME]
+    lead = f"unknown {kind} {name!r}: "
     if len(known) <= FEW:
-        return UsageError(f"unknown {kind} {name!r}: choose from {', '.join(known)}")
-    near = get_close_matches(name, known, n=5, cutoff=0.4) or known[:5]
-    return UsageError(
-        f"unknown {kind} {name!r}: one of {len(known)}; the nearest are {', '.join(near)}"
-    )
+        return UsageError(f"{lead}{choices_text(name, known)}")
+    near = nearest(name, known, _NEAR, 0.4)
+    if not near:
+        return UsageError(f"{lead}one of {len(known)}, such as {', '.join(known[:_NEAR])}")
+    verb = "is" if len(near) == 1 else "are"
+    return UsageError(f"{lead}one of {len(known)}; the nearest {verb} {', '.join(near)}")

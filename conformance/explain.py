@@ -353,5 +353,7 @@ def _sentence(faults: list[dict[str, Any]], ranked: list[Known], tested: list[Kn
             )
     if not ranked or len(ranked) > TESTED or all(fault.get("text") for fault in faults):
         return ""
-    alike = ", ".join(known.id for known in ranked[:_SHOWN])
-    return f"like the mutants {alike}, none confirmed"
+    alike = [known.id for known in ranked[:_SHOWN]]
+    if len(alike) == 1:
+        return f"like the mutant {alike[0]}, not confirmed"
+    return f"like the mutants {', '.join(alike)}, none confirmed"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -27,6 +28,8 @@ _DTYPES, _MODES = {*FLOATS, EXACT.dtype}, {SPLICE, TRACE, ""}
 _EXACT = {*TABLES, "input_ids", "timesteps"}
 _SHOWN = 3
 _REASON = 160
+_SKIPPED = 240
+"""Longest reason of a skip in characters: it may hold a command."""
 
 
 @dataclass(frozen=True)
@@ -113,6 +116,8 @@ def next_level(lines: Sequence[Line], offered: Collection[str]) -> dict[str, Any
         `level`, that of the lowest failure, else the next one; `because`, the reason in words. None
         where the highest level is reached.
     """
+    if lines and all(line["verdict"] == "skip" for line in lines):
+        return {"level": 0, "because": _not_measured(lines)}
     kinds = {line["component"] in TRAININGS for line in lines if line["verdict"] != "skip"}
     lines = [line for line in lines if on_ladder(line)]
     judged = _judged(lines)
@@ -190,6 +195,18 @@ def _wrong(rung: Rung, judged: Sequence[Line]) -> str:
     if wrong and all(line["verdict"] == "xfail" for line in wrong):
         texts.append("as expected")
     return ", ".join([*texts, f"first {case_name(wrong[0]['case'])}"]) if wrong else ""
+
+
+def _not_measured(skipped: Sequence[Line]) -> str:
+    """Say why every item was skipped: the reasons that most of them have, and of how many each."""
+    reasons = Counter(
+        one_line(line["message"].replace(case_name(line["case"]), "CASE"), _SKIPPED)
+        for line in skipped
+    )
+    texts = [f"{reason} ({counted(n, 'item')})" for reason, n in reasons.most_common(_SHOWN)]
+    if len(reasons) > _SHOWN:
+        texts.append(counted(len(reasons) - _SHOWN, "other reason"))
+    return f"nothing was measured, every item was skipped: {'; '.join(texts)}"
 
 
 def _not_judged(rung: Rung, lines: Sequence[Line], offered: Collection[str]) -> str:

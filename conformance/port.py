@@ -19,9 +19,11 @@ import numpy as np
 
 from conformance import protocol
 from conformance.case import COMPONENTS
-from conformance.errors import PortError, SuiteError, UsageError
+from conformance.errors import PortError, SuiteError, UsageError, choices_text
 from conformance.execution import BACKENDS, SDPA
+from conformance.port_files import factory_advice
 from conformance.report.text import one_line, with_article
+from conformance.requirements import ORACLE, adding
 from conformance.tolerance import EVERY_ARITHMETIC
 from conformance.variants import NO_VARIANT
 
@@ -184,18 +186,8 @@ def resolve(spec: str, limits: Any = None) -> Port:
         return port
     target = _entry_points().get(spec) or BUILTIN.get(spec)
     if target is None:
-        if spec.endswith(".py"):
-            message = f"port {spec!r} names no factory: write {spec}:factory"
-            raise UsageError(message)
         if ":" not in spec:
-            known = ", ".join([*BUILTIN, *_entry_points()])
-            message = (
-                f"unknown port {spec!r}: choose from {known}, module:factory, file.py:factory, "
-                "exec:COMMAND"
-            )
-            if Path(spec).is_file():
-                message += f"; a program is named exec:{spec}"
-            raise UsageError(message)
+            raise UsageError(_no_port(spec))
         target = spec
     with redirect_stdout(sys.stderr):
         factory = _load_factory(target, spec)
@@ -211,6 +203,20 @@ def resolve(spec: str, limits: Any = None) -> Port:
         )
         raise UsageError(message)
     return port
+
+
+def _no_port(spec: str) -> str:
+    """Say what is wrong with a name of no port, and what may have been meant."""
+    path = Path(spec)
+    if spec and path.is_dir():
+        return f"port {spec!r} is a folder: {factory_advice(path)}"
+    if spec.endswith(".py"):
+        if path.is_file():
+            return f"port {spec!r} names no factory: {factory_advice(path)}"
+        return f"port file {spec} does not exist"
+    choices = choices_text(spec, [*BUILTIN, *_entry_points()])
+    text = f"unknown port {spec!r}: {choices}, module:factory, file.py:factory, exec:COMMAND"
+    return f"{text}; a program is named exec:{spec}" if path.is_file() else text
 
 
 def greet(port: Port) -> Hello:
@@ -277,6 +283,9 @@ def _load_factory(target: str, spec: str) -> Any:
     module_name, _, attribute = target.rpartition(":")
     if not attribute or not (module_name.endswith(".py") or _MODULE.fullmatch(module_name)):
         message = f"port {spec!r} is not module:factory or file.py:factory"
+        if module_name and Path(module_name).is_dir():
+            advice = factory_advice(Path(module_name))
+            message = f"port {spec!r}: {module_name} is a folder; {advice}"
         raise UsageError(message)
     try:
         if module_name.endswith(".py"):
@@ -286,9 +295,8 @@ def _load_factory(target: str, spec: str) -> Any:
             module = importlib.import_module(module_name)
     except ImportError as error:
         message = f"port {spec!r} cannot be imported: {error}"
-        if error.name in {"torch", "diffusers", "transformers"}:
-            extra = "torch" if error.name == "torch" else "oracle"
-            message += f" (pip install 'sd1-conformance[{extra}]')"
+        if error.name in ORACLE:
+            message += f" ({adding([error.name])})"
         else:
             message += "; a port of another environment is served from there: exec:path/to/python "
             message += f"serve.py {spec}"

@@ -21,8 +21,9 @@ from conformance.matrix import CPU, CUDA, axis_items
 from conformance.memory.cases import is_in_full, memory_cases
 from conformance.memory_choice import Wanted
 from conformance.port import BUILTIN, Port, close, greet, resolve
+from conformance.requirements import adding
 from conformance.scenarios import BASE
-from conformance.traces import NO_SPLICE
+from conformance.traces import no_splice
 
 DEFAULT_DTYPES = "float32,float64"
 CUDA_DTYPES = ("float32", "bfloat16", "float16")
@@ -71,7 +72,7 @@ def parameters(config: pytest.Config, make: Callable[..., list[Any]]) -> list[An
     """Make the parameters of a fixture; one skipped parameter where there cannot be any."""
     port = config.getoption("--sd1-port")
     if port in BUILTIN and importlib.util.find_spec("torch") is None:
-        return [_skipped(f"port {port} needs torch: pip install 'sd1-conformance[torch]'")]
+        return [_skipped(f"port {port} needs torch: {adding(['torch'])}")]
     try:
         return make(config)
     except SuiteError as error:
@@ -90,7 +91,7 @@ def _items(config: pytest.Config) -> list[Any]:
 def _blocks(config: pytest.Config) -> list[Any]:
     chosen = [(case, run) for case, run in items(*selection(config)) if run.mode == SPLICE]
     if not chosen:
-        return [_skipped(f"splice mode is not among the modes, or impossible: {NO_SPLICE}")]
+        return [_skipped(f"splice mode is not among the modes, or impossible: {no_splice()}")]
     return [
         pytest.param(
             (case, run, block), id=f"{run.item_id(case)}::{block}", marks=_marks(case, run)

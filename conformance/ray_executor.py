@@ -21,6 +21,7 @@ from conformance.execution import Execution
 from conformance.parallel import Item, Job, Report, groups
 from conformance.port import Hello, close
 from conformance.report.text import one_line
+from conformance.requirements import adding
 from conformance.result import Result
 from conformance.runner import Runner
 
@@ -109,7 +110,7 @@ def session(jobs: int = 0) -> Iterator[Any]:
     try:
         ray: Any = importlib.import_module("ray")
     except ImportError as error:
-        message = f"--executor ray needs Ray ({error}): pip install 'sd1-conformance[ray]'"
+        message = f"--executor ray needs Ray ({error}): {adding(['ray'])}"
         raise UsageError(message) from error
     if ray.is_initialized():
         yield ray

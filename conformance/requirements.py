@@ -14,6 +14,7 @@ from functools import cache
 from itertools import zip_longest
 from typing import Any
 
+from conformance.devices import visible_devices
 from conformance.shadowing import HOME
 
 DISTRIBUTION = "sd1-conformance"
@@ -23,9 +24,15 @@ CORE = ""
 TESTS = "test"
 """The dependency group of the pytest items; a wheel does not tell it."""
 
+ORACLE = ("torch", "diffusers", "transformers")
+"""Distributions that make the oracle."""
+
 _TESTS = ("pytest", "pytest-xdist")
 
 MISSING, OUTSIDE, THERE = "missing", "outside", "there"
+
+_WITH_GROUPS = ">=25.1"
+"""Versions of pip that install a dependency group; that of a new Python 3.11 is older."""
 
 _REQUIREMENT = re.compile(
     r"(?P<name>[\w.-]+)\s*(\[(?P<extras>[^\]]*)\])?\s*\(?(?P<range>[^;)]*)\)?"
@@ -200,26 +207,41 @@ def _closure(extra: str) -> set[str]:
     return set().union({r.name for r in own}, *included)
 
 
-def adding(names: Iterable[str], *, gpu: bool = False) -> str:
+def adding(names: Iterable[str], *, gpu: bool | None = None) -> str:
     """Return the command that installs some distributions, those of an extra all together.
 
     It is uv's where there is no pip, as in an environment that uv made.
 
     Args:
         names: Of distributions.
-        gpu: Whether a checkout is to be given the torch of its CUDA constraints.
+        gpu: Whether a checkout is to be given the torch of its CUDA constraints; None for whether
+            a process may use a GPU.
     """
     names = list(names)
     extra = extra_with(names)
-    pip = f"{'python -m' if importlib.util.find_spec('pip') else 'uv'} pip install"
-    if is_checkout():
-        constraints = HOME / "constraints" / f"{'cu130' if gpu else 'cpu'}.txt"
-        pip += f" -c {constraints}"
-    if not extra or extra == TESTS:
-        return f"{pip} {' '.join(names)}"
-    if is_checkout():
-        return f"{pip} -e '{HOME}[{extra}]'"
-    return f"{pip} '{DISTRIBUTION}[{extra}]{_origin()}'"
+    has_pip = importlib.util.find_spec("pip") is not None
+    pip = f"{'python -m' if has_pip else 'uv'} pip install"
+    home = is_checkout()
+    if home:
+        gpu = _on_gpu() if gpu is None else gpu
+        pip += f" -c {HOME / 'constraints' / ('cu130.txt' if gpu else 'cpu.txt')}"
+    knows_groups = not has_pip or state_of(version_of("pip"), _WITH_GROUPS) == THERE
+    if extra == TESTS and home and knows_groups:
+        return f"{pip} --group '{HOME / 'pyproject.toml'}:{TESTS}'"
+    if extra in {CORE, TESTS}:
+        return f"{pip} {' '.join(map(_with_range, names))}"
+    return f"{pip} -e '{HOME}[{extra}]'" if home else f"{pip} '{DISTRIBUTION}[{extra}]{_origin()}'"
+
+
+def _with_range(name: str) -> str:
+    """Write a distribution and its supported versions, for a shell."""
+    supported = next((r.range for r in requirements() if r.name == name), "")
+    return f"'{name}{supported}'" if supported else name
+
+
+@cache
+def _on_gpu() -> bool:
+    return bool(visible_devices())
 
 
 def _origin() -> str:

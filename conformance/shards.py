@@ -13,6 +13,7 @@ from conformance.case import Case
 from conformance.costs import Costs, group_of
 from conformance.errors import UsageError
 from conformance.execution import Execution
+from conformance.report.text import counted
 
 Pair = tuple[Case, Execution]
 Item = Pair | tuple[Case, Execution, str]
@@ -109,7 +110,8 @@ def deal(units: Iterable[Unit], count: int, loads: Mapping[str, float]) -> dict[
     """
     left = sorted(set(units), key=lambda unit: (-unit.cost, unit.name))
     if len(left) < count:
-        message = f"{len(left)} cases cannot be shared by {count}: ask for at most {len(left)}"
+        most = len(left)
+        message = f"{counted(most, 'case')} cannot be shared by {count}: ask for at most {most}"
         raise UsageError(message)
     totals = dict.fromkeys(range(1, count + 1), 0.0)
     held: dict[int, set[str]] = {part: set() for part in totals}

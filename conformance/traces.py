@@ -30,6 +30,7 @@ from conformance.judge import TIME_PROJ, judge_outputs
 from conformance.large import Large
 from conformance.port import Arrays
 from conformance.recipe import SEED
+from conformance.requirements import ORACLE, adding
 from conformance.sketch import distance, sketch
 from conformance.tolerance import LIMIT, ratio
 from conformance.training import scales
@@ -226,16 +227,18 @@ class Packs:
         return read_pack(path, case, golden)
 
 
-NO_SPLICE = (
-    "it needs the oracle (pip install 'sd1-conformance[oracle]') or trace packs that "
-    "`golden trace` wrote elsewhere (--traces DIR)"
-)
+def no_splice() -> str:
+    """Say what splice mode needs: both ways to get the whole values."""
+    return (
+        f"it needs the oracle ({adding(ORACLE)}) or trace packs that `golden trace` wrote "
+        "elsewhere (--traces DIR)"
+    )
 
 
 def no_traces(case: Case, golden: Golden) -> Values:
     """Refuse: there are no whole values, and both ways to get them are named."""
     del golden
-    message = f"splice mode needs the oracle's values of {case.id}: {NO_SPLICE}"
+    message = f"splice mode needs the oracle's values of {case.id}: {no_splice()}"
     raise UnsupportedError(message)
 
 
@@ -258,5 +261,4 @@ def find_traces(folder: Path | None = None) -> Traces:
 
 def have_oracle() -> bool:
     """Say whether diffusers, transformers and torch are installed."""
-    names = ("diffusers", "transformers", "torch")
-    return all(importlib.util.find_spec(name) is not None for name in names)
+    return all(importlib.util.find_spec(name) is not None for name in ORACLE)

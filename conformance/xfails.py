@@ -6,15 +6,14 @@ import datetime as dt
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from conformance.blocks import block_names
 from conformance.case import Case, all_cases
-from conformance.errors import UsageError
-from conformance.report.text import case_name, one_line
+from conformance.errors import UsageError, nearest_text
+from conformance.report.text import case_name, counted, one_line
 from conformance.tolerance import badness
 
 Line = dict[str, Any]
@@ -244,7 +243,8 @@ def _entry(number: int, row: str) -> Entry:
     """
     fields = [field.strip() for field in row.split("|")]
     if len(fields) != FIELDS.count("|") + 1:
-        message = f"it has {len(fields)} fields, not 6: write {FIELDS} (expires may be empty)"
+        held = counted(len(fields), "field")
+        message = f"it has {held}, not 6: write {FIELDS} (expires may be empty)"
         raise ValueError(message)
     case, probe, device, at_most, reason, expires = fields
     for name, value in (("case", case), ("probe", probe), ("device", device)):
@@ -313,6 +313,5 @@ def _all_ran(cases: Iterable[Case], lines: Sequence[Line]) -> bool:
 
 def _nearest(glob: str) -> str:
     """Suggest the case that was meant, if one is alike."""
-    plain = glob.partition("[")[0]
-    alike = get_close_matches(plain, [case.id for case in all_cases()], n=1)
-    return f"; the nearest is {alike[0]}" if alike else ""
+    alike = nearest_text(glob, [case.id for case in all_cases()])
+    return f"; {alike}" if alike else ""

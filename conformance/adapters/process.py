@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from conformance import protocol
 from conformance.adapters.process_component import ExecComponent
 from conformance.child import Child, HungError, machine_memory
+from conformance.command_files import require_files
 from conformance.errors import PortError, RaisedError, UnsupportedError, UsageError
 from conformance.execution import SDPA
 from conformance.export import LAYOUTS, write_compvis
@@ -174,13 +175,20 @@ class ExecPort:
         return dict(reply["ok"])
 
     def _start(self) -> None:
-        """Start the child and greet it."""
+        """Start the child and greet it.
+
+        Raises:
+            UsageError: There is no such program, or it is to run a file that is not there.
+            PortError: It does not say what it offers.
+        """
         if self._failed_starts >= PATIENCE:
             message = f"the port failed to start {PATIENCE} times in a row: it is not tried again"
             raise PortError(message)
         if self._child is not None:
             self._child.kill()
         self.loaded = None
+        if not self.starts:
+            require_files(self.command)
         self._child = Child(self.command, self.limits.most)
         self.starts += 1
         greeting = {"op": "hello", "protocol": protocol.VERSION, "scratch": str(self.scratch())}

@@ -360,6 +360,8 @@ def find_port(spec: str) -> Any:
         raise SystemExit("serve.py: %r is not file.py:factory or module:factory" % spec)
     if source.endswith(".py"):
         path = Path(source).resolve()
+        if not path.is_file():
+            raise SystemExit("serve.py: port file %s does not exist" % path)
         sys.path.insert(0, str(path.parent))
         module_spec: Any = importlib.util.spec_from_file_location("sd1_port_" + path.stem, path)
         module = importlib.util.module_from_spec(module_spec)

@@ -23,6 +23,7 @@ from conformance.environment import environment
 from conformance.errors import UnsupportedError, UsageError
 from conformance.execution import Execution
 from conformance.offer import require_offer
+from conformance.requirements import ORACLE, adding
 from conformance.traces import find_traces
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ class Auditor:
         self.traces = find_traces(questions.traces)
         self.oracle = None if questions.traces else find_oracle()
         if questions.samples and self.oracle is None:
-            message = "--samples needs the oracle (pip install 'sd1-conformance[oracle]'), no packs"
+            message = f"--samples needs the oracle ({adding(ORACLE)}), no packs"
             raise UsageError(message)
         hello = runner.hello
         self.report = Report(hello.name, hello.version, execution.dtype, execution.device)

@@ -23,6 +23,7 @@ from conformance.determinism import HASH_SEED
 from conformance.environment import Changes, changes
 from conformance.errors import UsageError
 from conformance.regression.ranks import ALPHA, holm, p_larger, p_least, runs_needed
+from conformance.report.text import counted
 
 WORSE, BETTER, SAME, UNDECIDED, APART = "worse", "better", "same", "undecided", "not compared"
 
@@ -174,7 +175,9 @@ class BenchDiff:
                 f"measure both with --repeat {runs_needed(judged)}"
             )
         if apart:
-            found.append(f"{len(apart)} rows are not comparable, such as {apart[0].after.name}")
+            verb = "is" if len(apart) == 1 else "are"
+            rows = counted(len(apart), "row")
+            found.append(f"{rows} {verb} not comparable, such as {apart[0].after.name}")
         return found
 
     def as_json(self) -> dict[str, Any]:

@@ -104,8 +104,14 @@ def _what_is_open(summary: Summary, measured: int) -> list[str]:
         name = f"the control {summary.control}".strip()
         texts.append(f"{name} could not be run in {counted(summary.control_broke, 'item')}")
     if not measured and not broken:
-        texts.append("every item was skipped" if skipped else "nothing was judged")
+        texts.append(_skipped_text(summary) if skipped else "nothing was judged")
     return texts
+
+
+def _skipped_text(summary: Summary) -> str:
+    """Say that every item was skipped, and what to type next."""
+    command = f"sd1-conformance doctor {shlex.quote(summary.port_spec)}"
+    return f"every item was skipped; `{command}` says what can be judged of it here"
 
 
 def _what_is_wrong(summary: Summary, port: str, cases: str) -> str:

@@ -106,7 +106,10 @@ def test_page_is_self_contained(audited) -> None:
 
 
 MISTAKES = {
-    "arithmetic": (["--dtype", "bf16"], "unknown arithmetic 'bf16': choose from"),
+    "arithmetic": (
+        ["--dtype", "bf16"],
+        "unknown arithmetic 'bf16': the nearest is bfloat16; choose from",
+    ),
     "scheduler": (["--component", "scheduler/ddim", "--variant", "-"], "audit looks into networks"),
     "device": (["--device", "npu"], "sd1_impl does not offer device npu: choose from cpu"),
     "keep": (

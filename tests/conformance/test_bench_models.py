@@ -17,6 +17,7 @@ from conformance.adapters import bench_models as sides
 from conformance.bench import models
 from conformance.bench.tasks import DECODER, ENCODER, TEXT, UNET, Task
 from conformance.errors import SuiteError
+from conformance.requirements import ORACLE, adding
 from conformance.sampling import TEXT_TO_IMAGE
 from conformance.variants import parse_variant
 
@@ -190,7 +191,7 @@ def test_no_reference(capsys, monkeypatch) -> None:
 
     monkeypatch.setattr("conformance.cli_common.importlib.import_module", absent)
     assert cli.main(["bench"]) == 2
-    assert "pip install 'sd1-conformance[oracle]'" in capsys.readouterr().err
+    assert adding(ORACLE) in capsys.readouterr().err
 
 
 @pytest.mark.compile

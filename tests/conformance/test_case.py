@@ -247,10 +247,13 @@ def test_deep_expression() -> None:
     [
         (
             {"components": ["vea_decoder"]},
-            "unknown component 'vea_decoder': choose from tokenizer, block/time_emb",
+            "unknown component 'vea_decoder': the nearest is vae_decoder; choose from token",
         ),
         ({"components": ["unet", "UNET"]}, "unknown component 'UNET'"),
-        ({"variants": ["tinny"]}, "unknown variant 'tinny': choose from .*odd.*tiny, tiny-dense"),
+        (
+            {"variants": ["tinny"]},
+            "unknown variant 'tinny': the nearest is tiny; choose from odd.*tiny, tiny-dense",
+        ),
         ({"variants": ["tiny", "huge*"]}, r"unknown variant 'huge\*'"),
         ({"variants": ["tiny-unit"]}, "unknown variant 'tiny-unit'"),
         (
@@ -259,6 +262,10 @@ def test_deep_expression() -> None:
         ),
         ({"scenario_names": ["base", ""]}, "unknown scenario ''"),
         ({"variants": ["tiny-dense"], "scenario_names": ["quiet"]}, "no case is selected"),
+        (
+            {"components": ["block/*"], "variants": ["sd1"]},
+            "what was asked for has cases in variant tiny alone: write --variant tiny",
+        ),
         ({"components": ["unet"], "variants": []}, "no case is selected"),
         ({"components": ["unet"], "variants": ["-"]}, "no case is selected"),
         ({"components": []}, "no case is selected"),
@@ -273,6 +280,7 @@ def test_deep_expression() -> None:
         "scenario",
         "scenario-empty",
         "combination",
+        "blocks-elsewhere",
         "no-variants",
         "variant-of-the-tokenizer",
         "no-components",

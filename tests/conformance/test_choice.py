@@ -49,7 +49,11 @@ def test_names_and_globs(axis: str, text: str, names: list[str]) -> None:
 @pytest.mark.parametrize(
     ("axis", "text", "told"),
     [
-        ("dtype", "float8", "unknown dtype 'float8': choose from float64, float32, bfl"),
+        (
+            "dtype",
+            "float8",
+            "unknown dtype 'float8': the nearest is float64; choose from float64, ",
+        ),
         ("dtype", "policy:*", "dtype 'policy:*' fits none that the port offers: float32, bfl"),
         ("device", "tpu", "mine offers no device 'tpu' here (it says: cpu, cuda, cuda:0)"),
         ("device", "tpu*", "mine offers no device 'tpu*' here"),

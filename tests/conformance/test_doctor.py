@@ -90,6 +90,15 @@ def test_without_the_extras(main, without) -> None:
     assert sum("[oracle]" in command for command in commands) == 1
 
 
+def test_without_the_tests_group(main, without) -> None:
+    """It is a group, not an extra: it is called one, and so is the command that installs it."""
+    without(pytest="", pip="25.1")
+    _, out, _ = main("doctor")
+    (row,) = [row for row in out.splitlines() if row.startswith("  pytest ")]
+    assert row.endswith("missing, group test")
+    assert "/pyproject.toml:test'\n      way pytest items\n" in out
+
+
 def test_a_version_outside_of_its_range(main, without) -> None:
     """Of an extra it is a note, and what needs it says so."""
     without(diffusers="0.43.0")
@@ -154,15 +163,25 @@ def test_files_that_are_not_those_installed(main, monkeypatch: pytest.MonkeyPatc
     assert "first conformance/cli.py; other-1 installed into the same folders" in out
 
 
+def test_one_file_that_is_not_as_installed(main, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One is told in the singular."""
+    monkeypatch.setattr("conformance.shadowing.altered", lambda: ["conformance/cli.py"])
+    monkeypatch.setattr("conformance.shadowing.mixed", list)
+    _, out, _ = main("doctor")
+    assert "1 file is not as it was installed, first conformance/cli.py: install" in out
+
+
 def test_a_folder_that_would_shadow(main, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where `python -m` would take another package, that is told beforehand."""
-    (tmp_path / "conformance").mkdir()
-    (tmp_path / "conformance" / "__init__.py").touch()
+    for name in ("conformance", "sd1_impl", "sd1_weights"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").touch()
     monkeypatch.chdir(tmp_path)
     code, out, _ = main("doctor")
     assert code == 0
-    wanted = f"note: `python -m conformance` started here takes {tmp_path / 'conformance'}"
-    assert wanted in out
+    (note,) = [row for row in out.splitlines() if "`python -m conformance` started here" in row]
+    names = "sd1_weights, sd1_impl"
+    assert f"takes conformance, {names} from {tmp_path}: use `sd1-conformance`" in note
 
 
 def test_the_cache(main, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -264,8 +264,8 @@ def test_a_port_that_raises_costs_nothing(explained, error: type[BaseException])
 
     found = explain_later(Later(MutantPort(*catalogued("clip-exact-gelu")), raises))
     assert [(f["probes"], f["count"], f["confirmed"]) for f in found.faults] == [(GELU, 3, False)]
-    assert found.hints["text_encoder"].startswith("like the mutants clip-exact-gelu")
-    assert found.hints["text_encoder"].endswith(", none confirmed")
+    assert found.hints["text_encoder"].startswith("like the mutant clip-exact-gelu")
+    assert found.hints["text_encoder"].endswith(", not confirmed")
 
 
 def test_prints_of_a_port(explained, capsys: pytest.CaptureFixture[str]) -> None:

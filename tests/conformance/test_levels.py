@@ -140,7 +140,26 @@ NEXT = {
             "it is broken in 1 of 1 case, first tokenizer/tiny/base: the token ids are wrong"),
     "error": ([line("error", message="the port raised ValueError")], THREE, 0,
               "it is broken in 1 of 1 case, first unet/tiny/base: the port raised ValueError"),
-    "nothing": ([line("skip")], THREE, 0, NOTHING),
+    "nothing": ([], THREE, 0, NOTHING),
+    "skipped-in-part": ([line(dtype="bfloat16"), line("skip")], THREE, 0, NOTHING),
+    "all-skipped": (
+        [
+            line("skip", message="p does not offer arithmetic float64", name=name)
+            for name in ("base", "t0")
+        ]
+        + [line("skip", message="no values of unet/tiny/base: --traces DIR")],
+        THREE,
+        0,
+        ("nothing was measured, every item was skipped: p does not offer arithmetic float64 "
+        "(2 items); no values of CASE: --traces DIR (1 item)"),
+    ),
+    "many-reasons": (
+        [line("skip", message=f"reason {i}") for i in (1, 2, 3, 4, 5)],
+        THREE,
+        0,
+        ("nothing was measured, every item was skipped: reason 1 (1 item); reason 2 (1 item); "
+        "reason 3 (1 item); 2 other reasons"),
+    ),
 }  # fmt: skip
 
 

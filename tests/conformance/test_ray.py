@@ -18,6 +18,7 @@ from conformance.errors import PortError, UsageError
 from conformance.execution import Execution, items
 from conformance.parallel import Job
 from conformance.ray_executor import run_on_ray, session
+from conformance.requirements import adding
 from conformance.run_folder import plain
 
 TEXTS = [f"tokenizer/-/{name}" for name in ("plain", "empty", "contractions", "roman-numerals")]
@@ -82,7 +83,7 @@ def test_without_ray(monkeypatch, capsys, tmp_path: Path) -> None:
     assert cli.main(argv) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "--executor ray needs Ray" in line
-    assert line.endswith("pip install 'sd1-conformance[ray]'")
+    assert line.endswith(adding(["ray"]))
 
 
 @pytest.fixture(scope="module")

@@ -18,6 +18,7 @@ pytest.importorskip("diffusers")
 
 from conformance.case import find_case
 from conformance.golden_files import load_golden
+from conformance.requirements import ORACLE, adding
 from conformance.spec import parameter_shapes
 from conformance.tolerance import LIMIT
 
@@ -273,4 +274,4 @@ def test_without_the_oracle(main, monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     monkeypatch.setitem(sys.modules, "conformance.repro", None)
     code, out, err = main("repro", UNET, "conv_in", "--out", tmp_path / "out")
     assert (code, out, err.count("\n")) == (2, "", 1)
-    assert "(pip install 'sd1-conformance[oracle]')" in err
+    assert f"({adding(ORACLE)})" in err

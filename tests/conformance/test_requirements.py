@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import sys
 import tomllib
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 
 from conformance import requirements as asked
 from conformance.requirements import Requirement, adding, extra_with, installed, state_of
+from conformance.traces import no_splice
 
 PYPROJECT = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text("utf-8"))
 
@@ -109,16 +111,30 @@ def test_the_smallest_extra_is_chosen() -> None:
     assert extra_with(["torch", "ray"]) == ""
 
 
-def test_commands_of_a_checkout() -> None:
+def test_commands_of_a_checkout(monkeypatch: pytest.MonkeyPatch) -> None:
     """They name the checkout and its constraints, and so work from any folder."""
+    monkeypatch.setattr(asked, "_on_gpu", lambda: False)
     home = asked.HOME
     assert adding(["transformers"]) == (
         f"python -m pip install -c {home}/constraints/cpu.txt -e '{home}[oracle]'"
     )
     assert "-c " + str(home / "constraints" / "cu130.txt") in adding(["torch"], gpu=True)
-    assert adding(["pytest"]).endswith("constraints/cpu.txt pytest")
     for name in ("cpu", "cu130"):
         assert (home / "constraints" / f"{name}.txt").is_file()
+
+
+@pytest.mark.parametrize(
+    ("pip", "told"),
+    [("25.1", "--group '{}/pyproject.toml:test'"), ("23.2.1", "'pytest>=9.0,<9.2'")],
+    ids=["group", "older"],
+)
+def test_command_of_the_tests_group(monkeypatch: pytest.MonkeyPatch, pip: str, told: str) -> None:
+    """It is no extra: pip installs the group where it knows groups, else what is missing of it."""
+    own = asked.version_of
+    monkeypatch.setattr(asked, "_on_gpu", lambda: False)
+    monkeypatch.setattr(asked, "version_of", lambda name: pip if name == "pip" else own(name))
+    lead = f"python -m pip install -c {asked.HOME}/constraints/cpu.txt"
+    assert adding(["pytest"]) == f"{lead} {told.format(asked.HOME)}"
 
 
 @pytest.mark.usefixtures("as_wheel")
@@ -138,3 +154,26 @@ def test_commands_without_pip(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     monkeypatch.setattr(asked, "_origin", str)
     assert adding(["transformers"]) == "uv pip install 'sd1-conformance[oracle]'"
+
+
+@pytest.mark.parametrize(("gpu", "name"), [(False, "cpu"), (True, "cu130")])
+def test_constraints_of_this_machine(
+    monkeypatch: pytest.MonkeyPatch,
+    gpu: bool,  # noqa: FBT001
+    name: str,
+) -> None:
+    """Whoever asks is told the same torch: that of the GPU where a process may use one."""
+    monkeypatch.setattr(asked, "_on_gpu", lambda: gpu)
+    assert f"/constraints/{name}.txt " in adding(asked.ORACLE)
+
+
+@pytest.mark.usefixtures("as_wheel")
+def test_every_message_has_the_same_command(main, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A skip and a message name what doctor names: the wheel where it was installed from."""
+    monkeypatch.setattr(asked, "_origin", lambda: " @ file:///tmp/own.whl")
+    command = "python -m pip install 'sd1-conformance[oracle] @ file:///tmp/own.whl'"
+    assert adding(asked.ORACLE) == command
+    assert f"({command})" in no_splice()
+    monkeypatch.setitem(sys.modules, "conformance.repro", None)
+    code, _, err = main("repro", "unet/tiny/base", "conv_in", "--out", "nowhere")
+    assert (code, f"({command})" in err) == (2, True)

@@ -20,6 +20,7 @@ from conformance.execution import Execution
 from conformance.golden import Golden
 from conformance.golden_files import golden_digest, load_golden
 from conformance.port import Hello
+from conformance.requirements import ORACLE, adding
 from conformance.runner import Runner
 from conformance.sketch import sketch
 from conformance.traces import Packs, Values, find_traces, judged_by, pack_path, read_pack
@@ -269,7 +270,7 @@ def test_neither_oracle_nor_packs(fake, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(traces, "have_oracle", lambda: False)
     result = spliced(fake(replays, OFFERS))
     assert result.verdict == "skip"
-    assert "pip install 'sd1-conformance[oracle]'" in result.message
+    assert f"({adding(ORACLE)})" in result.message
     assert "--traces DIR" in result.message
     assert CASE.id in result.message
 

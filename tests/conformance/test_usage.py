@@ -8,22 +8,33 @@ from pathlib import Path
 import pytest
 
 from conformance.adapters.process import Limits
+from conformance.requirements import adding
 
 ROOT = Path(__file__).parents[2]
 BASE = ["--component", "unet", "--variant", "tiny", "--scenario", "base"]
 
 BAD_CHOICES = {
-    "component": (["--component", "vea_decoder"], "unknown component 'vea_decoder': choose from"),
-    "variant": (["--variant", "tinny"], "unknown variant 'tinny': choose from"),
+    "component": (
+        ["--component", "vea_decoder"],
+        "unknown component 'vea_decoder': the nearest is vae_decoder; choose from tokenizer, ",
+    ),
+    "variant": (
+        ["--variant", "tinny"],
+        "unknown variant 'tinny': the nearest is tiny; choose from",
+    ),
+    "no-variant": (["--variant", "nought"], "unknown variant 'nought': choose from odd, "),
     "scenario": (["--scenario", "bass"], "unknown scenario 'bass': one of"),
     "expression": (["-k", "base and"], "cannot read -k 'base and'"),
     "nothing": (["-k", "nowhere"], "no case is selected"),
-    "dtype": (["--dtype", "float23"], "unknown dtype 'float23': choose from float64, float32"),
+    "dtype": (["--dtype", "float23"], "unknown dtype 'float23': the nearest is float32; choose"),
     "second-dtype": (["--dtype", "float32,int8"], "unknown dtype 'int8'"),
     "no-dtype": (["--dtype", ","], "unknown dtype ''"),
     "device": (["--device", "cuda:7"], "fake offers no device 'cuda:7' here (it says: cpu)"),
-    "backend": (["--backend", "flush"], "unknown backend 'flush': choose from sdpa"),
-    "mode": (["--mode", "slice"], "unknown mode 'slice': choose from splice, trace"),
+    "backend": (
+        ["--backend", "flush"],
+        "unknown backend 'flush': the nearest is flash; choose from",
+    ),
+    "mode": (["--mode", "slice"], "unknown mode 'slice': the nearest is splice; choose from"),
 }
 
 
@@ -38,14 +49,38 @@ def test_bad_choice(main, port_file, tmp_path: Path, choice: list[str], message:
 
 
 BAD_PORTS = {
-    "name": ("sd1_imp", "unknown port 'sd1_imp': choose from sd1_impl, diffusers"),
+    "name": ("sd1_imp", "unknown port 'sd1_imp': the nearest is sd1_impl; choose from sd1_impl"),
     "empty": ("", "unknown port ''"),
     "module": ("no_such_module:make", "port 'no_such_module:make' cannot be imported: No module"),
     "attribute": ("json:make", "port 'json:make': json has no 'make'"),
     "file": ("no/such/file.py:make", "port file no/such/file.py does not exist"),
-    "folder": (f"{ROOT}:make", f"port '{ROOT}:make' is not module:factory or file.py:factory"),
+    "no-factory": (
+        "examples/block/port.py",
+        "port 'examples/block/port.py' names no factory: write examples/block/port.py:factory",
+    ),
+    "no-file": ("examples/block/prot.py", "port file examples/block/prot.py does not exist"),
+    "folder": (
+        "examples/block",
+        "port 'examples/block' is a folder: write examples/block/port.py:factory",
+    ),
+    "folder-of-none": (
+        "docs",
+        "port 'docs' is a folder: write docs/FILE.py:NAME, NAME being a function",
+    ),
+    "folder-and-factory": (
+        "examples/block:factory",
+        "port 'examples/block:factory': examples/block is a folder; write examples/block/port.py:",
+    ),
     "object": ("os:sep", "port 'os:sep' is a str: it needs hello() and load(...)"),
     "command": ("exec:no-such-program", "exec: 'no-such-program' is no program"),
+    "script": (
+        "exec:python examples/exec/no_such.py",
+        "exec: python is to run examples/exec/no_such.py, which does not exist",
+    ),
+    "script-after-options": (
+        "exec:python -I -X dev no_such.py",
+        "exec: python is to run no_such.py, which does not exist",
+    ),
     "no-command": ("exec:", "exec: names no command"),
     "no-module": pytest.param(":make", "port ':make'"),
     "relative": pytest.param(".a:make", "port '.a:make'"),
@@ -53,8 +88,9 @@ BAD_PORTS = {
 
 
 @pytest.mark.parametrize(("port", "message"), BAD_PORTS.values(), ids=BAD_PORTS)
-def test_bad_port(main, tmp_path: Path, port: str, message: str) -> None:
+def test_bad_port(main, tmp_path: Path, monkeypatch, port: str, message: str) -> None:
     """A port that does not exist ends with exit 2 and one line."""
+    monkeypatch.chdir(ROOT)
     code, out, err = main("run", port, *BASE, "--out", tmp_path / "out")
     assert (code, out) == (2, "")
     assert err.startswith(f"sd1-conformance: {message}")
@@ -80,7 +116,8 @@ def test_port_that_needs_more(main, tmp_path, monkeypatch, package: str, extra: 
     (tmp_path / "needs.py").write_text(f"import {package}\n", "utf-8")
     code, _, err = main("run", f"{tmp_path / 'needs.py'}:make", *BASE)
     assert (code, err.count("\n")) == (2, 1)
-    assert f"(pip install 'sd1-conformance[{extra}]')" in err
+    assert f"({adding([package])})" in err
+    assert f"[{extra}]" in err
 
 
 BROKEN_PORTS = {

@@ -157,7 +157,7 @@ def test_rows_that_share_a_load_come_together() -> None:
 
 def test_unknown_model_is_bad_usage() -> None:
     """A model without published slices is refused; the message lists those that have some."""
-    with pytest.raises(UsageError, match="unknown witness 'v1-1': choose from v1-4, v1-5"):
+    with pytest.raises(UsageError, match=r"unknown witness 'v1-1': .*choose from v1-4, v1-5"):
         rows("v1-1")
 
 

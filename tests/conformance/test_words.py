@@ -150,7 +150,13 @@ OPEN = {
         {"counts": {"pass": 2}, "control": {"port": "diffusers", "broke": [{}, {}]}},
         "(2 items measured): the control diffusers could not be run in 2 items.",
     ),
-    "skipped": ({"counts": {"skip": 3}}, "(0 items measured): every item was skipped."),
+    "skipped": (
+        {"counts": {"skip": 3}, "port": {"name": "p", "spec": "my port.py:p"}},
+        (
+            "(0 items measured): every item was skipped; `sd1-conformance doctor 'my port.py:p'` "
+            "says what can be judged of it here."
+        ),
+    ),
     "nothing": ({}, "(0 items measured): nothing was judged."),
 }
 

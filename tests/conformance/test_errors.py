@@ -1,0 +1,33 @@
+"""What is told of a name that does not exist."""
+
+from __future__ import annotations
+
+import pytest
+
+from conformance.errors import FEW, nearest, unknown_name
+
+MANY = [f"steps{n}" for n in range(FEW)] + ["base"]
+
+UNKNOWN = {
+    "few": ("tinny", ["odd", "tiny"], "'tinny': the nearest is tiny; choose from odd, tiny"),
+    "glob": ("tinny*", ["odd", "tiny"], "'tinny*': the nearest is tiny; choose from odd, tiny"),
+    "case": ("UNET", ["unet"], "'UNET': the nearest is unet; choose from unet"),
+    "family": ("blok", ["unet", "block/time_embedding"], "'blok': the nearest is block/*; choose"),
+    "unlike": ("xl", ["odd", "tiny"], "'xl': choose from odd, tiny"),
+    "none": ("tinny", ["-", "tiny"], "'tinny': the nearest is tiny; choose from tiny"),
+    "many": ("baze", MANY, f"'baze': one of {len(MANY)}; the nearest is base"),
+    "many-unlike": ("", MANY, f"'': one of {len(MANY)}, such as steps0, steps1, steps2, steps3, "),
+}
+
+
+@pytest.mark.parametrize(("name", "known", "told"), UNKNOWN.values(), ids=UNKNOWN)
+def test_unknown_name(name: str, known: list[str], told: str) -> None:
+    """The nearest comes first, then all of a few names; what stands for no variant is not one."""
+    assert str(unknown_name("thing", name, known)).startswith(f"unknown thing {told}")
+
+
+def test_an_item_is_near_its_case() -> None:
+    """What is in brackets does not count."""
+    assert nearest("unet/tiny/bse[float32-cpu-sdpa-trace]", ["unet/tiny/base", "unet/odd/t0"]) == [
+        "unet/tiny/base"
+    ]
