@@ -125,10 +125,11 @@ def _of_network(case: Case, probe: str) -> dict[str, Any] | None:
         path, _, attribute = path.rpartition(".")
         owner = module.get_submodule(path)
         if _is_ours(owner):
+            kind: type = type(owner)
             # Of a layer, how it is built comes first; of what enters it, how it is called.
             entered = probe.endswith(_INPUT)
-            names = sorted(_methods(type(owner)), key=lambda name: (name == _BUILT) == entered)
-            return _snippet(type(owner), names, rf"\bself\.{re.escape(attribute)}\b")
+            names = sorted(_methods(kind), key=lambda name: (name == _BUILT) == entered)
+            return _snippet(kind, names, rf"\bself\.{re.escape(attribute)}\b")
     return None
 
 

@@ -35,11 +35,12 @@ from conformance.mutants.catalogue import NOT_RUN, find_mutants
 from conformance.mutants.mutant import Mutant
 from conformance.mutants.named import port_spec
 from conformance.mutants.port import MutantPort
+from conformance.port import Port
 from conformance.result import Result
 from conformance.runner import Runner
 from conformance.summary import earliest
 from conformance.tolerance import LIMIT, badness
-from conformance.traces import Values, find_traces
+from conformance.traces import Traces, Values, find_traces
 
 OTHER_SEED = 2
 """Of the weights and inputs on which hints are scored: their fingerprints were taken on others."""
@@ -123,14 +124,11 @@ def run_items(runner: Runner, items: Iterable[tuple[Case, Execution]]) -> list[d
     return [runner.run(case, execution).as_json() for case, execution in items]
 
 
-class QuietRunner(Runner):
-    """A runner of a mutant that does not ask the oracle whether goldens have aged.
+class _Quiet(Runner):
+    """A runner that does not ask the oracle whether goldens have aged; it remembers what fails."""
 
-    They are wrong on purpose: it would be asked every time. What fails is remembered.
-    """
-
-    def __init__(self, mutant: Mutant) -> None:
-        super().__init__(MutantPort(mutant), _traces(), port_spec(mutant.id))
+    def __init__(self, port: Port, traces: Traces | None = None, port_spec: str = "") -> None:
+        super().__init__(port, traces, port_spec)
         self.asks_for_age = False
         self.answers: dict[Asked, Values] = {}
 
@@ -141,6 +139,11 @@ class QuietRunner(Runner):
             given = Values({**answer.probes}, answer.outputs)
             item = answered(self, result.case, result.execution)
             self.answers[item] = with_steps(golden, given)
+
+
+def quiet_runner(mutant: Mutant) -> _Quiet:
+    """Return a runner of a mutant, which is wrong on purpose: the oracle is not asked each time."""
+    return _Quiet(MutantPort(mutant), _traces(), port_spec(mutant.id))
 
 
 class _Kept:
@@ -178,7 +181,7 @@ def try_mutant(mutant_id: str, marked: bool = True) -> Trial:  # noqa: FBT001, F
         The trial, hints left open.
     """
     (mutant,) = find_mutants([mutant_id])
-    runner = QuietRunner(mutant)
+    runner = quiet_runner(mutant)
     cases = cases_of(mutant)
     lines = run_items(runner, [(c, e) for c in cases for e in executions_of(mutant, c)])
     killed_by = [line["case"] for line in lines if _kills(mutant, line)]
@@ -257,7 +260,7 @@ def hint_mutant(mutant_id: str, known: list[Known]) -> dict[str, Any]:
         `hint_rank` and `confirmed` of its entry.
     """
     (mutant,) = find_mutants([mutant_id])
-    runner = QuietRunner(mutant)
+    runner = quiet_runner(mutant)
     hunted = [(c, executions_of(mutant, c)[0]) for c in _elsewhere(cases_of(mutant))]
     others = [
         (replace(case, seed=OTHER_SEED), execution) for case, execution in panel(mutant, OTHER_SIZE)

@@ -20,7 +20,7 @@ from conformance.export import stored
 from conformance.mutants import checkpoint, checkpoint_files, nulls_checkpoint
 from conformance.mutants.answer import answer, load
 from conformance.mutants.catalogue import CATALOGUE, find_mutants
-from conformance.mutants.gate import QuietRunner
+from conformance.mutants.gate import quiet_runner
 from conformance.mutants.mutant import Mutant, Patch
 from conformance.port import resolve
 from sd1_weights.errors import CheckpointError
@@ -56,7 +56,7 @@ def test_a_wrong_reader_is_named_at_the_first_layer_that_it_spoils(name: str) ->
     """It dies by far in float64 too, at the first layer whose weights it misread."""
     (mutant,) = find_mutants([name])
     case = find_case(mutant.case_ids[0])
-    result = QuietRunner(mutant).run(case, Execution(dtype="float64").for_case(case))
+    result = quiet_runner(mutant).run(case, Execution(dtype="float64").for_case(case))
     assert result.verdict == "fail", result.message
     assert result.first_divergence["probe"] == PLACES[name]
     assert badness(result.first_divergence["ratio"]) >= 2 * LIMIT

@@ -15,7 +15,7 @@ from conformance.tolerance import LIMIT, badness
 torch = pytest.importorskip("torch")
 
 from conformance.mutants.catalogue import CATALOGUE, find_mutants
-from conformance.mutants.gate import QuietRunner
+from conformance.mutants.gate import quiet_runner
 from conformance.sampling import IMAGE_TO_IMAGE, INPAINT, SIGMA_FAMILY
 
 PLACES = {
@@ -85,7 +85,7 @@ def run(name: str):
     (mutant,) = find_mutants([name])
     case = find_case(mutant.case_ids[0])
     dtype = mutant.dtype if mutant.refuses else "float64"
-    return QuietRunner(mutant).run(case, Execution(dtype=dtype).for_case(case))
+    return quiet_runner(mutant).run(case, Execution(dtype=dtype).for_case(case))
 
 
 @pytest.mark.parametrize("name", PLACES)

@@ -9,7 +9,7 @@ torch = pytest.importorskip("torch")
 from conformance.execution import STABILITY, Execution
 from conformance.mutants import runtime
 from conformance.mutants.catalogue import CATALOGUE, find_mutants
-from conformance.mutants.gate import cases_of, executions_of, QuietRunner
+from conformance.mutants.gate import cases_of, executions_of, quiet_runner
 from conformance.mutants.named import port_spec
 from conformance.mutants.unstable import expected_probe
 from conformance.port import resolve
@@ -54,9 +54,9 @@ def test_it_dies_in_its_mode_alone(name: str) -> None:
     assert (execution.mode,) == mutant.modes
     trace = Execution(dtype=mutant.dtype).for_case(case)
     runtime._past.clear()
-    assert QuietRunner(mutant).run(case, trace).verdict in {"pass", "warn"}
+    assert quiet_runner(mutant).run(case, trace).verdict in {"pass", "warn"}
     runtime._past.clear()
-    runner = QuietRunner(mutant)
+    runner = quiet_runner(mutant)
     result = runner.run(case, execution)
     end_processes()
     first = result.first_divergence
