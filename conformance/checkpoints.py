@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from conformance import spec
 from conformance.case import Case
 from conformance.errors import UsageError
 from conformance.file_tensors import FileTensor
+from conformance.progress import Progress
 from conformance.recipe import SEED
 from conformance.regimes import UNIT
 from conformance.sampling import INPAINT, PIPELINES
@@ -222,5 +222,7 @@ def _digest(checkpoint: Checkpoint, size: str) -> str:
 
 
 def _watched(name: str, tensors: dict[str, Stored]) -> Iterator[tuple[str, Stored]]:
-    rows = tqdm(sorted(tensors.items()), desc=f"weights of the {name}", leave=False, disable=None)
+    rows = Progress(
+        sorted(tensors.items()), desc=f"weights of the {name}", unit="tensor", leave=False
+    )
     yield from rows

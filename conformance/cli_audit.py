@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-
-from tqdm import tqdm
 
 from conformance.audit.auditor import Auditor, Questions
 from conformance.audit.names import COMPONENTS, REGIMES
@@ -21,6 +18,7 @@ from conformance.cli_common import add_limits, command, given, limits_of, split
 from conformance.errors import ExitCode, UsageError, unknown_name
 from conformance.execution import Execution
 from conformance.port import Hello, close, resolve
+from conformance.progress import Progress
 from conformance.regimes import UNIT
 from conformance.run_folder import AUDIT, require_own, write_whole
 from conformance.runner import Runner
@@ -71,13 +69,14 @@ def _audit(arguments: argparse.Namespace) -> int:
         _require_offer(runner.hello, dtype, arguments.device)
         cases = _cases(arguments, runner.hello)
         _require_layers(cases, questions)
-        bar = tqdm(total=0, bar_format="{desc}", leave=False, disable=None)
-        try:
-            say: Callable[[str], None] = lambda text: bar.set_description_str(text[:100])  # noqa: E731
+        with Progress(bar_format="{desc}", leave=False) as bar:
+
+            def say(text: str) -> None:
+                bar.now(text[:100])
+                bar.update()
+
             execution = Execution(dtype, arguments.device)
             report = Auditor(runner, execution, questions, say).run(cases)
-        finally:
-            bar.close()
     finally:
         close(port)
     if not report.profiles:

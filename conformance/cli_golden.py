@@ -6,6 +6,7 @@ import argparse
 import importlib
 from dataclasses import replace
 from fnmatch import fnmatchcase
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,10 @@ from conformance.cli_common import (
 from conformance.errors import ExitCode, unknown_name
 from conformance.golden import SPLICE
 from conformance.golden_files import load_golden
+from conformance.recorded import arithmetics
 from conformance.recording import writer
 from conformance.recording.lint import lint
+from conformance.report.text import counted
 from conformance.tolerance import EVERY_ARITHMETIC
 from conformance.traces import pack_path, write_pack
 
@@ -40,6 +43,11 @@ def add_commands(commands: Any) -> None:
         "--dtype",
         metavar="D,..",
         help="enter the noise of these arithmetics into goldens that exist; all else stays",
+    )
+    record.add_argument(
+        "--resume",
+        action="store_true",
+        help="leave out what is recorded already, of this commit and by this oracle",
     )
     again = command(golden_commands, "verify", _golden_verify, "derive goldens again and compare")
     add_selection(again)
@@ -78,17 +86,22 @@ def _say(text: str) -> None:
 
 
 def _golden_record(arguments: argparse.Namespace) -> int:
-    record = oracle_module("conformance.recording.record")
+    batch = oracle_module("conformance.recording.batch")
     if arguments.spec:
         writer.write_spec(oracle_module("conformance.recording.discover").derive_spec())
         return 0
-    wanted = _arithmetics(arguments.dtype)
-    added = oracle_module("conformance.recording.added_noise")
-    for group in _by_variant(selected(arguments)):
-        if wanted:
-            writer.write(added.with_noise(group, wanted, _say))
-        else:
-            writer.write(record.record_variant(group, _say))
+    added = _arithmetics(arguments.dtype)
+    cases = [case for case in selected(arguments) if not case.refused]
+    if added:
+        cases = [case for case in cases if not case.exact and set(added) & set(arithmetics(case))]
+        make = partial(oracle_module("conformance.recording.added_noise").with_noise, wanted=added)
+    else:
+        make = oracle_module("conformance.recording.record").record_case
+    if arguments.resume:
+        left = [case for case in cases if not batch.is_recorded(case, added)]
+        print(f"{len(cases) - len(left)} of {counted(len(cases), 'golden')} recorded already")
+        cases = left
+    batch.record_all(cases, make, _say)
     return 0
 
 
@@ -107,16 +120,16 @@ def _golden_verify(arguments: argparse.Namespace) -> int:
     wanted = _arithmetics(arguments.dtype)
     only = {"float64", *wanted} if wanted else EVERY_ARITHMETIC
     wrong = 0
-    for group in _by_variant(selected(arguments)):
-        stored = {case.id: load_golden(case) for case in group if not case.refused}
-        derived = record.record_variant(group, _say, only, claim=not wanted)
-        for case_id, golden in derived.items():
-            old = stored[case_id]
-            if wanted:
-                old = replace(old.narrowed(only), kills=golden.kills)
-            problem = verify.disagreement(old, golden)
-            wrong += problem is not None
-            print(f"{case_id}: {problem or 'agrees with the oracle'}", flush=True)
+    for case in selected(arguments):
+        if case.refused:
+            continue
+        old = load_golden(case)
+        golden = record.record_case(case, only, claim=not wanted)
+        if wanted:
+            old = replace(old.narrowed(only), kills=golden.kills)
+        problem = verify.disagreement(old, golden)
+        wrong += problem is not None
+        print(f"{case.id}: {problem or 'agrees with the oracle'}", flush=True)
     return int(ExitCode.BROKEN if wrong else ExitCode.CONFORMANT)
 
 

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from tqdm import tqdm
 
 from conformance import spec
 from conformance.errors import UsageError
+from conformance.progress import Progress
 from conformance.sampling import TEXT_TO_IMAGE
 from conformance.vocabulary import Vocabulary
 from sd1_weights import save
@@ -39,7 +39,7 @@ def stored(weights: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ..
 
 def watched(tensors: list[Stored]) -> Iterable[Stored]:
     """Show progress while tensors are written."""
-    return tqdm(tensors, desc="weights", unit="tensor", disable=None)
+    return Progress(tensors, desc="weights", unit="tensor")
 
 
 def write_component(weights: Weights, folder: Path) -> Path:

@@ -28,7 +28,6 @@ import transformers
 from diffusers.models import embeddings
 from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 from transformers import AttentionInterface
 
 from conformance import dispatch
@@ -78,15 +77,20 @@ class Float64Guard(dispatch.Mode):
     def operation(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run the operation and look at what went in and came out."""
         result = func(*args, **kwargs)
-        for leaf in tree_leaves((args, kwargs, result)):
-            if (
-                isinstance(leaf, Tensor)
-                and leaf.is_floating_point()
-                and leaf.dtype != torch.float64
-            ):
-                message = f"oracle is not float64: {func} saw {leaf.dtype} at {_caller()}"
+        for tensor in _tensors((args, tuple(kwargs.values()), result)):
+            if tensor.is_floating_point() and tensor.dtype != torch.float64:
+                message = f"oracle is not float64: {func} saw {tensor.dtype} at {_caller()}"
                 raise GoldenError(message)
         return result
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    """Yield what an operation reads or makes: tensors, alone or in lists and tuples."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (tuple, list)):
+        for part in value:
+            yield from _tensors(part)
 
 
 def _caller() -> str:

@@ -21,7 +21,8 @@ class Progress(tqdm):  # type: ignore[type-arg]
         """Take what `tqdm` takes."""
         self.is_log = not sys.stderr.isatty()
         if self.is_log:
-            options |= {"bar_format": _LINE, "mininterval": _EVERY, "miniters": 1, "leave": False}
+            options |= {"mininterval": _EVERY, "miniters": 1, "leave": False}
+            options.setdefault("bar_format", _LINE)
             options["file"] = io.StringIO()  # what moves a terminal's cursor
         super().__init__(*arguments, **options)
 
@@ -31,3 +32,7 @@ class Progress(tqdm):  # type: ignore[type-arg]
             super().display(msg, pos)
         elif msg != "" and self.n:
             print((msg or str(self)).strip(), file=sys.stderr, flush=True)  # noqa: T201
+
+    def now(self, text: str) -> None:
+        """Name what is being done: a terminal shows it at once, a log in its next line."""
+        self.set_description_str(text, refresh=not self.is_log)

@@ -59,3 +59,9 @@ def modes(case: Case) -> tuple[str, ...]:
     if case.full_size and (case.is_pipeline or case.component == "unet"):
         spliced = case.every_probe
     return (TRACE, SPLICE) if spliced else (TRACE,)
+
+
+def modes_in(case: Case, arithmetic: str) -> tuple[str, ...]:
+    """Return the modes of a case in which the noise of an arithmetic is recorded."""
+    spliced = arithmetic in spliced_arithmetics(case)
+    return tuple(mode for mode in modes(case) if spliced or mode != SPLICE)

@@ -14,7 +14,8 @@ from conformance.adapters.torch_component import TorchComponent
 from conformance.case import Case
 from conformance.errors import UnsupportedError
 from conformance.port import Arrays
-from conformance.recording.noise import calibrations, measure, worst_of
+from conformance.recording.calibration import calibrations
+from conformance.recording.noise import measure, worst_of
 from conformance.recording.record import Reference, values_of
 from conformance.traces import Values
 

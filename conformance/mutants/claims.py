@@ -49,23 +49,21 @@ def ratio_of(mutant: Mutant, case: Case, golden: Golden, traces: Traces | None =
     return ratio
 
 
-def weak_claims(case: Case, golden: Golden, traces: Traces | None = None) -> list[str]:
-    """Say which claimed mutants a golden does not kill by twice the limit.
+def weakness(
+    mutant: Mutant, case: Case, golden: Golden, traces: Traces | None = None
+) -> str | None:
+    """Say how a golden fails to kill a claimed mutant by twice the limit, or None.
 
     Args:
+        mutant: One of `claimed(case)`.
         case: The case.
         golden: Its golden, which need not be written yet.
         traces: Gives the oracle's values for splice mode; None to ask the oracle.
-
-    Returns:
-        One line per mutant that comes too near.
     """
-    problems = []
-    for mutant in claimed(case):
-        ratio = ratio_of(mutant, case, golden, traces)
-        if not ratio >= 2 * LIMIT:
-            problems.append(
-                f"{case.id}: mutant {mutant.id} has ratio {ratio:.2f} in {mutant.dtype}, less than "
-                f"twice the limit ({2 * LIMIT:g}): the golden is refused; its inputs are too weak"
-            )
-    return problems
+    ratio = ratio_of(mutant, case, golden, traces)
+    if ratio >= 2 * LIMIT:
+        return None
+    return (
+        f"{case.id}: mutant {mutant.id} has ratio {ratio:.2f} in {mutant.dtype}, less than "
+        f"twice the limit ({2 * LIMIT:g}): the golden is refused; its inputs are too weak"
+    )

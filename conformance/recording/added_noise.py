@@ -10,51 +10,50 @@ import numpy as np
 from conformance.case import Case
 from conformance.errors import GoldenError
 from conformance.golden import SPLICE, TRACE, Golden
-from conformance.golden_files import check_inputs, load_golden
-from conformance.recipe import digest
+from conformance.golden_files import drawn_inputs, load_golden
 from conformance.recorded import arithmetics, modes
 from conformance.recording.noise import Errors
-from conformance.recording.record import Noise, Reference, Say, add_noise, claiming
+from conformance.recording.record import (
+    Noise,
+    Reference,
+    add_noise,
+    claimed,
+    claiming,
+    evaluation_count,
+    watching,
+)
 from conformance.recording.verify import age_of
 
 
-def with_noise(cases: list[Case], wanted: Collection[str], say: Say) -> dict[str, Golden]:
-    """Measure noise in some arithmetics and enter it into the goldens that there are.
+def with_noise(case: Case, wanted: Collection[str]) -> Golden:
+    """Measure noise in some arithmetics and enter it into the golden that there is.
 
     Args:
-        cases: Cases of one component and variant.
-        wanted: Arithmetics; those in which a case is not judged are passed over.
-        say: Told each step, in one line.
+        case: A case that is judged in one of them.
+        wanted: Arithmetics; those in which the case is not judged are passed over.
 
     Returns:
-        Goldens by case id, of those that have one of the arithmetics.
+        The golden.
 
     Raises:
-        GoldenError: The oracle that is installed disagrees with a golden, so that its noise would
+        GoldenError: The oracle that is installed disagrees with the golden, so that its noise would
             be that of another truth; or an honest evaluation exceeds half the limit.
     """
-    chosen = {case: [a for a in arithmetics(case) if a in wanted] for case in cases}
-    chosen = {case: own for case, own in chosen.items() if own and not case.refused}
-    if not chosen:
-        return {}
-    reference = Reference(cases[0].component, cases[0].variant)
-    goldens, truths = {}, {}
-    for case in chosen:
-        goldens[case], truths[case] = load_golden(case), reference.truth(case)
-        check_inputs(goldens[case], {name: digest(array) for name, array in case.inputs().items()})
-        aged = age_of(goldens[case], truths[case])
+    own = [arithmetic for arithmetic in arithmetics(case) if arithmetic in wanted]
+    golden, mutants = load_golden(case), claimed(case)
+    drawn_inputs(case, golden)  # refuses those of another recipe
+    reference = Reference(case.component, case.variant)
+    evaluations = evaluation_count(reference.build("float64"), case, own)
+    with watching(case, 1 + evaluations + len(mutants)) as bar:
+        truth = reference.truth(case)
+        bar.update()
+        aged = age_of(golden, truth)
         if aged is not None:
             raise GoldenError(f"{case.id}: the golden has aged: {aged}; record all of it again")
-    noise: dict[Case, Noise] = {case: {mode: {} for mode in modes(case)} for case in chosen}
-    for arithmetic in dict.fromkeys(a for own in chosen.values() for a in own):
-        component = reference.build(arithmetic)
-        for case, own in chosen.items():
-            if arithmetic in own:
-                add_noise(case, arithmetic, component, truths[case], noise[case], say)
-    return {
-        case.id: claiming(case, _entered(golden, noise[case]), truths[case])
-        for case, golden in goldens.items()
-    }
+        noise: Noise = {mode: {} for mode in modes(case)}
+        for arithmetic in own:
+            add_noise(case, arithmetic, reference.build(arithmetic), truth, noise, bar)
+        return claiming(case, _entered(golden, noise), mutants, bar, truth)
 
 
 def _entered(golden: Golden, noise: Noise) -> Golden:

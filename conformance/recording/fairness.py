@@ -15,9 +15,10 @@ from conformance import oracle
 from conformance.case import Case
 from conformance.golden import SPLICE, Golden
 from conformance.golden_files import load_golden
-from conformance.recorded import arithmetics, modes, spliced_arithmetics
+from conformance.recorded import arithmetics, modes_in
+from conformance.recording.calibration import calibrations
 from conformance.recording.honest import HELD_OUT
-from conformance.recording.noise import Errors, calibrations, measure, worst_of, worst_ratio
+from conformance.recording.noise import Errors, measure, worst_of, worst_ratio
 from conformance.recording.record import Reference
 from conformance.run_folder import RESULTS
 from conformance.run_records import read_records
@@ -103,9 +104,7 @@ def _measure_variant(cases: list[Case], table: Table, say: Say) -> None:
             if arithmetic not in arithmetics(case):
                 continue
             component, truth = reference.build(arithmetic), truths[case.id]
-            for mode in modes(case):
-                if mode == SPLICE and arithmetic not in spliced_arithmetics(case):
-                    continue
+            for mode in modes_in(case, arithmetic):
                 _measure_case(component, case, truth, (arithmetic, mode), table)
             say(f"{case.id}: {arithmetic}")
 

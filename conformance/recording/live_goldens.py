@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from itertools import groupby
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from conformance import oracle
@@ -14,8 +13,10 @@ from conformance.golden import Golden
 from conformance.golden_files import check_inputs, golden_of_weights
 from conformance.recipe import digest
 from conformance.recorded import arithmetics
-from conformance.recording.record import Say, record_variant
+from conformance.recording.record import record_case
 from conformance.recording.writer import replace_file
+
+Say = Callable[[str], None]
 
 
 def record_missing(cases: list[Case], wanted: Collection[str], say: Say) -> None:
@@ -24,7 +25,7 @@ def record_missing(cases: list[Case], wanted: Collection[str], say: Say) -> None
     Args:
         cases: Those on files' weights are looked at; others have goldens.
         wanted: The arithmetics that they are to be judged in.
-        say: Told each step, in one line.
+        say: Told how many there are, in one line.
 
     Raises:
         GoldenError: The oracle cannot judge these weights.
@@ -35,13 +36,10 @@ def record_missing(cases: list[Case], wanted: Collection[str], say: Say) -> None
     missing = [c for c, _ in own if not set(wanted) & set(arithmetics(c)) <= kept[c]]
     if missing:
         say(f"{len(missing)} goldens of these weights are recorded from the oracle")
-    for _, group in groupby(missing, key=lambda case: case.component):
-        same = list(group)
-        before = set().union(*(kept[case] for case in same))
-        goldens = record_variant(same, say, {"float64", *wanted, *before})
-        for case, variant in own:
-            if case in same:
-                _write(variant.goldens / f"{case.id}.safetensors", goldens[case.id])
+    for case, variant in own:
+        if case in missing:
+            golden = record_case(case, {"float64", *wanted, *kept[case]})
+            _write(variant.goldens / f"{case.id}.safetensors", golden)
 
 
 def _arithmetics_kept(case: Case, variant: FileVariant) -> set[str]:

@@ -132,12 +132,15 @@ def sequential_matmul(a: Tensor, b: Tensor) -> Tensor:
     """Sum the products one after another, in the tensors' own dtype."""
     out = a.new_zeros(a.shape[0], a.shape[1], b.shape[2])
     left, right = a.transpose(1, 2).contiguous(), b.contiguous()
+    # Sliced at once: under a dispatch mode each slice would cost as much as a product.
     if a.shape[0] == 1:
-        for k in range(a.shape[2]):
-            out[0].addr_(left[0, k], right[0, k])
+        total = out[0]
+        for column, row in zip(left[0].unbind(), right[0].unbind(), strict=True):
+            total.addr_(column, row)
     else:
-        for k in range(a.shape[2]):
-            out.addcmul_(left[:, k, :, None], right[:, k, None, :])
+        columns, rows = left[..., None].unbind(1), right[:, :, None].unbind(1)
+        for column, row in zip(columns, rows, strict=True):
+            out.addcmul_(column, row)
     return out
 
 

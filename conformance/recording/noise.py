@@ -17,31 +17,11 @@ from conformance.case import Case
 from conformance.compare import METRICS, relative_error, whole_errors
 from conformance.errors import GoldenError
 from conformance.oracle import Component
-from conformance.recording.honest import (
-    CALIBRATION,
-    HALF_ULP_RUNS,
-    MOVED_PRODUCTS,
-    Evaluation,
-    half_ulp_evaluation,
-    time_proj_of,
-)
-from conformance.recording.honest_sampling import SAMPLING_CALIBRATION
-from conformance.recording.honest_training import (
-    TRAINING_CALIBRATION,
-    noised,
-    pooled,
-    schedule_evaluation,
-)
-from conformance.sampling import (
-    SCHEDULER_STEPS,
-    TABLES,
-    TIMESTEPS,
-    first_timestep,
-    read_config,
-    steps_left_out,
-)
+from conformance.recording.honest import Evaluation
+from conformance.recording.honest_training import pooled
+from conformance.sampling import SCHEDULER_STEPS, TABLES, TIMESTEPS
 from conformance.tables import entry_errors, table_arithmetic
-from conformance.tolerance import FLOAT64_FROM_FLOAT32, OTHER_ARITHMETICS, badness, floor, ratio
+from conformance.tolerance import FLOAT64_FROM_FLOAT32, badness, floor, ratio
 from conformance.training import LOSS, is_gradient, scale_name
 
 
@@ -164,12 +144,12 @@ _STEPS_FIRST = ("model_outputs", "noise")
 
 def _split(case: Case, inputs: dict[str, np.ndarray]) -> list[dict[str, np.ndarray]]:
     """Split a batch into batches of one; what has no axis goes to each."""
-    steps_first = _steps_first(case)
+    first = steps_first(case)
 
     def sample(name: str, array: np.ndarray, i: int) -> np.ndarray:
         if array.ndim == 0:
             return array
-        return array[:, i : i + 1] if name in steps_first else array[i : i + 1]
+        return array[:, i : i + 1] if name in first else array[i : i + 1]
 
     return [
         {name: sample(name, array, i) for name, array in inputs.items()}
@@ -177,115 +157,14 @@ def _split(case: Case, inputs: dict[str, np.ndarray]) -> list[dict[str, np.ndarr
     ]
 
 
-def _steps_first(case: Case) -> tuple[str, ...]:
+def steps_first(case: Case) -> tuple[str, ...]:
     """Return the inputs of a case whose first axis is the step."""
     return _STEPS_FIRST if case.is_scheduler or case.is_pipeline else ()
-
-
-def _can_be_split(case: Case) -> bool:
-    """Say whether there are several samples, each with its own rows of every input."""
-    inputs = case.inputs()
-    rows = {
-        array.shape[1 if name in _steps_first(case) else 0]
-        for name, array in inputs.items()
-        if array.ndim
-    }
-    return len(rows) == 1 and rows != {1}
 
 
 def batch_size(inputs: dict[str, np.ndarray]) -> int:
     """Return the number of samples: rows of the first input that has an axis."""
     return next(len(array) for array in inputs.values() if array.ndim)
-
-
-def calibrations(
-    component: Component, case: Case, arithmetic: str, *, splice: bool = False
-) -> list[Evaluation]:
-    """Return the calibration evaluations of a case in an arithmetic.
-
-    In splice mode operands are the oracle's: no order of sums turns their rounding over.
-
-    The timestep embedding is drawn 16 times with half-ulp moves; the two draws that are furthest
-    from the truth are carried through the network. Of a pipeline's many timesteps the first, the
-    largest, decides: its embedding is the noisiest.
-    """
-    known = (*CALIBRATION, *SAMPLING_CALIBRATION, *TRAINING_CALIBRATION)
-    chosen = [e for e in known if e.applies(case, arithmetic)]
-    if not _can_be_split(case):
-        chosen = [e for e in chosen if not e.split]
-    if splice:
-        chosen = [e for e in chosen if e not in MOVED_PRODUCTS]
-    moved = arithmetic in {"float32", *OTHER_ARITHMETICS}
-    if moved and time_proj_of(component.module) is not None:
-        chosen += _worst_half_ulps(component, case)
-        if case.is_training:
-            chosen += _worst_schedules(component, case)
-    return chosen
-
-
-def _worst_half_ulps(component: Component, case: Case) -> list[Evaluation]:
-    draws = _embedding_errors(component, case)
-    order = sorted(range(HALF_ULP_RUNS), key=lambda i: -float(draws[i].norm()))
-    return [half_ulp_evaluation(seed) for seed in order[:2]]
-
-
-def _worst_schedules(component: Component, case: Case) -> list[Evaluation]:
-    """Return the two draws of the noise schedule that move noisy latents the furthest."""
-    plain = noised(component, case)
-    errors = []
-    for seed in range(HALF_ULP_RUNS):
-        with schedule_evaluation(seed).around(component.module):
-            errors.append(float((noised(component, case) - plain).norm()))
-    order = sorted(range(HALF_ULP_RUNS), key=lambda i: -errors[i])
-    return [schedule_evaluation(seed) for seed in order[:2]]
-
-
-def _embedding_errors(component: Component, case: Case) -> list[Tensor]:
-    """Return the error of each draw of the timestep embedding, float64 (timesteps, width)."""
-    inputs = case.inputs()
-    first = _first_timestep(inputs) if case.is_pipeline else None
-    own = inputs["timesteps" if case.is_training else "timestep"] if first is None else first
-    timestep = torch.tensor(own).reshape(-1)
-    time_proj = time_proj_of(component.module)
-    exact = oracle.float64_time_proj(time_proj)(timestep.double())
-    errors = []
-    for seed in range(HALF_ULP_RUNS):
-        with half_ulp_evaluation(seed).around(component.module), torch.no_grad():
-            errors.append(time_proj(timestep).double() - exact)
-    return errors
-
-
-def _first_timestep(inputs: dict[str, np.ndarray]) -> float:
-    """Return the first timestep of a pipeline's run."""
-    config = read_config(inputs["config"])
-    algorithm, steps = config["scheduler"], config["num_inference_steps"]
-    strength = float(inputs.get("strength", 1))
-    late = {"begin_index": steps_left_out(algorithm, steps, strength)}
-    return first_timestep(algorithm, config | late)
-
-
-_FREQUENCIES_ALIKE = 2
-
-
-def embedding_noise(component: Component, case: Case) -> np.ndarray:
-    """Return the float32 noise of each entry of a UNet case's timestep embedding.
-
-    Args:
-        component: The unmodified reference in float32.
-        case: A case of the UNet.
-
-    Returns:
-        Absolute, (batch, width): the worst of 16 draws with half-ulp moves, and of the two
-        neighbouring frequencies on either side.
-    """
-    draws = torch.stack(_embedding_errors(component, case)).abs().amax(0)
-    halves = draws.reshape(len(draws), 2, -1).numpy()  # cosines, sines
-    window = 2 * _FREQUENCIES_ALIKE + 1
-    padded = np.pad(halves, [(0, 0), (0, 0), (_FREQUENCIES_ALIKE,) * 2], mode="edge")
-    worst = np.lib.stride_tricks.sliding_window_view(padded, window, axis=-1).max(axis=-1)
-    return np.broadcast_to(
-        worst.reshape(len(draws), -1), (batch_size(case.inputs()), draws.shape[1])
-    )
 
 
 def worst_of(runs: Iterable[Errors]) -> Errors:

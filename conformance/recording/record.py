@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import platform
 import subprocess
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -24,14 +24,14 @@ from conformance.golden import SPLICE, TRACE, Golden
 from conformance.judge import IMAGE, TIME_PROJ
 from conformance.large import BORDER, EDGE, WHOLE_LIMIT, Large
 from conformance.layout import PIXELS
+from conformance.progress import Progress
 from conformance.recipe import SEED, digest
-from conformance.recorded import arithmetics, modes, spliced_arithmetics
-from conformance.recording.honest import HELD_OUT
+from conformance.recorded import arithmetics, modes, modes_in
+from conformance.recording.calibration import calibration_count, calibrations, embedding_noise
+from conformance.recording.honest import HELD_OUT, Evaluation
 from conformance.recording.honest_training import TRAINING_HELD_OUT
 from conformance.recording.noise import (
     Errors,
-    calibrations,
-    embedding_noise,
     measure,
     noise_of,
     worst_of,
@@ -49,7 +49,6 @@ from conformance.traces import Values
 from conformance.training import scales
 from conformance.variants import Variant
 
-Say = Callable[[str], None]
 Noise = dict[str, dict[str, Errors]]
 """By mode and arithmetic."""
 
@@ -109,49 +108,60 @@ def sketched_outputs(case: Case, truth: oracle.Truth) -> dict[str, tuple[int, ..
     return spec.gradient_shapes(case.component, case.variant.size)
 
 
-def record_variant(
-    cases: list[Case],
-    say: Say,
-    only: Collection[str] = EVERY_ARITHMETIC,
-    *,
-    claim: bool = True,
-) -> dict[str, Golden]:
-    """Record all cases of one component and variant.
+def record_case(
+    case: Case, only: Collection[str] = EVERY_ARITHMETIC, *, claim: bool = True
+) -> Golden:
+    """Record a case, showing how far it is.
 
     Args:
-        cases: Cases of one component and variant.
-        say: Told each step, in one line.
+        case: One of which the reference computes something.
         only: Arithmetics whose noise is measured; float64 among them.
-        claim: Hunt the mutants that the cases are to kill, and enter them.
+        claim: Hunt the mutants that the case is to kill, and enter them.
 
     Returns:
-        Goldens by case id.
+        Its golden.
 
     Raises:
-        GoldenError: The oracle is not float64, or an honest evaluation exceeds half the limit.
+        GoldenError: The oracle is not float64, an honest evaluation exceeds half the limit, or a
+            mutant is not killed.
     """
-    cases = [case for case in cases if not case.refused]
-    if not cases:
-        return {}
-    if cases[0].exact:
-        return {case.id: claiming(case, _exact_golden(case)) for case in cases}
-    reference = Reference(cases[0].component, cases[0].variant)
-    truths = {}
-    for case in cases:
-        truths[case.id] = reference.truth(case)
-        say(f"{case.id}: oracle")
-    noise: dict[str, Noise] = {case.id: {mode: {} for mode in modes(case)} for case in cases}
-    for arithmetic in EVERY_ARITHMETIC:
-        for case in cases:
-            if arithmetic in only and arithmetic in arithmetics(case):
-                component = reference.build(arithmetic)
-                add_noise(case, arithmetic, component, truths[case.id], noise[case.id], say)
-    goldens = {case.id: _golden(case, truths[case.id], noise[case.id]) for case in cases}
-    for case in cases:
-        _add_embedding(goldens[case.id], case, reference, truths[case.id])
-    if not claim:
-        return goldens
-    return {case.id: claiming(case, goldens[case.id], truths[case.id]) for case in cases}
+    mutants = claimed(case) if claim else []
+    if case.exact:
+        with watching(case, len(mutants)) as bar:
+            return claiming(case, _exact_golden(case), mutants, bar)
+    wanted = [a for a in EVERY_ARITHMETIC if a in only and a in arithmetics(case)]
+    reference = Reference(case.component, case.variant)
+    evaluations = evaluation_count(reference.build("float64"), case, wanted)
+    with watching(case, 1 + evaluations + len(mutants)) as bar:
+        truth = reference.truth(case)
+        bar.update()
+        noise: Noise = {mode: {} for mode in modes(case)}
+        for arithmetic in wanted:
+            add_noise(case, arithmetic, reference.build(arithmetic), truth, noise, bar)
+        golden = _golden(case, truth, noise)
+        _add_embedding(golden, case, reference, truth)
+        return claiming(case, golden, mutants, bar, truth) if claim else golden
+
+
+def watching(case: Case, evaluations: int) -> Progress:
+    """Return what shows how many evaluations of a case are done."""
+    return Progress(total=evaluations, desc=case.id, unit="evaluation", leave=False)
+
+
+def evaluation_count(component: oracle.Component, case: Case, wanted: Collection[str]) -> int:
+    """Return how often `add_noise` evaluates a case in some arithmetics.
+
+    Args:
+        component: The reference in any of them.
+        case: The case.
+        wanted: Of `arithmetics(case)`.
+    """
+    return sum(
+        calibration_count(component, case, arithmetic, splice=mode == SPLICE)
+        + len(_held_out(case, arithmetic))
+        for arithmetic in wanted
+        for mode in modes_in(case, arithmetic)
+    )
 
 
 def add_noise(
@@ -160,9 +170,9 @@ def add_noise(
     component: oracle.Component,
     truth: oracle.Truth,
     noise: Noise,
-    say: Say,
+    bar: Progress,
 ) -> None:
-    """Measure the noise of a case in an arithmetic, in the modes that `noise` has.
+    """Measure the noise of a case in an arithmetic, in the modes in which it is recorded.
 
     Args:
         case: The case.
@@ -170,21 +180,37 @@ def add_noise(
         component: The reference in it.
         truth: What the oracle computed.
         noise: By mode and arithmetic; entered there.
-        say: Told each step, in one line.
+        bar: Told of each evaluation.
 
     Raises:
         GoldenError: An honest evaluation exceeds half the limit.
     """
-    for mode, units in noise.items():
-        if mode == SPLICE and arithmetic not in spliced_arithmetics(case):
-            continue
-        runs = [
-            measure(component, case, truth, e, splice=mode == SPLICE)
-            for e in calibrations(component, case, arithmetic, splice=mode == SPLICE)
-        ]
-        units[arithmetic] = worst_of(runs)
-        _refuse_unfair(case, arithmetic, component, truth, mode, units)
-        say(f"{case.id}: {arithmetic}, {mode}, {len(runs)} evaluations")
+    for mode in modes_in(case, arithmetic):
+        bar.now(f"{case.id}: {arithmetic}, {mode}")
+
+        def errors_of(evaluation: Evaluation, *, splice: bool = mode == SPLICE) -> Errors:
+            errors = measure(component, case, truth, evaluation, splice=splice)
+            bar.update()
+            return errors
+
+        chosen = calibrations(component, case, arithmetic, splice=mode == SPLICE)
+        noise[mode][arithmetic] = worst_of([errors_of(evaluation) for evaluation in chosen])
+        units = noise_of(arithmetic, noise[mode])
+        for evaluation in _held_out(case, arithmetic):
+            found, where = worst_ratio(errors_of(evaluation), units, arithmetic)
+            if not found <= LIMIT / 2:
+                message = (
+                    f"{case.id}: honest evaluation {evaluation.name!r} has ratio {found:.2f} at "
+                    f"{where} in {mode} mode, over half the limit ({LIMIT / 2:g}): it is refused"
+                )
+                raise GoldenError(message)
+
+
+def _held_out(case: Case, arithmetic: str) -> list[Evaluation]:
+    """Return the evaluations that refuse a golden if one exceeds half the limit."""
+    if arithmetic not in {"float32", *MIXED} or case.full_size:
+        return []
+    return [e for e in (*HELD_OUT, *TRAINING_HELD_OUT) if e.applies(case, arithmetic)]
 
 
 def _add_embedding(golden: Golden, case: Case, reference: Reference, truth: oracle.Truth) -> None:
@@ -194,42 +220,45 @@ def _add_embedding(golden: Golden, case: Case, reference: Reference, truth: orac
         golden.embedding_noise = embedding_noise(reference.build("float32"), case)
 
 
-def claiming(case: Case, golden: Golden, truth: oracle.Truth | None = None) -> Golden:
-    """Enter the mutants that a case is to kill; refuse the golden if it does not.
-
-    What mutants do on the user's own weights is not known.
-    """
+def claimed(case: Case) -> list[Any]:
+    """Return the mutants that a case is to kill: on the user's own weights that is not known."""
     if isinstance(case.variant, FileVariant):
-        return golden
-    claims = importlib.import_module("conformance.mutants.claims")
-    traces = None if truth is None else lambda *_: values_of(truth)
-    problems = claims.weak_claims(case, golden, traces)
-    if problems:
-        raise GoldenError(problems[0])
-    return replace(golden, kills=[mutant.id for mutant in claims.claimed(case)])
+        return []
+    mutants: list[Any] = _claims().claimed(case)
+    return mutants
 
 
-def _refuse_unfair(
+def _claims() -> Any:
+    return importlib.import_module("conformance.mutants.claims")
+
+
+def claiming(
     case: Case,
-    arithmetic: str,
-    component: oracle.Component,
-    truth: oracle.Truth,
-    mode: str,
-    noise: dict[str, Errors],
-) -> None:
-    """Hold evaluations out and refuse the golden if one exceeds half the limit."""
-    if arithmetic not in {"float32", *MIXED} or case.full_size:
-        return
-    held_out = (*HELD_OUT, *TRAINING_HELD_OUT)
-    for evaluation in (e for e in held_out if e.applies(case, arithmetic)):
-        errors = measure(component, case, truth, evaluation, splice=mode == SPLICE)
-        found, where = worst_ratio(errors, noise_of(arithmetic, noise), arithmetic)
-        if not found <= LIMIT / 2:
-            message = (
-                f"{case.id}: honest evaluation {evaluation.name!r} has ratio {found:.2f} at "
-                f"{where} in {mode} mode, over half the limit ({LIMIT / 2:g}): it is refused"
-            )
-            raise GoldenError(message)
+    golden: Golden,
+    mutants: Sequence[Any],
+    bar: Progress,
+    truth: oracle.Truth | None = None,
+) -> Golden:
+    """Enter the mutants that a case is to kill.
+
+    Args:
+        case: The case.
+        golden: Its golden.
+        mutants: `claimed(case)`.
+        bar: Told of each one.
+        truth: What the oracle computed; None to ask it.
+
+    Raises:
+        GoldenError: One is not killed by twice the limit: the golden is refused.
+    """
+    traces = None if truth is None else lambda *_: values_of(truth)
+    for mutant in mutants:
+        bar.now(f"{case.id}: mutant {mutant.id}")
+        problem = _claims().weakness(mutant, case, golden, traces)
+        if problem is not None:
+            raise GoldenError(problem)
+        bar.update()
+    return replace(golden, kills=[mutant.id for mutant in mutants])
 
 
 def _golden(case: Case, truth: oracle.Truth, noise: Noise) -> Golden:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,39 +38,73 @@ def _alone(path: Path) -> Iterator[None]:
         os.close(folder)
 
 
-def write(goldens: dict[str, Golden]) -> None:
-    """Write goldens and bring the manifest and the lock up to date, atomically file by file.
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Let Ctrl-C wait until what belongs together is written.
+
+    Raises:
+        KeyboardInterrupt: It was asked for meanwhile.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread is interrupted
+        return
+    asked: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _: asked.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if asked:
+        raise KeyboardInterrupt
+
+
+def write(golden: Golden) -> int:
+    """Write a golden and bring the manifest and the lock up to date: all of it, whatever Ctrl-C.
 
     Args:
-        goldens: By case id.
+        golden: What was recorded.
+
+    Returns:
+        The size of its file, in bytes.
     """
-    path = manifest_path()
-    with _alone(path):
-        _write(path, goldens)
-
-
-def _write(path: Path, goldens: dict[str, Golden]) -> None:
-    manifest: dict[str, Any] = {"format": FORMAT, "source": SOURCE, "seed": SEED, "goldens": {}}
-    if path.exists():
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-    for case_id, golden in goldens.items():
-        data = golden.to_bytes()
-        target = golden_path(case_id)
+    data = golden.to_bytes()
+    with _alone(manifest_path()), _undisturbed():
+        target = golden_path(golden.case)
         target.parent.mkdir(parents=True, exist_ok=True)
         replace_file(target, data)
-        manifest["goldens"][case_id] = {
-            "file": f"{case_id}.safetensors",
+        manifest = _manifest()
+        manifest["goldens"][golden.case] = {
+            "file": f"{golden.case}.safetensors",
             "sha256": hashlib.sha256(data).hexdigest(),
             "bytes": len(data),
             "hunts": golden.hunts,
             "inputs": {name: facts["sha256"] for name, facts in golden.inputs.items()},
             "provenance": golden.provenance,
         }
-    manifest["goldens"] = dict(sorted(manifest["goldens"].items()))
-    replace_file(path, _manifest_text(manifest).encode())
+        manifest["goldens"] = dict(sorted(manifest["goldens"].items()))
+        replace_file(manifest_path(), _manifest_text(manifest).encode())
+        _write_lock(manifest)
+    return len(data)
+
+
+def write_lock() -> None:
+    """List every golden, and every case that the reference refuses, in `cases.lock`."""
+    with _alone(manifest_path()), _undisturbed():
+        _write_lock(_manifest())
+
+
+def _manifest() -> dict[str, Any]:
+    path = manifest_path()
+    if not path.exists():
+        return {"format": FORMAT, "source": SOURCE, "seed": SEED, "goldens": {}}
+    manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return manifest
+
+
+def _write_lock(manifest: dict[str, Any]) -> None:
     ids = sorted([*manifest["goldens"], *(c.id for c in all_cases() if c.refused)])
-    lock = "".join(f"{case_id}\n" for case_id in ids)
-    replace_file(path.with_name("cases.lock"), lock.encode())
+    text = "".join(f"{case_id}\n" for case_id in ids)
+    replace_file(manifest_path().with_name("cases.lock"), text.encode())
 
 
 def _manifest_text(manifest: dict[str, Any]) -> str:
@@ -91,5 +127,9 @@ def write_spec(texts: dict[str, str]) -> None:
 def replace_file(path: Path, data: bytes) -> None:
     """Write a file, whole or not at all."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_bytes(data)
-    temporary.replace(path)
+    try:
+        temporary.write_bytes(data)
+        temporary.replace(path)
+    except BaseException:  # Ctrl-C, a full disk
+        temporary.unlink(missing_ok=True)
+        raise

@@ -181,7 +181,7 @@ class TestOracle:
     def test_one_row_more_is_one_block_more(self, monkeypatch) -> None:
         """Another block, with text and attention: oracle, ways to evaluate it, and port agree."""
         from conformance.adapters import diffusers_networks, sd1_impl_networks
-        from conformance.recording import noise, record
+        from conformance.recording import calibration, noise, record
 
         block = Block("mid_block.attentions.0", ("map", "text"), "nothing in particular")
         component = f"block/{block.path}"
@@ -201,7 +201,7 @@ class TestOracle:
         truth = reference.truth(case)
         assert len(truth.probes) == len(spec.probe_names(component, "tiny")) > 20
         in_float32 = reference.build("float32")
-        chosen = noise.calibrations(in_float32, case, "float32")
+        chosen = calibration.calibrations(in_float32, case, "float32")
         assert {"channels last", "plain attention", "batch split"} <= {e.name for e in chosen}
         runs = [noise.measure(in_float32, case, truth, evaluation) for evaluation in chosen]
         errors = [float(run.outputs["out"][0]) for run in runs]

@@ -7,6 +7,7 @@ import pytest
 from conformance.case import all_cases, find_case
 from conformance.errors import GoldenError
 from conformance.golden_files import load_golden
+from conformance.progress import Progress
 from conformance.tolerance import LIMIT
 
 torch = pytest.importorskip("torch")
@@ -16,6 +17,7 @@ from conformance.mutants.catalogue import CATALOGUE, find_mutants
 from conformance.mutants.mutant import Mutant
 
 CLAIMED = {m.case_ids[0] for m in CATALOGUE if claims.claimable(m)}
+SILENT = Progress(disable=True)
 
 
 def test_goldens_claim_what_the_catalogue_says():
@@ -35,7 +37,9 @@ def test_goldens_claim_what_the_catalogue_says():
 def test_a_claim_is_true(case_id):
     """In trace mode the claimed mutants are at least twice the limit away."""
     case = find_case(case_id)
-    assert claims.weak_claims(case, load_golden(case)) == []
+    golden = load_golden(case)
+    mutants = claims.claimed(case)
+    assert [m.id for m in mutants if claims.weakness(m, case, golden) is not None] == []
 
 
 def quiet() -> Mutant:
@@ -55,13 +59,14 @@ def test_a_weak_claim_refuses_the_golden(monkeypatch):
     record = pytest.importorskip("conformance.recording.record", exc_type=ImportError)
     case = find_case("text_encoder/tiny/base")
     golden = load_golden(case)
-    assert claims.weak_claims(case, golden) == []
-    monkeypatch.setattr(claims, "CATALOGUE", (*find_mutants(["clip-exact-gelu"]), quiet()))
-    (problem,) = claims.weak_claims(case, golden)
+    (killed,) = find_mutants(["clip-exact-gelu"])
+    monkeypatch.setattr(claims, "CATALOGUE", (killed, quiet()))
+    assert claims.weakness(killed, case, golden) is None
+    problem = claims.weakness(quiet(), case, golden)
     assert "own-hardly" in problem
     assert f"twice the limit ({2 * LIMIT:g})" in problem
     with pytest.raises(GoldenError, match="own-hardly"):
-        record.claiming(case, golden)
+        record.claiming(case, golden, record.claimed(case), SILENT)
 
 
 def test_a_strong_claim_is_entered(monkeypatch):
@@ -69,5 +74,5 @@ def test_a_strong_claim_is_entered(monkeypatch):
     record = pytest.importorskip("conformance.recording.record", exc_type=ImportError)
     case = find_case("text_encoder/tiny/base")
     monkeypatch.setattr(claims, "CATALOGUE", tuple(find_mutants(["clip-exact-gelu"])))
-    golden = record.claiming(case, load_golden(case))
+    golden = record.claiming(case, load_golden(case), record.claimed(case), SILENT)
     assert type(golden).from_bytes(golden.to_bytes(), "here").kills == ["clip-exact-gelu"]

@@ -13,7 +13,8 @@ from conformance.case import find_case
 from conformance.errors import GoldenError
 from conformance.golden_files import load_golden
 from conformance.recording import honest, modes
-from conformance.recording.noise import calibrations, measure, worst_of
+from conformance.recording.calibration import calibrations
+from conformance.recording.noise import measure, worst_of
 from conformance.recording.record import Reference
 from conformance.recording.verify import LiveAge, age_of
 from conformance.tolerance import FLOAT64_FROM_FLOAT32

@@ -25,3 +25,18 @@ def test_nothing_is_told_of_what_is_quick(capsys: pytest.CaptureFixture[str]) ->
     """What takes less than that is quiet."""
     assert list(Progress([1, 2], unit="case")) == [1, 2]
     assert capsys.readouterr().err == ""
+
+
+def test_what_is_being_done(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A log names it in its next line, whatever else was done meanwhile."""
+    ticks = count(0, 2)
+    monkeypatch.setattr("tqdm.std.time", lambda: next(ticks))
+    with Progress(bar_format="{desc}", leave=False) as bar:
+        for text in ("first", "second", "third", "fourth", "fifth"):
+            bar.now(text)
+            bar.update()
+    told = capsys.readouterr().err.splitlines()
+    assert told
+    assert set(told) < {"first", "second", "third", "fourth", "fifth"}
