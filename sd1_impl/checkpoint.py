@@ -32,6 +32,7 @@ from sd1_impl.config import TextEncoderConfig, UNetConfig, VAEConfig
 from sd1_impl.pipeline import Text2Image
 from sd1_impl.scheduler_config import SD_V1_PNDM
 from sd1_impl.schedulers import PNDMScheduler, Scheduler
+from sd1_impl.synthetic import architecture
 from sd1_impl.text_encoder import CLIPTextEncoder
 from sd1_impl.tokenizer import CLIPTokenizer
 from sd1_impl.unet import UNet
@@ -41,7 +42,6 @@ from sd1_weights.errors import CheckpointError
 from sd1_weights.layouts import COMPVIS, DIFFUSERS, Checkpoint, Network, read_checkpoint
 from sd1_weights.save import write_folder, write_single_file
 from sd1_weights.schedule import BETA_END, BETA_START, TRAIN_STEPS
-from sd1_weights.sizes import sizes
 from sd1_weights.stored import WEIGHTS, Stored
 
 NETWORKS = {
@@ -169,8 +169,7 @@ def _on_meta(part: Network) -> nn.Module:
     if part.config is not None:
         numbers = read(part.config)
     else:
-        known = sizes(part.name)[part.size]
-        numbers = config(**{k: tuple(v) if isinstance(v, list) else v for k, v in known.items()})
+        numbers = config(**architecture(part.name, part.size))
     with torch.device("meta"):
         return network(numbers)
 

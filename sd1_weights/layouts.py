@@ -237,7 +237,8 @@ def _read_file(path: Path, *, ema: bool) -> Checkpoint:
     if TOKENS in tensors:
         networks = split_toy(tensors, path)
         own = {name: _network(name, part, str(path)) for name, part in networks.items()}
-        return Checkpoint(path, TOY, own, unread=others)
+        strange = [key for key in tensors if key != TOKENS and key.partition("/")[0] not in own]
+        return Checkpoint(path, TOY, own, unread=[*others, *strange])
     if any(key.removeprefix(_PREFIXLESS).startswith("embeddings.token_") for key in tensors):
         network = _network("text_encoder", tensors, str(path))
         return Checkpoint(path, CLIP, {network.name: network}, unread=others)

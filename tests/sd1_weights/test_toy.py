@@ -50,3 +50,11 @@ def test_ids_in_disorder_are_refused(tmp_path: Path) -> None:
         _write(path, ids)
         with pytest.raises(CheckpointError, match="token_ids are no ascending ids below 49408"):
             read_checkpoint(path)
+
+
+def test_what_is_of_no_network_is_listed(tmp_path: Path) -> None:
+    """A tensor that nobody reads is told, as in the other layouts."""
+    path = tmp_path / "toy.safetensors"
+    table, ids = np.zeros((49_408, 2), np.float32), np.array([3], np.int64)
+    write_toy(path, {f"text_encoder/{TABLE}": table, "lora/up": np.ones(2, np.float32)}, ids)
+    assert read_checkpoint(path).unread == ["lora/up"]
