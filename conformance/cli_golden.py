@@ -88,7 +88,9 @@ def _say(text: str) -> None:
 def _golden_record(arguments: argparse.Namespace) -> int:
     batch = oracle_module("conformance.recording.batch")
     if arguments.spec:
-        writer.write_spec(oracle_module("conformance.recording.discover").derive_spec())
+        texts = oracle_module("conformance.recording.discover").derive_spec()
+        for name, changed in writer.write_spec(texts).items():
+            print(f"{name}: {'written' if changed else 'as it was'}")
         return 0
     added = _arithmetics(arguments.dtype)
     cases = [case for case in selected(arguments) if not case.refused]

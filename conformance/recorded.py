@@ -1,7 +1,8 @@
-"""In which arithmetics and modes the noise of a case is recorded."""
+"""What is recorded of a case: in which arithmetics and modes its noise, and at which probes."""
 
 from __future__ import annotations
 
+from conformance import spec
 from conformance.case import NETWORKS, Case
 from conformance.golden import SPLICE, TRACE
 from conformance.sampling import TEXT_TO_IMAGE
@@ -65,3 +66,14 @@ def modes_in(case: Case, arithmetic: str) -> tuple[str, ...]:
     """Return the modes of a case in which the noise of an arithmetic is recorded."""
     spliced = arithmetic in spliced_arithmetics(case)
     return tuple(mode for mode in modes(case) if spliced or mode != SPLICE)
+
+
+def case_probes(case: Case) -> list[str]:
+    """Return what the oracle is watched at: probes, tables, and steps of sketched outputs."""
+    if not case.is_network:
+        return case.terms
+    names = spec.probe_names(case.component, case.variant.size)
+    if case.every_probe:
+        return list(names)
+    blocks = spec.block_names(case.component)
+    return [n for n in names if n in blocks or n.startswith("time_")]

@@ -10,9 +10,9 @@ from conformance.case import Case
 from conformance.errors import GoldenError, SuiteError
 from conformance.golden import Golden
 from conformance.golden_files import load_golden
-from conformance.recorded import arithmetics
+from conformance.recorded import arithmetics, case_probes
 from conformance.recording import writer
-from conformance.recording.record import case_probes, claimed, input_facts, provenance
+from conformance.recording.record import claimed, input_facts, provenance
 from conformance.report.text import counted
 from sd1_weights.names import golden_root
 
@@ -65,12 +65,11 @@ def is_recorded(case: Case, added: Collection[str] = ()) -> bool:
     if added:
         return {a for a in arithmetics(case) if a in added} <= set(golden.noise)
     wanted = set() if case.exact else set(arithmetics(case))
-    probes = set(case_probes(case)) if case.is_network else set()
     return (
         golden.provenance == provenance()
         and golden.hunts == case.scenario.hunts
         and golden.inputs == input_facts(case)
         and set(golden.noise) == wanted
-        and probes <= set(golden.probes)
+        and (not case.is_network or golden.probes == case_probes(case))
         and golden.kills == [mutant.id for mutant in claimed(case)]
     )

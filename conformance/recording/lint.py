@@ -20,6 +20,7 @@ from conformance.large import Large
 from conformance.manifest import golden_path, manifest_path, read_manifest
 from conformance.pixels import LEVELS
 from conformance.recipe import digest
+from conformance.recorded import case_probes
 from conformance.sampling import TIMESTEPS, term_and_step
 from conformance.tolerance import LIMIT
 from sd1_weights.names import golden_root
@@ -91,8 +92,7 @@ def _golden_problems(case: Case, entry: dict[str, Any]) -> Iterator[str]:
         yield str(error)
         return
     yield from _manifest_problems(case, golden, entry)
-    if golden.hunts != case.scenario.hunts:
-        yield f"{case.id}: hunts is no longer the scenario's: run golden record"
+    yield from _old_facts(case, golden)
     if any("sd1_impl" in value for value in golden.provenance.values()):
         yield f"{case.id} was made from sd1_impl: only the oracle makes goldens"
     for arithmetic, noise in golden.noise.items():
@@ -106,6 +106,14 @@ def _golden_problems(case: Case, entry: dict[str, Any]) -> Iterator[str]:
         if norm == 0 and term_and_step(name)[0] not in _MAY_BE_ZERO:
             yield f"{case.id}: probe {name} is all zero, so nothing is seen of it"
     yield from vacuities(golden, offered(golden))
+
+
+def _old_facts(case: Case, golden: Golden) -> Iterator[str]:
+    """What was changed since a golden was recorded."""
+    if golden.hunts != case.scenario.hunts:
+        yield f"{case.id}: hunts is no longer the scenario's: run golden record"
+    if case.is_network and golden.probes != case_probes(case):
+        yield f"{case.id}: its probes are not those of golden/spec/probes.json: run golden record"
 
 
 def _manifest_problems(case: Case, golden: Golden, entry: dict[str, Any]) -> Iterator[str]:

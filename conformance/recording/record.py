@@ -26,7 +26,7 @@ from conformance.large import BORDER, EDGE, WHOLE_LIMIT, Large
 from conformance.layout import PIXELS
 from conformance.progress import Progress
 from conformance.recipe import SEED, digest
-from conformance.recorded import arithmetics, modes, modes_in
+from conformance.recorded import arithmetics, case_probes, modes, modes_in
 from conformance.recording.calibration import calibration_count, calibrations, embedding_noise
 from conformance.recording.honest import HELD_OUT, Evaluation
 from conformance.recording.honest_training import TRAINING_HELD_OUT
@@ -84,17 +84,6 @@ def values_of(truth: oracle.Truth) -> Values:
         {name: to_numpy(tensor) for name, tensor in truth.probes.items()},
         {name: to_numpy(tensor) for name, tensor in truth.outputs.items()},
     )
-
-
-def case_probes(case: Case) -> list[str]:
-    """Return what the oracle is watched at: probes, tables, and steps of sketched outputs."""
-    if not case.is_network:
-        return case.terms
-    names = spec.probe_names(case.component, case.variant.size)
-    if case.every_probe:
-        return list(names)
-    blocks = spec.block_names(case.component)
-    return [n for n in names if n in blocks or n.startswith("time_")]
 
 
 def sketched_outputs(case: Case, truth: oracle.Truth) -> dict[str, tuple[int, ...]]:

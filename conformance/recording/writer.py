@@ -114,14 +114,21 @@ def _manifest_text(manifest: dict[str, Any]) -> str:
     return json.dumps(head)[:-1] + ',\n"goldens": {\n' + ",\n".join(lines) + "\n}}\n"
 
 
-def write_spec(texts: dict[str, str]) -> None:
+def write_spec(texts: dict[str, str]) -> dict[Path, bool]:
     """Replace files of `golden/spec/`.
 
     Args:
         texts: By file name.
+
+    Returns:
+        By file, whether it has changed.
     """
+    changed = {}
     for name, text in texts.items():
-        replace_file(golden_root() / "spec" / name, text.encode())
+        path = golden_root() / "spec" / name
+        changed[path] = not path.exists() or path.read_bytes() != text.encode()
+        replace_file(path, text.encode())
+    return changed
 
 
 def replace_file(path: Path, data: bytes) -> None:

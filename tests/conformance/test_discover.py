@@ -52,7 +52,9 @@ def test_derived_files_are_written(golden_copy, derived):
     folder = golden_copy.root / "spec"
     names = {path.name for path in folder.iterdir()}
     (folder / "probes.json").write_text("{}", "utf-8")
-    write_spec(derived)
+    changed = write_spec(derived)
+
+    assert [path.name for path, is_other in changed.items() if is_other] == ["probes.json"]
 
     assert {path.name for path in folder.iterdir()} == names
     assert (folder / "probes.json").read_text("utf-8") == derived["probes.json"]

@@ -268,8 +268,10 @@ def test_file_is_where_its_case_says(golden_copy) -> None:
         ({"noise": {"float32": [1.0, np.inf]}}, "reference overflows in float32"),
         ({"norms": [1.0, 0.0]}, "probe time_embedding.linear_1 is all zero"),
         ({"outputs": {"sample": np.ones((2, 4, 16, 16))}}, "a constant output sample would pass"),
+        ({"hunts": "something else"}, "hunts is no longer the scenario's"),
+        ({}, "its probes are not those of golden/spec/probes.json"),
     ],
-    ids=["sd1-impl", "nan", "negative", "overflow", "zero-probe", "vacuous"],
+    ids=["sd1-impl", "nan", "negative", "overflow", "zero-probe", "vacuous", "hunts", "probes"],
 )
 def test_golden_contents(golden_copy, golden, case: Case, changes: dict, problem: str) -> None:
     """A golden whose digest fits is still refused for what it holds."""

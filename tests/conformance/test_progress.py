@@ -1,9 +1,12 @@
 """Progress in a log: lines, not too many, and none of what is quick."""
 
+import re
 from itertools import count
+from pathlib import Path
 
 import pytest
 
+from conformance import cli
 from conformance.progress import Progress
 
 
@@ -40,3 +43,27 @@ def test_what_is_being_done(
     told = capsys.readouterr().err.splitlines()
     assert told
     assert set(told) < {"first", "second", "third", "fourth", "fifth"}
+
+
+def test_weights_that_are_written_are_counted(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """`weights export` and `convert` tell a log how many tensors are written."""
+    ticks = count(0, 0.5)
+    monkeypatch.setattr("tqdm.std.time", lambda: next(ticks))
+    assert cli.main(["weights", "export", "--variant", "tiny", "--out", str(tmp_path / "w")]) == 0
+    told = capsys.readouterr().err.splitlines()
+    assert all(re.match(r"weights \[\d+/\d+\] tensors, ", line) for line in told)
+    assert len(told) > 3
+
+
+def test_an_audit_says_what_it_does(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """`audit` tells a log which case it is at."""
+    pytest.importorskip("diffusers")
+    ticks = count(0, 6)
+    monkeypatch.setattr("tqdm.std.time", lambda: next(ticks))
+    chosen = ["--component", "text_encoder", "--variant", "tiny"]
+    assert cli.main(["audit", *chosen, "--out", str(tmp_path / "audit")]) == 0
+    assert "text_encoder/tiny/base: profile" in capsys.readouterr().err.splitlines()
