@@ -14,7 +14,7 @@ from conformance.audit.policy import LAYERED, Policy, keeping, read_policy
 from conformance.audit.report import Report
 from conformance.audit.text import report_lines
 from conformance.case import Case, select_cases
-from conformance.cli_common import add_limits, command, given, limits_of, split
+from conformance.cli_common import Listed, add_limits, command, given, limits_of, split
 from conformance.errors import ExitCode, UsageError, unknown_name
 from conformance.execution import Execution
 from conformance.port import Hello, close, resolve
@@ -40,10 +40,16 @@ def add_command(commands: Any) -> None:
     )
     audit.add_argument("--dtype", help=f"the arithmetic, default {_DTYPE}")
     audit.add_argument("--device", default="cpu", help="device of the port, default cpu")
-    audit.add_argument("--component", help="globs, comma-separated; default all networks")
-    audit.add_argument("--variant", help=f"globs, comma-separated; default {','.join(_VARIANTS)}")
-    audit.add_argument("--scenario", default=BASE, help=f"globs, default {BASE}")
-    audit.add_argument("--keep", metavar="GLOB,..", help="layers to compute in float32")
+    audit.add_argument(
+        "--component", action=Listed, help="globs, comma-separated; default all networks"
+    )
+    audit.add_argument(
+        "--variant", action=Listed, help=f"globs, comma-separated; default {','.join(_VARIANTS)}"
+    )
+    audit.add_argument("--scenario", action=Listed, help=f"globs, comma-separated; default {BASE}")
+    audit.add_argument(
+        "--keep", action=Listed, metavar="GLOB,..", help="layers to compute in float32"
+    )
     audit.add_argument(
         "--target", type=float, metavar="R", help="find the fewest layers in float32 for this ratio"
     )
@@ -145,7 +151,11 @@ def _cases(arguments: argparse.Namespace, hello: Hello) -> list[Case]:
     components = split(arguments.component)
     named = components if components is not None else list(COMPONENTS)
     variants = split(arguments.variant) or _VARIANTS
-    cases = [c for c in select_cases(named, variants, split(arguments.scenario)) if c.is_network]
+    cases = [
+        c
+        for c in select_cases(named, variants, split(arguments.scenario) or [BASE])
+        if c.is_network
+    ]
     if not cases:
         message = f"audit looks into networks: choose --component from {', '.join(COMPONENTS)}"
         raise UsageError(message)

@@ -13,6 +13,7 @@ from typing import Any
 
 from conformance.case import Case, all_cases, find_case
 from conformance.cli_common import (
+    Listed,
     add_selection,
     chosen_cases,
     command,
@@ -41,6 +42,7 @@ def add_commands(commands: Any) -> None:
     record.add_argument("--spec", action="store_true", help="golden/spec/ instead of goldens")
     record.add_argument(
         "--dtype",
+        action=Listed,
         metavar="D,..",
         help="enter the noise of these arithmetics into goldens that exist; all else stays",
     )
@@ -53,6 +55,7 @@ def add_commands(commands: Any) -> None:
     add_selection(again)
     again.add_argument(
         "--dtype",
+        action=Listed,
         metavar="D,..",
         help="only the noise of these, and of float64; the mutants claimed are not hunted",
     )
@@ -168,7 +171,7 @@ def _golden_lint(arguments: argparse.Namespace) -> int:
                 problems += liveness.dead_parameters(group, _say)
     for problem in problems:
         print(f"lint: {problem}")
-    print(f"{len(problems)} problems")
+    print(counted(len(problems), "problem"))
     return int(ExitCode.BROKEN if problems else ExitCode.CONFORMANT)
 
 

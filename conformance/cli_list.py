@@ -73,6 +73,8 @@ def _show(arguments: argparse.Namespace) -> int:
         outputs = ", ".join(f"{n} {v[0]:.2g}" for n, v in golden.output_noise[arithmetic].items())
         told = f", output {outputs}" if outputs else ""
         print(f"noise   {arithmetic}: median of the probes {np.median(noise):.2g}{told}")
+    if golden.kills:
+        print(f"kills   {shorten(', '.join(golden.kills), 200)}")
     print("from    " + ", ".join(f"{k} {v}" for k, v in golden.provenance.items()))
     return 0
 

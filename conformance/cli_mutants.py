@@ -136,10 +136,16 @@ def _verdict(summary: dict[str, Any]) -> list[str]:
     )
     lines = [
         counts,
-        "  smallest ratios: " + ", ".join(f"{r['id']} {r['ratio']:.3g}" for r in smallest),
-        "  largest honest:  " + ", ".join(f"{r['id']} {r['ratio']:.2f}" for r in largest),
+        *_listed("smallest ratios:", smallest, ".3g"),
+        *_listed("largest honest: ", largest, ".2f"),
     ]
     lines += [f"  survivor: {name}" for name in summary["survivors"]]
     lines += [f"  null mutant killed: {name}" for name in nulls["killed"]]
     lines += [f"  broke: {name}: {text}" for name, text in summary["errors"].items()]
     return lines
+
+
+def _listed(what: str, rows: list[dict[str, Any]], form: str) -> list[str]:
+    """Return a line of mutants with their ratios, where there are any."""
+    texts = [f"{row['id']} {row['ratio']:{form}}" for row in rows]
+    return [f"  {what} {', '.join(texts)}"] if texts else []

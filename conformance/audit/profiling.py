@@ -18,6 +18,7 @@ from conformance.divergence import Local, gains, inherited
 from conformance.errors import PortError
 from conformance.judge import TIME_PROJ
 from conformance.offer import supplied_embedding
+from conformance.report.text import counted
 from conformance.tensors import rounded
 
 if TYPE_CHECKING:
@@ -166,5 +167,5 @@ def _share_out(
         layer.share = shares.get(layer.name)
     lost = [n for n in spec.probe_names(case.component, case.variant.size) if n not in traced]
     if lost:
-        text = f"{len(lost)} probes are not handed out: the next ones carry their share"
+        text = f"not handed out: {counted(len(lost), 'probe')}; the next ones carry their share"
         profile.notes.append(text)

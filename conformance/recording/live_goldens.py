@@ -15,6 +15,7 @@ from conformance.recipe import digest
 from conformance.recorded import arithmetics
 from conformance.recording.record import record_case
 from conformance.recording.writer import replace_file
+from conformance.report.text import counted
 
 Say = Callable[[str], None]
 
@@ -35,7 +36,7 @@ def record_missing(cases: list[Case], wanted: Collection[str], say: Say) -> None
     kept = {case: _arithmetics_kept(case, variant) for case, variant in own}
     missing = [c for c, _ in own if not set(wanted) & set(arithmetics(c)) <= kept[c]]
     if missing:
-        say(f"{len(missing)} goldens of these weights are recorded from the oracle")
+        say(f"recorded from the oracle: {counted(len(missing), 'golden')} of these weights")
     for case, variant in own:
         if case in missing:
             golden = record_case(case, {"float64", *wanted, *kept[case]})

@@ -175,6 +175,7 @@ def test_show(main, golden) -> None:
                  f"probes  {len(golden.probes)}, time_proj to conv_out"):  # fmt: skip
         assert text in out
     assert out.count("noise   ") == len(golden.noise)
+    assert f"\nkills   {golden.kills[0]}, " in out
 
 
 def test_show_tokenizer(main) -> None:

@@ -16,6 +16,7 @@ LISTS = {
     "list": ("component", "variant", "scenario"),
     "budget": ("component", "variant", "dtype", "backend"),
     "bench": ("case",),
+    "audit": ("component", "variant", "scenario", "keep"),
 }
 """By command the options that take lists."""
 
@@ -26,6 +27,13 @@ def test_lists_add_up(command: str, option: str) -> None:
     words = [command, f"--{option}", "a,b", f"--{option}=c*"]
     parsed = _parser([command]).parse_args(words)
     assert getattr(parsed, option) == "a,b,c*"
+
+
+@pytest.mark.parametrize("verb", ["record", "verify"])
+def test_arithmetics_of_goldens_add_up(verb: str) -> None:
+    """The arithmetics of a recording that are given in parts are all entered."""
+    words = ["golden", verb, "--dtype", "bfloat16", "--dtype", "float16"]
+    assert _parser(["golden"]).parse_args(words).dtype == "bfloat16,float16"
 
 
 @pytest.mark.parametrize(("option", "one", "other"), [("-k", "a", "b"), ("--level", "1", "2")])
