@@ -16,8 +16,12 @@ def causes_sentence(summary: Summary) -> str:
 
 
 def causes_text(summary: Summary) -> str:
-    """Say it with the first few causes named."""
-    named = ", ".join(cause_name(fault) for fault in summary.faults[:_MOST])
+    """Say it with the first few causes named; two of one name are told apart by their probes."""
+    names = [cause_name(fault) for fault in summary.faults[:_MOST]]
+    named = ", ".join(
+        f"{name}, at {shorten(fault.probes, _PROBES)}" if names.count(name) > 1 else name
+        for name, fault in zip(names, summary.faults, strict=False)
+    )
     more = len(summary.faults) - _MOST
     return f"{causes_sentence(summary)}: {named}" + (f" and {more} more" if more > 0 else "")
 

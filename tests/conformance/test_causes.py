@@ -1,0 +1,29 @@
+"""The causes of a run in one line."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+from conformance.report.causes import causes_text
+from conformance.report.records import Fault
+
+
+def text_of(*faults: Fault) -> str:
+    """Return the line for a summary with these causes."""
+    summary: Any = SimpleNamespace(faults=faults, counts={"fail": 15})
+    return causes_text(summary)
+
+
+def suspect(mutant: str, probes: str) -> Fault:
+    """Build a cause that looks like a mutant."""
+    return Fault(probes, 1, mutant, confirmed=False, ratio_if_so=None)
+
+
+def test_two_of_one_name_are_told_apart() -> None:
+    """Two causes that look like the same mutant say where each is, others have a name alone."""
+    twice = [suspect("vae-gn-eps", probes) for probes in ("conv_in", "norm_out")]
+    text = text_of(*twice, suspect("vae-scale", "image"))
+    names = "perhaps vae-gn-eps, at conv_in, perhaps vae-gn-eps, at norm_out, perhaps vae-scale"
+    assert text == f"3 causes explain 15 failures: {names}"
+    assert text_of(twice[0]) == "1 cause explains 15 failures: perhaps vae-gn-eps"
