@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import os
 import sys
 from collections.abc import Collection
 
 from conformance import __version__
+from conformance.cli_parser import Parser
 from conformance.errors import ExitCode, SuiteError, UsageError
 from conformance.shadowing import require_own_packages
 
@@ -69,21 +69,16 @@ def _run(words: list[str]) -> int:
     """Parse and run, now that what is imported by name is known to be our own."""
     from sd1_weights.errors import CheckpointError
 
-    parser = _parser([word for word in words if word in COMMANDS][:1])
-    arguments, rest = parser.parse_known_args(words)
-    if rest:
-        port = getattr(arguments, "port", None) or ""
-        hint = f'; quote the command: "{port} {rest[0]} ..."' if port.startswith("exec:") else ""
-        parser.error(f"unrecognized arguments: {' '.join(rest)}{hint}")
+    arguments = _parser([word for word in words if word in COMMANDS][:1]).parse_args(words)
     try:
         return int(arguments.command(arguments))
     except CheckpointError as error:
         raise UsageError(str(error)) from error
 
 
-def _parser(asked: Collection[str] = tuple(COMMANDS)) -> argparse.ArgumentParser:
+def _parser(asked: Collection[str] = tuple(COMMANDS)) -> Parser:
     """Make the parser, with the options of the commands that are asked for alone."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="sd1-conformance",
         description="Says whether a port of Stable Diffusion v1 computes what SD v1 computes.",
     )

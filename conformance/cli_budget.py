@@ -13,7 +13,7 @@ from typing import Any
 from conformance.bench import record as bench
 from conformance.case import COMPONENTS, Case, select_cases
 from conformance.choice import chosen_names, no_device
-from conformance.cli_common import Listed, Once, command, given, split
+from conformance.cli_common import Listed, command, given, split
 from conformance.errors import ExitCode, UnsupportedError, UsageError
 from conformance.execution import Execution
 from conformance.memory.budgets import PATH, RECORD, Budgets, budgets, torch_version
@@ -40,7 +40,7 @@ def add_command(commands: Any) -> None:
         help="default sd1_impl; `record` takes down what the port holds, default all of ours",
     )
     words = "words in the case id with and, or, not"
-    budget.add_argument("-k", action=Once, metavar="EXPR", help=words)
+    budget.add_argument("-k", metavar="EXPR", help=words)
     for option, what in (
         ("--component", "globs, comma-separated"),
         ("--variant", "globs, comma-separated; default all"),

@@ -65,28 +65,6 @@ class Listed(argparse.Action):
         setattr(namespace, self.dest, values if earlier is None else f"{earlier},{values}")
 
 
-class Once(argparse.Action):
-    """An option that makes no list: the last of two would win, and nothing would say so."""
-
-    def __call__(
-        self,
-        parser: argparse.ArgumentParser,  # noqa: ARG002 - argparse's signature
-        namespace: argparse.Namespace,
-        values: Any,
-        option_string: str | None = None,
-    ) -> None:
-        """Take what is given.
-
-        Raises:
-            UsageError: It was given before.
-        """
-        earlier = getattr(namespace, self.dest)
-        if earlier is not None:
-            message = f"{option_string} is given twice, {earlier!r} and {values!r}: give one"
-            raise UsageError(message)
-        setattr(namespace, self.dest, values)
-
-
 def jobs(text: str) -> int:
     """Read a number of processes, for argparse.
 
@@ -102,7 +80,7 @@ def jobs(text: str) -> int:
 def add_selection(parser: argparse.ArgumentParser) -> None:
     """Offer the options that choose cases."""
     words = "words in the case id with and, or, not"
-    parser.add_argument("-k", action=Once, metavar="EXPR", help=words)
+    parser.add_argument("-k", metavar="EXPR", help=words)
     for option, default in (
         ("--component", ""),
         ("--variant", f"; default {','.join(DEFAULT_VARIANTS)}"),
@@ -112,7 +90,6 @@ def add_selection(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(option, action=Listed, help=text)
     parser.add_argument(
         "--level",
-        action=Once,
         type=int,
         choices=[rung.level for rung in LADDER],
         help="only what this level and those below are judged by",

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 
 import pytest
 
 from conformance.cli import _parser
-from conformance.cli_common import Listed, Once
-from conformance.errors import UsageError
+from conformance.cli_common import Listed
+from conformance.cli_parser import Parser
 
 LISTS = {
     "run": ("component", "variant", "scenario", "dtype", "device", "backend", "mode"),
@@ -36,18 +35,11 @@ def test_arithmetics_of_goldens_add_up(verb: str) -> None:
     assert _parser(["golden"]).parse_args(words).dtype == "bfloat16,float16"
 
 
-@pytest.mark.parametrize(("option", "one", "other"), [("-k", "a", "b"), ("--level", "1", "2")])
-def test_what_is_no_list_is_given_once(option: str, one: str, other: str) -> None:
-    """Of two expressions or levels neither is dropped without a word."""
-    with pytest.raises(UsageError, match=f"{option} is given twice, '?a?1?'? and "):
-        _parser(["run"]).parse_args(["run", option, one, option, other])
-
-
 def test_a_list_that_is_not_given_has_its_default() -> None:
     """It is None, and one that is given once stays as it is."""
-    parser = argparse.ArgumentParser()
+    parser = Parser()
     parser.add_argument("--mode", action=Listed)
-    parser.add_argument("-k", action=Once)
+    parser.add_argument("-k")
     assert vars(parser.parse_args([])) == {"mode": None, "k": None}
     assert vars(parser.parse_args(["--mode", "trace", "-k", "x"])) == {"mode": "trace", "k": "x"}
 

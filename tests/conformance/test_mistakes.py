@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from conformance import cli
 from conformance.adapters import serve
 from conformance.case import find_case
 from conformance.child import _last_words
@@ -76,14 +75,6 @@ def test_not_served(write, main) -> None:
     path = write("none").rpartition(":")[0]
     code, _, err = main("run", f"exec:{sys.executable} {path}")
     assert (code, "exec:python serve.py my_port.py:factory" in err) == (3, True), err
-
-
-def test_command_without_quotes(capsys) -> None:
-    """The rest of a command is no argument of `run`."""
-    with pytest.raises(SystemExit) as stopped:
-        cli.main(["run", "exec:python", "serve.py", "p.py:factory"])
-    assert stopped.value.code == 2
-    assert 'quote the command: "exec:python serve.py ..."' in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

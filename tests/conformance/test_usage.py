@@ -200,19 +200,6 @@ def test_missing_manifest(main, port_file, golden_copy, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments",
-    [[], ["judge"], ["weights"], ["weights", "export"], ["show"], ["run", "--devise", "cpu"]],
-    ids=["nothing", "unknown", "half", "no-variant", "no-case", "option"],
-)
-def test_bad_syntax(main, capsys, arguments: list[str]) -> None:
-    """What argparse cannot read is bad usage too."""
-    with pytest.raises(SystemExit) as ended:
-        main(*arguments)
-    assert ended.value.code == 2
-    assert "error: " in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
     ("arguments", "kinds"),
     [
         (
