@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import math
+import re
 import sys
 from collections.abc import Iterable, Mapping
 from contextlib import redirect_stdout
@@ -98,11 +99,14 @@ def explain(
             # A trace, or a block, says too little of where it begins: all are tested.
             candidates = [*ranked, *(k for k in known_of(component) if k not in ranked)]
             ranked = candidates if not runner.hello.probes else ranked
-        faults = list(_tested(items, candidates, runner)) if _testable(items) else []
+        tools = _tools() if _testable(items) else None
+        faults = list(_tested(items, candidates, runner, *tools)) if tools else []
         faults += _told(told, faults)
         explained = {name for fault in faults for name in fault["names"]}
-        faults += _unexplained([item.wrong for item in items], explained, ranked)
-        sentence = _sentence(faults, ranked, candidates)
+        likely = [] if tools else ranked  # a mutant that was tested in vain is not likely
+        wrong = [item.wrong for item in items]
+        faults += _unexplained(wrong, explained, likely, _seen_inside(lines, component))
+        sentence = _sentence(faults, ranked, candidates, tested=tools is not None)
         _conclude(found, lines, component, [*faults, *held], sentence)
     return found
 
@@ -206,7 +210,10 @@ def explain_merged(lines: list[dict[str, Any]], told: Iterable[Mapping[str, Any]
         The same as `explain`, of mutants that one of the shards has tested.
     """
     confirmed: dict[tuple[str, str], dict[str, Any]] = {}
+    suspected = set()
     for fault in told:
+        if fault["mutant"] and not fault["confirmed"]:
+            suspected.add(fault["component"])
         if fault["confirmed"] and not fault.get("held"):
             key = (fault["component"], fault["mutant"])
             other = confirmed.setdefault(key, {"names": set(), "ratio": 0.0})
@@ -231,7 +238,9 @@ def explain_merged(lines: list[dict[str, Any]], told: Iterable[Mapping[str, Any]
         faults += _told(said, faults)
         explained = {name for fault in faults for name in fault["names"]}
         ranked = rank(marks_of(lines, component), component)[:TESTED]
-        faults += _unexplained(wrong.values(), explained, ranked)
+        likely = ranked if component in suspected else []
+        inside = _seen_inside(lines, component)
+        faults += _unexplained(wrong.values(), explained, likely, inside)
         sentence = _sentence(faults, ranked, known_of(component))
         _conclude(found, lines, component, [*faults, *held], sentence)
     return found
@@ -249,6 +258,16 @@ def _testable(items: list[Item]) -> bool:
     )
 
 
+def _tools() -> tuple[Any, Any] | None:
+    """Return the modules that evaluate mutants; None where torch alone is installed."""
+    names = "conformance.mutants.answer", "conformance.mutants.catalogue"
+    try:
+        answer, catalogue = map(importlib.import_module, names)
+    except ImportError:
+        return None
+    return answer, catalogue
+
+
 def witnesses(items: list[Item]) -> list[Item]:
     """Choose the items in which hints are tested: the most telling, or many of the tokenizer's."""
     if items[0].case.component == TOKENIZER:
@@ -259,17 +278,14 @@ def witnesses(items: list[Item]) -> list[Item]:
     return [first, *others[:1]]
 
 
-def _tested(items: list[Item], ranked: list[Known], runner: Runner) -> Iterable[dict[str, Any]]:
+def _tested(
+    items: list[Item], ranked: list[Known], runner: Runner, answer: Any, catalogue: Any
+) -> Iterable[dict[str, Any]]:
     """Yield the causes that hold: the port agrees with a mutant where it disagrees with the truth.
 
     In splice mode each probe stands for itself, so that several mutants may explain one port. In
     trace mode a mutant has to explain everything.
     """
-    try:
-        answer: Any = importlib.import_module("conformance.mutants.answer")
-        catalogue: Any = importlib.import_module("conformance.mutants.catalogue")
-    except ImportError:
-        return  # torch alone does not make sd1_impl run: hints stay untested
     mutants = {mutant.id: mutant for mutant in catalogue.CATALOGUE}
     chosen = witnesses(items) if runner.hello.probes else witnesses(items)[:1]
     tested = {name for item in chosen for name in item.wrong}
@@ -312,18 +328,31 @@ def _confirmed(reference: Any, runner: Runner, item: Item) -> dict[str, float]:
     return ratios
 
 
+def _seen_inside(lines: Iterable[Mapping[str, Any]], component: str) -> set[str]:
+    """Return the blocks of a component that some case looks into."""
+    names = {p["name"] for line in lines if line["component"] == component for p in line["probes"]}
+    return {name[: dot.start()] for name in names for dot in re.finditer(r"\.", name)}
+
+
 def _unexplained(
-    wrong: Iterable[Iterable[str]], explained: set[str], ranked: list[Known]
+    wrong: Iterable[Iterable[str]], explained: set[str], ranked: list[Known], inside: set[str]
 ) -> Iterable[dict[str, Any]]:
-    """Yield what is left, by kind of probe: a block around an explained probe is explained too."""
-    kinds: dict[str, set[str]] = {}
-    for own in wrong:
-        for name in own:
-            if name not in explained and not _surrounds(name, explained):
-                kinds.setdefault(kind_of_probe(name), set()).add(name)
+    """Yield what is left, by kind of probe: a block around a wrong probe is wrong for it.
+
+    So is a block that no case looks into, if others of its kind are.
+    """
+    names = dict.fromkeys(name for own in wrong for name in own)
+    others = {*explained, *names}
+    kinds_of_others = {kind_of_probe(name) for name in others}
+    left: dict[str, set[str]] = {}
+    for name in names:
+        kind = kind_of_probe(name)
+        alike = name not in inside and _surrounds(kind, kinds_of_others)
+        if name not in explained and not alike and not _surrounds(name, others):
+            left.setdefault(kind, set()).add(name)
     likely = ranked[0].id if ranked and len(ranked) <= TESTED and not explained else None
-    for names in kinds.values():
-        yield _fault(names, likely)
+    for group in left.values():
+        yield _fault(group, likely)
 
 
 def _surrounds(name: str, others: Iterable[str]) -> bool:
@@ -342,9 +371,15 @@ def _fault(names: set[str], mutant: str | None, ratio_if_so: float | None = None
     }
 
 
-def _sentence(faults: list[dict[str, Any]], ranked: list[Known], tested: list[Known]) -> str:
+def _sentence(
+    faults: list[dict[str, Any]],
+    ranked: list[Known],
+    candidates: list[Known],
+    *,
+    tested: bool = True,
+) -> str:
     """Say what the port computes, or what it looks like."""
-    wrong = {known.id: known.wrong for known in tested}
+    wrong = {known.id: known.wrong for known in candidates}
     for fault in faults:
         if fault["confirmed"]:
             return (
@@ -355,5 +390,5 @@ def _sentence(faults: list[dict[str, Any]], ranked: list[Known], tested: list[Kn
         return ""
     alike = [known.id for known in ranked[:_SHOWN]]
     if len(alike) == 1:
-        return f"like the mutant {alike[0]}, not confirmed"
-    return f"like the mutants {', '.join(alike)}, none confirmed"
+        return f"like the mutant {alike[0]}, not {'confirmed' if tested else 'tested'}"
+    return f"like the mutants {', '.join(alike)}, none {'confirmed' if tested else 'tested'}"

@@ -9,7 +9,7 @@ one layer must be white.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -74,10 +74,12 @@ class Finding:
     Attributes:
         bits: A key of `FORMATS`.
         where: In what, in words: `one convolution`.
+        blocks: Whether no product was seen by itself: a wrong formula may err as much.
     """
 
     bits: int
     where: str
+    blocks: bool = False
 
 
 def implied_bits(error: float) -> float:
@@ -112,6 +114,12 @@ def products(component: str, size: str) -> Mapping[str, str]:
         if name.endswith(("to_out.0.input", "out_proj.input")):
             found[name] = ATTENTION
     return found
+
+
+def shows_products(names: Iterable[str], component: str, size: str) -> bool:
+    """Say whether any product of a network is among some probes, not whole blocks alone."""
+    kinds = products(component, size)
+    return any(name in kinds for name in names)
 
 
 def look(result: Result, answer: Answer) -> Finding | None:
@@ -160,7 +168,8 @@ def _of_layers(case: Case, dtype: str, records: list[Record], answer: Answer) ->
     told = [own for own in looks if own is not None]
     if not told or looks[0] is False or sum(told) < _NEARLY_ALL * len(told):
         return None
-    return Finding(bits, _where([r.name for r in alike], [r.name for r in records], kinds))
+    where = _where([r.name for r in alike], [r.name for r in records], kinds)
+    return Finding(bits, where, not any(r.name in kinds for r in probes))
 
 
 def _step(records: list[Record]) -> int:
@@ -229,7 +238,7 @@ def _of_trace(case: Case, dtype: str, failing: list[Record], answer: Answer) -> 
         seen = probes[:: _step(probes)]
         related = [_relation(r, rows[r.name], golden, answer) for r in seen]
         if np.mean(np.array(related) <= _UNRELATED) >= _NEARLY_ALL:
-            return Finding(bits, f"{len(probes)} of {len(golden.probes)} probes")
+            return Finding(bits, f"{len(probes)} of {len(golden.probes)} probes", not whole)
     return None
 
 
@@ -273,7 +282,8 @@ def explained(finding: Finding, dtype: str, settings: list[str]) -> str:
     if settings and finding.bits == 10:  # noqa: PLR2004 - those of TF32
         name = "TF32"
     on = f" ({', '.join(settings)})" if settings else ""
-    return f"about {finding.bits} bits: {name} in {finding.where}, not {dtype}{on}"
+    doubt = "; a wrong formula within these blocks may look so" if finding.blocks else ""
+    return f"about {finding.bits} bits: {name} in {finding.where}, not {dtype}{on}{doubt}"
 
 
 _EXACT = {

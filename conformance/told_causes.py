@@ -6,10 +6,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from conformance.execution import STABILITY
+from conformance.execution import MEMORY, STABILITY
 from conformance.golden import SPLICE
 from conformance.position import position
-from conformance.precision import PRECISION
+from conformance.precision import PRECISION, shows_products
+from conformance.variants import parse_variant
 
 Line = Mapping[str, Any]
 How = tuple[str, str, str, str]
@@ -98,7 +99,8 @@ def told_causes(lines: Sequence[Line], component: str) -> list[Told]:
     """Return the causes that the failures of a component tell, those of precision first."""
     found: dict[tuple[str, str], Told] = {}
     failing = [n for n in lines if n["component"] == component and n["verdict"] == "fail"]
-    for line in sorted(filter(_is_precision, failing), key=position):
+    rounded = [n for n in failing if _is_precision(n) and not _is_overruled(n, failing)]
+    for line in sorted(rounded, key=position):
         text = line["first_divergence"]["hint"]
         told = found.setdefault((PRECISION, text.partition(" in ")[0]), Told(text, "", set()))
         wrong = [p["name"] for p in line["probes"] if p["verdict"] == "fail"]
@@ -122,6 +124,20 @@ def earliest_hint(lines: Iterable[Line], component: str) -> str:
 def _is_precision(line: Line) -> bool:
     first = line.get("first_divergence") or {}
     return bool(first.get("kind") == PRECISION)
+
+
+def _is_overruled(line: Line, failing: list[Line]) -> bool:
+    """Say whether a precision was read off whole blocks, and cases that see inside name none."""
+    if _sees_products(line):
+        return False
+    computed = [n for n in failing if n["mode"] not in (*STABILITY, MEMORY)]
+    inside = [n for n in computed if n["dtype"] == line["dtype"] and _sees_products(n)]
+    return bool(inside) and not any(map(_is_precision, inside))
+
+
+def _sees_products(line: Line) -> bool:
+    names = [p["name"] for p in line["probes"]]
+    return shows_products(names, line["component"], parse_variant(line["variant"]).size)
 
 
 def _what_differs(line: Line) -> str:

@@ -59,6 +59,11 @@ def _additive_ones(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(query, key, value, attn_mask=future)
 
 
+def _unscaled(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    mask = _past(query)
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=1)
+
+
 def _first_sees_nothing(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     mask = _past(query)
     mask[0] = False
@@ -188,6 +193,15 @@ MUTANTS: tuple[Mutant, ...] = (
         size="catastrophic",
         cases=("tiny/base", "odd/base", "tiny-sharp/base"),
         module=_attention(_additive_ones),
+    ),
+    Mutant(
+        id="own-clip-unscaled",
+        component="text_encoder",
+        wrong="Attention's scores are not divided by the root of a head's size",
+        seen="a newcomer's port in NumPy",
+        size="catastrophic",
+        cases=("tiny/base", "odd/base"),
+        module=_attention(_unscaled),
     ),
     Mutant(
         id="clip-exact-gelu",

@@ -113,6 +113,11 @@ def first_dimensions(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     return F.pad(attended, (0, size - attended.shape[-1]))
 
 
+def unscaled(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Scores as the product gives them."""
+    return F.scaled_dot_product_attention(query, key, value, scale=1)
+
+
 def half_scores(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """Scores in half precision, scaled after the product."""
     scores = query.half() @ key.half().transpose(-1, -2)
@@ -175,6 +180,14 @@ MUTANTS: tuple[Mutant, ...] = (
         size="catastrophic",
         cases=("tiny/base", "tiny-sharp/base"),
         module=each(CrossAttention, single_head),
+    ),
+    Mutant(
+        id="own-unet-unscaled",
+        component="unet",
+        wrong="attention's scores are not divided by the root of a head's size",
+        size="catastrophic",
+        cases=("tiny/base", "tiny-sharp/base"),
+        module=other_attention(unscaled),
     ),
     Mutant(
         id="unet-attn1-context-dim",

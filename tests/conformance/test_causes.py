@@ -27,3 +27,17 @@ def test_two_of_one_name_are_told_apart() -> None:
     names = "perhaps vae-gn-eps, at conv_in, perhaps vae-gn-eps, at norm_out, perhaps vae-scale"
     assert text == f"3 causes explain 15 failures: {names}"
     assert text_of(twice[0]) == "1 cause explains 15 failures: perhaps vae-gn-eps"
+
+
+def unknown(probes: str) -> Fault:
+    """Build a group of failures that nothing explains."""
+    return Fault(probes, 1, "", confirmed=False, ratio_if_so=None)
+
+
+def test_what_nothing_explains_is_no_cause() -> None:
+    """Places of an unknown cause are not counted as causes: nobody knows how many those are."""
+    places = [unknown(name) for name in ("conv_in", "norm_out", "image", "mid_block")]
+    assert text_of(*places[:2]) == "15 failures of unknown cause, at conv_in, norm_out"
+    assert text_of(*places).endswith("at conv_in, norm_out, image and 1 more")
+    text = text_of(places[0], suspect("vae-gn-eps", "norm_out"))
+    assert text == "1 cause explains part of 15 failures: perhaps vae-gn-eps; unknown at conv_in"

@@ -124,6 +124,22 @@ def test_a_precision_names_its_cause(fake) -> None:
     assert cause_name(told) == f"{TF32}, at {conv}"
 
 
+BF16 = "about 7 bits: bfloat16 in 4 of 5 probes, not float32"
+
+
+def test_a_precision_of_blocks_is_overruled_by_what_lies_inside(fake) -> None:
+    """Whole blocks may err by as much for a formula: a case that sees one is believed."""
+    conv = f"{BLOCK}.conv1"
+    blocks = line("trace", BLOCK, hint=BF16, kind="precision")
+    formula = line("trace", f"{BLOCK}.norm2") | {"case": "vae_decoder/tiny/loud[float32-cpu-sdpa-trace]"}
+    formula["probes"].append({"name": conv, "kind": "probe", "verdict": "pass", "ratio": 1.0})
+    (fault,) = faults_of([blocks, formula], fake)
+    assert (fault.get("text"), fault["names"]) == (None, [f"{BLOCK}.norm2"])
+    inside = line("trace", conv, hint=BF16, kind="precision") | {"case": formula["case"]}
+    for others in ([], [inside], [formula | {"dtype": "bfloat16"}], [formula, inside]):
+        assert [t.text for t in told_causes([blocks, *others], "vae_decoder")] == [BF16]
+
+
 def test_a_note_with_colons() -> None:
     """What differs is read whole, though it and what is noted of it have colons."""
     cause, note = "depends on PYTHONHASHSEED: on a set", "shape (1,), expected (2,); layout: NHWC"

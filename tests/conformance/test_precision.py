@@ -147,7 +147,9 @@ def test_the_message_names_format_and_setting():
     assert explained(found, "float32", ["tf32 cudnn is True"]) == (
         "about 10 bits: TF32 in one convolution, not float32 (tf32 cudnn is True)"
     )
-    assert explained(Finding(7, "x"), "float32", []).startswith("about 7 bits: bfloat16")
+    assert explained(Finding(7, "x"), "float32", []) == "about 7 bits: bfloat16 in x, not float32"
+    doubted = explained(Finding(7, "x", blocks=True), "float32", [])
+    assert doubted.endswith("not float32; a wrong formula within these blocks may look so")
 
 
 def test_settings_that_lower_precision():

@@ -111,15 +111,15 @@ def test_causes_in_one_line(told, made_up) -> None:
     lines = told([made_up.line("fail"), made_up.line("fail", scenario="quiet")], faults=FAULTS)
     (causes,) = [text for text in lines if text.startswith("  causes")]
     assert causes == (
-        "  causes 4 causes explain 2 failures: unet-gn-eps (confirmed), "
-        f"unknown, at {'x' * 59}…, unknown, at y and 1 more"
+        "  causes 2 causes explain part of 2 failures: unet-gn-eps (confirmed), "
+        f"perhaps unet-bias; unknown at {'x' * 59}…, y"
     )
     lines = told([made_up.line("fail")], faults=FAULTS[:1])
     (causes,) = [text for text in lines if text.startswith("  causes")]
     assert causes == "  causes 1 cause explains 1 failure: unet-gn-eps (confirmed)"
     odd = [{"cause": "environment", "probes": "x", "count": 1}, {"probes": "", "mutant": None}]
     lines = told([made_up.line("fail")], faults=odd)
-    assert "  causes 2 causes explain 1 failure: the environment, unknown" in lines
+    assert "  causes 1 cause explains part of 1 failure: the environment" in lines
 
 
 def test_first_divergence_is_short(told, made_up) -> None:
