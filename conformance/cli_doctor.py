@@ -118,15 +118,14 @@ def _ability(ability: Judgement) -> tuple[str, ...]:
 
 def _commands(abilities: Iterable[Judgement]) -> Iterator[str]:
     """Write each command that adds something once, and what it adds; nothing where all is there."""
-    adds: dict[str, list[str]] = {}
-    for ability in abilities:
-        if ability.command:
-            adds.setdefault(ability.command, []).append(f"{ability.kind} {ability.name}")
+    from conformance.doctor import what_adds
+
+    adds = what_adds(abilities)
     if adds:
         yield "\nwhat adds the rest"
-    for text, names in adds.items():
+    for text, added in adds.items():
         yield f"  {text}"
-        yield f"      {'; '.join(names)}"
+        yield f"      {'; '.join(f'{ability.kind} {ability.name}' for ability in added)}"
 
 
 def _port_lines(port: Prospect) -> Iterator[str]:

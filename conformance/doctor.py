@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -34,6 +35,7 @@ from conformance.requirements import (
     OUTSIDE,
     THERE,
     Installed,
+    added_together,
     adding,
     installed,
     is_checkout,
@@ -97,7 +99,8 @@ ABILITIES = (
     Ability("stamp", MEMORY, ("torch",)),
     Ability("stamp", REAL_WEIGHTS, ORACLE, "run --weights PATH --witness v1-5"),
     Ability("report", "pages, JUnit, pictures"),
-    Ability("report", "causes by name", _MODEL, "which known bug a failure is"),
+    Ability("report", "known bugs, by likeness", note="like the mutant X, not tested"),
+    Ability("report", "known bugs, confirmed", _MODEL, "the mutant computes what the port does"),
     Ability("report", "PSNR and SSIM", ("scikit-image",), "of pictures; shown, never judged"),
     Ability("command", "budget", ("torch",), "what a port holds, what fits a card"),
     Ability("command", "audit", ORACLE, "without: trace packs, --traces DIR"),
@@ -118,6 +121,7 @@ class Judgement:
         note: What else is to be known of it.
         lacks: What is wrong with the distributions that it needs, in words.
         command: What mends that; empty where nothing is lacking.
+        needs: Distributions beside the core.
     """
 
     kind: str
@@ -126,6 +130,7 @@ class Judgement:
     note: str
     lacks: tuple[str, ...]
     command: str
+    needs: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -201,7 +206,19 @@ def _judged(ability: Ability, packages: list[Installed], *, gpu: bool) -> Judgem
     lacks = [f"{', '.join(missing)} missing"] if missing else []
     lacks += [_lack(p) for p in needed if p.state == OUTSIDE]
     command = adding(ability.needs, gpu=gpu) if lacks else ""
-    return Judgement(ability.kind, ability.name, not missing, ability.note, tuple(lacks), command)
+    return Judgement(
+        ability.kind, ability.name, not missing, ability.note, tuple(lacks), command, ability.needs
+    )
+
+
+def what_adds(abilities: Iterable[Judgement]) -> dict[str, list[Judgement]]:
+    """Return the commands that add what is lacking, as few as can be, with what each adds."""
+    lacking = [ability for ability in abilities if ability.command]
+    found: dict[str, list[Judgement]] = {}
+    for group in added_together(ability.needs for ability in lacking):
+        own = [ability for ability in lacking if group.issuperset(ability.needs)]
+        found.setdefault(adding(sorted(group)), []).extend(own)
+    return found
 
 
 def _lack(package: Installed) -> str:
@@ -321,6 +338,11 @@ def _notes(packages: list[Installed]) -> Iterator[str]:
     for name, folders in shadowing.mixed():
         yield f"{name} installed into our folders too: {', '.join(folders)}"
     versions = {p.name: p for p in packages}
+    if versions["torch"].state == MISSING and sys.platform == "linux" and not visible_devices():
+        yield (
+            "here is no GPU, and pip may take torch's CUDA build, several GB: name an index with "
+            "CPU builds first, in PIP_EXTRA_INDEX_URL"
+        )
     if versions["torch"].state != MISSING and not budgets().knows():
         yield (
             f"what ports hold is not recorded for torch {torch_version()}: mode {MEMORY} compares "

@@ -7,12 +7,15 @@ import importlib.util
 import json
 import operator
 import re
+import shlex
 import tomllib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
 from itertools import zip_longest
+from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from conformance.devices import visible_devices
 from conformance.shadowing import HOME
@@ -200,6 +203,22 @@ def extra_with(names: Iterable[str]) -> str:
     return min(fitting, key=lambda extra: len(found[extra]), default="")
 
 
+def added_together(wanted: Iterable[Iterable[str]]) -> list[set[str]]:
+    """Join sets of distributions that one extra installs, so that few commands install all.
+
+    Args:
+        wanted: Sets of names.
+    """
+    found: list[set[str]] = []
+    for names in map(set, wanted):
+        group = next((own for own in found if extra_with(own | names)), None)
+        if group is None:
+            found.append(names)
+        else:
+            group |= names
+    return found
+
+
 def _closure(extra: str) -> set[str]:
     """Return what an extra installs, with what it includes of others."""
     own = [r for r in requirements() if r.extra == extra]
@@ -210,27 +229,30 @@ def _closure(extra: str) -> set[str]:
 def adding(names: Iterable[str], *, gpu: bool | None = None) -> str:
     """Return the command that installs some distributions, those of an extra all together.
 
-    It is uv's where there is no pip, as in an environment that uv made.
+    It is uv's where there is no pip, as in an environment that uv made. A checkout, or the folder
+    that was installed, has constraints: the versions that the goldens were recorded with.
 
     Args:
         names: Of distributions.
-        gpu: Whether a checkout is to be given the torch of its CUDA constraints; None for whether
-            a process may use a GPU.
+        gpu: Whether to take the constraints for CUDA; None for whether a process may use a GPU.
     """
     names = list(names)
     extra = extra_with(names)
     has_pip = importlib.util.find_spec("pip") is not None
     pip = f"{'python -m' if has_pip else 'uv'} pip install"
-    home = is_checkout()
+    home = HOME if is_checkout() else _source_folder()
     if home:
         gpu = _on_gpu() if gpu is None else gpu
-        pip += f" -c {HOME / 'constraints' / ('cu130.txt' if gpu else 'cpu.txt')}"
+        constraints = home / "constraints" / ("cu130.txt" if gpu else "cpu.txt")
+        pip += f" -c {shlex.quote(str(constraints))}"
     knows_groups = not has_pip or state_of(version_of("pip"), _WITH_GROUPS) == THERE
     if extra == TESTS and home and knows_groups:
-        return f"{pip} --group '{HOME / 'pyproject.toml'}:{TESTS}'"
+        return f"{pip} --group '{home / 'pyproject.toml'}:{TESTS}'"
     if extra in {CORE, TESTS}:
         return f"{pip} {' '.join(map(_with_range, names))}"
-    return f"{pip} -e '{HOME}[{extra}]'" if home else f"{pip} '{DISTRIBUTION}[{extra}]{_origin()}'"
+    if home:
+        return f"{pip} {'-e ' if is_checkout() else ''}'{home}[{extra}]'"
+    return f"{pip} '{DISTRIBUTION}[{extra}]{_origin()}'"
 
 
 def _with_range(name: str) -> str:
@@ -245,9 +267,25 @@ def _on_gpu() -> bool:
 
 
 def _origin() -> str:
-    """Return ` @ URL` of the wheel or folder that was installed; empty for one of an index.
+    """Return ` @ URL` of the wheel that was installed; empty for one of an index."""
+    url = _direct_url()
+    return f" @ {url}" if url else ""
+
+
+def _source_folder() -> Path | None:
+    """Return the folder that was installed; None where there was none, or where it is gone."""
+    from urllib.request import url2pathname  # slow to import, and seldom needed
+
+    url = urlsplit(_direct_url())
+    folder = Path(url2pathname(url.path))
+    there = url.scheme == "file" and (folder / "constraints" / "cpu.txt").is_file()
+    return folder if there else None
+
+
+def _direct_url() -> str:
+    """Return the URL of what was installed; empty where an index gave it.
 
     Source: PEP 610, ``direct_url.json``.
     """
     text = importlib.metadata.distribution(DISTRIBUTION).read_text("direct_url.json")
-    return f" @ {json.loads(text)['url']}" if text else ""
+    return str(json.loads(text)["url"]) if text else ""

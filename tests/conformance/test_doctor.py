@@ -77,8 +77,8 @@ def test_every_mode_and_port_is_told() -> None:
 
 
 def test_without_the_extras(main, without) -> None:
-    """What cannot be done says why; each command that adds something is told once."""
-    without(torch="", diffusers="", transformers="", ray="")
+    """What cannot be done says why; what one extra adds is one command."""
+    without(torch="", diffusers="", transformers="", ray="", scikit_image="")
     code, out, _ = main("doctor")
     assert code == 0
     rows = {tuple(row.split()[1:3]): row for row in out.splitlines() if row.startswith("  no ")}
@@ -86,8 +86,20 @@ def test_without_the_extras(main, without) -> None:
     assert "torch, diffusers, transformers missing" in (rows["mode", "splice"])
     assert "  yes  mode     trace " in out
     commands = [row for row in out.splitlines() if row.startswith("  python -m pip install")]
-    assert len(commands) == len(set(commands)) == 3
-    assert sum("[oracle]" in command for command in commands) == 1
+    extras = [command.partition("[")[2].partition("]")[0] for command in commands]
+    assert extras == ["all", "ray"]
+    assert "note: here is no GPU, and pip may take torch's CUDA build" in out
+    assert ("report", "known") in rows
+    assert "  yes  report   known bugs, by likeness " in out
+
+
+def test_a_smaller_extra_is_enough(main, without) -> None:
+    """Where diffusers alone is missing, the extra of the oracle is told, and no note on torch."""
+    without(diffusers="", ray="0.1", scikit_image="1")
+    _, out, _ = main("doctor")
+    assert "[oracle]'\n      port diffusers; mode splice; " in out
+    assert "[all]" not in out
+    assert "CUDA build" not in out
 
 
 def test_without_the_tests_group(main, without) -> None:

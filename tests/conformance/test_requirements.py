@@ -140,19 +140,40 @@ def test_command_of_the_tests_group(monkeypatch: pytest.MonkeyPatch, pip: str, t
 @pytest.mark.usefixtures("as_wheel")
 def test_commands_of_a_wheel(monkeypatch: pytest.MonkeyPatch) -> None:
     """There is nothing but the distribution, on an index or where it was installed from."""
-    monkeypatch.setattr(asked, "_origin", lambda: " @ file:///tmp/own.whl")
+    monkeypatch.setattr(asked, "_direct_url", lambda: "file:///tmp/own.whl")
     assert adding(["torch"]).endswith("'sd1-conformance[torch] @ file:///tmp/own.whl'")
-    monkeypatch.setattr(asked, "_origin", str)
+    monkeypatch.setattr(asked, "_direct_url", str)
     assert adding(["transformers"]) == "python -m pip install 'sd1-conformance[oracle]'"
     assert adding(["pytest", "pytest-xdist"]) == "python -m pip install pytest pytest-xdist"
     assert not asked.is_checkout()
 
 
 @pytest.mark.usefixtures("as_wheel")
+def test_commands_of_an_installed_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """`pip install .` leaves a folder with constraints, as long as it is there."""
+    monkeypatch.setattr(asked, "_on_gpu", lambda: False)
+    folder = tmp_path / "a clone"
+    monkeypatch.setattr(asked, "_direct_url", folder.as_uri)
+    gone = adding(["torch"])
+    assert gone == f"python -m pip install 'sd1-conformance[torch] @ {folder.as_uri()}'"
+    (folder / "constraints").mkdir(parents=True)
+    (folder / "constraints" / "cpu.txt").touch()
+    lead = f"python -m pip install -c '{folder}/constraints/cpu.txt'"
+    assert adding(["torch"]) == f"{lead} '{folder}[torch]'"
+    assert adding(["numpy"]) == f"{lead} 'numpy>=2'"
+
+
+def test_sets_are_joined_where_an_extra_has_both() -> None:
+    """So that one command installs them; what no extra joins stays apart."""
+    joined = asked.added_together([["torch"], ["ray"], ["diffusers", "torch"], ["pytest"]])
+    assert joined == [{"torch", "diffusers"}, {"ray"}, {"pytest"}]
+
+
+@pytest.mark.usefixtures("as_wheel")
 def test_commands_without_pip(monkeypatch: pytest.MonkeyPatch) -> None:
     """An environment that uv made has none."""
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
-    monkeypatch.setattr(asked, "_origin", str)
+    monkeypatch.setattr(asked, "_direct_url", str)
     assert adding(["transformers"]) == "uv pip install 'sd1-conformance[oracle]'"
 
 
@@ -170,7 +191,7 @@ def test_constraints_of_this_machine(
 @pytest.mark.usefixtures("as_wheel")
 def test_every_message_has_the_same_command(main, monkeypatch: pytest.MonkeyPatch) -> None:
     """A skip and a message name what doctor names: the wheel where it was installed from."""
-    monkeypatch.setattr(asked, "_origin", lambda: " @ file:///tmp/own.whl")
+    monkeypatch.setattr(asked, "_direct_url", lambda: "file:///tmp/own.whl")
     command = "python -m pip install 'sd1-conformance[oracle] @ file:///tmp/own.whl'"
     assert adding(asked.ORACLE) == command
     assert f"({command})" in no_splice()
