@@ -20,7 +20,7 @@ from conformance.execution import Execution
 from conformance.port import Hello, close, resolve
 from conformance.progress import Progress
 from conformance.regimes import UNIT
-from conformance.run_folder import AUDIT, require_own, write_whole
+from conformance.run_folder import AUDIT, require_creatable, require_own, unwritable, write_whole
 from conformance.runner import Runner
 from conformance.scenarios import BASE
 from conformance.spec import parameter_shapes
@@ -75,6 +75,7 @@ def _audit(arguments: argparse.Namespace) -> int:
         _require_offer(runner.hello, dtype, arguments.device)
         cases = _cases(arguments, runner.hello)
         _require_layers(cases, questions)
+        require_creatable(arguments.out, "the audit")
         with Progress(bar_format="{desc}", leave=False) as bar:
 
             def say(text: str) -> None:
@@ -193,5 +194,4 @@ def _write(report: Report, out: Path) -> None:
         write_whole(out / AUDIT, [json.dumps(facts, indent=1, allow_nan=False)])
         write_page(report, out / PAGE)
     except OSError as error:
-        message = f"cannot write {out}: {error}; give another folder with --out"
-        raise UsageError(message) from error
+        raise unwritable(out, error, "the audit") from error

@@ -29,6 +29,7 @@ from conformance.recorded import arithmetics
 from conformance.recording import writer
 from conformance.recording.lint import lint
 from conformance.report.text import counted
+from conformance.run_folder import require_creatable, require_room
 from conformance.tolerance import EVERY_ARITHMETIC
 from conformance.traces import pack_path, write_pack
 
@@ -140,7 +141,11 @@ def _golden_verify(arguments: argparse.Namespace) -> int:
 
 def _golden_trace(arguments: argparse.Namespace) -> int:
     traces = oracle_module("conformance.recording.live").LiveTraces()
-    for case in chosen_cases(arguments.cases):
+    cases = chosen_cases(arguments.cases)
+    families = {case.id.partition("/")[0] for case in all_cases()}
+    require_room(arguments.out, families, "no `golden trace`")
+    require_creatable(arguments.out, "trace packs")
+    for case in cases:
         golden = load_golden(case)
         golden.in_mode(SPLICE)  # refuses what has no such mode
         path = pack_path(arguments.out, case)
@@ -150,8 +155,10 @@ def _golden_trace(arguments: argparse.Namespace) -> int:
 
 
 def _repro(arguments: argparse.Namespace) -> int:
-    write = oracle_module("conformance.repro").write_repro
-    for path in write(find_case(arguments.case), arguments.probe, arguments.out):
+    write, case = oracle_module("conformance.repro").write_repro, find_case(arguments.case)
+    require_room(arguments.out, ["repro.py"], "no `repro`")
+    require_creatable(arguments.out, "the layer")
+    for path in write(case, arguments.probe, arguments.out):
         print(f"{path}: {path.stat().st_size:,} bytes")
     print(f"fill in `layer` and run: cd {arguments.out} && python repro.py")
     return 0

@@ -18,6 +18,7 @@ from conformance.checkpoints import FileVariant, cases_on, file_variant
 from conformance.cli_common import command, given, selected, split
 from conformance.errors import ExitCode, UsageError, unknown_name
 from conformance.execution import Execution
+from conformance.run_folder import require_room
 from conformance.runner import Runner
 from conformance.variants import NO_VARIANT, parse_variant, variant_names
 from conformance.vocabulary import Vocabulary
@@ -34,6 +35,7 @@ from sd1_weights.stored import WEIGHTS
 
 _IN_NO_SHAPE = ("num_heads", "norm_num_groups", "scaling_factor")
 """Numbers of a config that no shape could contradict."""
+_INDEX = "model_index.json"
 NO_SCHEDULER = "none: SD v1's PNDM is meant"
 _NAMES = {code: name for name, code in WEIGHTS.items()}
 
@@ -87,10 +89,21 @@ def add_choice(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _require_room(arguments: argparse.Namespace) -> None:
+    """Refuse a folder of files that are no weights.
+
+    Raises:
+        UsageError: `--out` is one.
+    """
+    if arguments.layout == DIFFUSERS:
+        require_room(arguments.out, (_INDEX, *spec.FOLDER_COMPONENTS), "no `weights`")
+
+
 def _export(arguments: argparse.Namespace) -> int:
     if arguments.variant == NO_VARIANT:
         raise unknown_name("variant", NO_VARIANT, variant_names())
     variant = parse_variant(arguments.variant)
+    _require_room(arguments)
     dtype = arguments.dtype or "float32"
     networks = export.write_checkpoint(variant, arguments.layout, dtype, arguments.out)
     for name, tensors in networks.items():
@@ -172,6 +185,7 @@ def _described(network: Network) -> tuple[list[str], bool]:
 
 
 def _convert(arguments: argparse.Namespace) -> int:
+    _require_room(arguments)
     checkpoint = read_checkpoint(arguments.path, ema=arguments.ema, files=arguments.files)
     architectures, networks = {}, {}
     for name in spec.FOLDER_COMPONENTS:

@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import IO, Any
 from weakref import WeakValueDictionary, finalize
 
@@ -23,6 +24,9 @@ AUDIT = "audit.json"
 
 WRITERS = {RESULTS: "a run", AUDIT: "an audit"}
 """By the file that only it writes, what may have written a folder."""
+
+_GUESTS = frozenset({"mutants.json"})
+"""What another command writes into the folder of a run, which need not be there yet."""
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -118,7 +122,7 @@ class RunFolder:
 
 
 def require_own(folder: Path, mark: str, names: Collection[str]) -> None:
-    """Refuse a folder whose files are another's: a run and an audit replace their own alone.
+    """Refuse a folder that is another's: a run and an audit replace their own files alone.
 
     Args:
         folder: It need not be there.
@@ -126,27 +130,84 @@ def require_own(folder: Path, mark: str, names: Collection[str]) -> None:
         names: Of the files that would be replaced or removed.
 
     Raises:
-        UsageError: The other's mark is there, or one of these files without one's own.
+        UsageError: The other's mark is there, or other files without one's own.
     """
     there = {name for name in (*WRITERS, *names) if os.path.lexists(folder / name)}
     other = next((name for name in WRITERS if name in there and name != mark), None)
-    if not there or (mark in there and other is None):
-        return
+    kind = WRITERS[mark].split()[-1]
     if other is not None:
         reason = f"{folder} holds {other}: {WRITERS[other]} wrote it"
-    else:
-        found, kind = next(name for name in names if name in there), WRITERS[mark].split()[-1]
+    elif mark in there:
+        return
+    elif there:
+        found = next(name for name in names if name in there)
         reason = f"{folder} holds {found}, but no {mark}: no {kind} wrote it"
+    else:
+        require_room(folder, _GUESTS, f"no {kind}")
+        return
     message = f"{reason}, and this one would replace it; give another --out"
     raise UsageError(message)
+
+
+def require_room(folder: Path, marks: Collection[str], nobody: str) -> None:
+    """Refuse a folder with files among which new ones would be lost; hidden ones do not count.
+
+    Args:
+        folder: It need not be there.
+        marks: Names of which one shows that the folder was written by the same command.
+        nobody: Who has not written it, such as `no run`.
+
+    Raises:
+        UsageError: It holds files, and none of these.
+    """
+    try:
+        names = [path.name for path in folder.iterdir()]
+    except OSError:
+        return  # it is not there, or `require_creatable` says what it is
+    found = sorted(name for name in names if not name.startswith("."))
+    if found and not set(marks).intersection(found):
+        message = (
+            f"{folder} is not empty (it holds {found[0]}) and {nobody} wrote it: "
+            "give another --out, or an empty folder"
+        )
+        raise UsageError(message)
+
+
+def require_creatable(path: Path, what: str) -> None:
+    """Check, before minutes are spent, that a folder can be created and written; nothing is left.
+
+    Args:
+        path: The folder; it may be there.
+        what: What is to be written, such as `the audit`.
+
+    Raises:
+        UsageError: It cannot.
+    """
+    there = next(own for own in (path, *path.absolute().parents) if os.path.lexists(own))
+    try:
+        with TemporaryDirectory(dir=there, prefix=".sd1-"):
+            pass
+    except OSError as error:
+        raise unwritable(path, error, what) from error
+
+
+def unwritable(path: Path, error: OSError, what: str) -> UsageError:
+    """Build the error for a folder that cannot be created or written, with one reason."""
+    there = next(own for own in (path, *path.absolute().parents) if os.path.lexists(own))
+    if not there.is_dir():
+        reason = f"{'it' if there == path else there} is a file, not a folder"
+    elif there != path:
+        why = "" if error.errno == errno.ENOENT else f": {error.strerror}"
+        reason = f"it cannot be created in {there}{why}"
+    else:
+        reason = error.strerror or type(error).__name__
+    return UsageError(f"cannot write {what} to {path}: {reason}; give another --out")
 
 
 def _unwritable(path: Path, error: OSError) -> SuiteError:
     if error.errno in _FULL:
         return _broken_off(path, error)
-    no_folder = path.exists() and not path.is_dir()
-    reason = "it is a file, not a folder" if no_folder else error.strerror
-    return UsageError(f"cannot write the report to {path}: {reason}; give another --out")
+    return unwritable(path, error, "the report")
 
 
 def _broken_off(path: Path, error: OSError) -> SuiteError:

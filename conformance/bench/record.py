@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -177,10 +176,18 @@ def require_writable(path: Path) -> None:
     Raises:
         UsageError: It cannot.
     """
-    if path.is_dir() or not os.access(path.absolute().parent, os.W_OK):
-        what = "it is a folder" if path.is_dir() else "its folder has to exist and be writable"
-        message = f"cannot write {path}: {what}"
-        raise UsageError(message)
+    what = "it is a folder"
+    if not path.is_dir():
+        draft = path.with_name(f".{path.name}.part")
+        try:
+            draft.touch()  # some folders, such as /proc, only say that they can be written
+            draft.unlink()
+        except OSError:
+            what = "its folder has to exist and be writable"
+        else:
+            return
+    message = f"cannot write {path}: {what}"
+    raise UsageError(message)
 
 
 def write(

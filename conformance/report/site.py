@@ -21,7 +21,7 @@ from conformance.report.records import Summary
 from conformance.report.run import Run, read_object, read_run
 from conformance.report.text import counted, one_line, severity
 from conformance.report.words import headline
-from conformance.run_folder import write_whole
+from conformance.run_folder import unwritable, write_whole
 
 MARKER = "site.json"
 """Lists the pages of a site: a folder that holds it may be written again."""
@@ -142,10 +142,7 @@ def _make_room(out: Path) -> None:
         for slug in _pages(out / MARKER):
             shutil.rmtree(out / slug, ignore_errors=True)
     except OSError as error:
-        no_folder = out.exists() and not out.is_dir()
-        reason = "it is a file, not a folder" if no_folder else error.strerror
-        message = f"cannot write the site to {out}: {reason}; give another --out"
-        raise UsageError(message) from error
+        raise unwritable(out, error, "the site") from error
 
 
 def _pages(marker: Path) -> list[str]:

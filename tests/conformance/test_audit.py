@@ -142,7 +142,7 @@ def test_mistake(main, tmp_path: Path, options: list[str], message: str) -> None
 
 def test_port_without_torch(main, port_file, tmp_path: Path) -> None:
     """Of a port that computes nothing in bfloat16 the error names what it offers."""
-    code, _, err = main("audit", port_file, "--out", tmp_path)
+    code, _, err = main("audit", port_file, "--out", tmp_path / "out")
     assert code == 2
     assert "does not offer arithmetic bfloat16: choose from float32" in err
 

@@ -72,8 +72,13 @@ def test_missing(tmp_path: Path) -> None:
     """A file that is not there, and one that cannot be written."""
     with pytest.raises(UsageError, match=r"cannot read .*: No such file"):
         read(tmp_path / "a.json")
-    with pytest.raises(UsageError, match=r"cannot write .*: its folder has to exist"):
-        require_writable(tmp_path / "no" / "a.json")
+    for path in (tmp_path / "no" / "a.json", Path("/proc/a.json")):
+        with pytest.raises(UsageError, match=r"cannot write .*: its folder has to exist"):
+            require_writable(path)
+    with pytest.raises(UsageError, match=r"cannot write .*: it is a folder"):
+        require_writable(tmp_path)
+    require_writable(tmp_path / "a.json")
+    assert list(tmp_path.iterdir()) == []
     with pytest.raises(UsageError, match=r"cannot write .*: No such file"):
         write(tmp_path / "no" / "a.json", "suite", [])
 

@@ -155,6 +155,7 @@ def test_prints_of_a_port(run_stored) -> None:
 
 UNWRITABLE = {
     "below-a-file": "file/out",
+    "far-below-a-file": "file/a/b",
     "is-a-file": "file",
     "proc": "/proc/x",
     "null": "/dev/null",
@@ -169,6 +170,7 @@ def test_unwritable_report(main, port_file, tmp_path, out: str, resume: list[str
     code, stdout, err = main("run", port_file, *BASE, "--out", tmp_path / out, *resume)
     assert (code, stdout) == (2, "")
     assert err.startswith(f"sd1-conformance: cannot write the report to {tmp_path / out}: ")
+    assert "No such file" not in err
     assert err.count("\n") == 1
     assert (tmp_path / "file").read_text("utf-8") == "mine"
 
@@ -284,6 +286,62 @@ def test_files_of_others(main, port_file, tmp_path: Path, name: str) -> None:
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert f"{tmp_path / 'out'} holds {name}, but no results.jsonl" in err
     assert [path.read_text("utf-8") for path in (tmp_path / "out").iterdir()] == ["mine"]
+
+
+@pytest.mark.parametrize("resume", [[], ["--resume"]], ids=["anew", "resume"])
+def test_folder_of_others(main, port_file, tmp_path: Path, resume: list[str]) -> None:
+    """Among the files of a folder that no run has written nothing is written: exit 2, one line."""
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "guide.md").write_text("mine", "utf-8")
+    code, out, err = main("run", port_file, *BASE, "--out", tmp_path / "docs", *resume)
+    assert (code, out) == (2, "")
+    told = f"{tmp_path / 'docs'} is not empty (it holds guide.md) and no run wrote it"
+    assert err == f"sd1-conformance: {told}: give another --out, or an empty folder\n"
+    assert [path.name for path in (tmp_path / "docs").iterdir()] == ["guide.md"]
+
+
+def test_folder_of_a_run_takes_guests(main, golden_copy, port_file, tmp_path: Path) -> None:
+    """What `mutants` left and hidden files keep no run out, nor do notes in the folder of a run."""
+    assert golden_copy.root.exists()
+    out = tmp_path / "out"
+    out.mkdir()
+    for name in ("mutants.json", ".gitkeep", ".results.jsonl.part"):
+        (out / name).write_text("mine", "utf-8")
+    assert main("run", port_file, *BASE, "--out", out)[0] == 0
+    (out / "notes.txt").write_text("mine", "utf-8")
+    assert main("run", port_file, *BASE, "--out", out)[0] == 0
+    assert (out / "notes.txt").read_text("utf-8") == "mine"
+
+
+FOLDERS = {
+    "weights": (("weights", "export", "--variant", "tiny"), "no `weights` wrote it"),
+    "repro": (("repro", "unet/tiny/base", "conv_in"), "no `repro` wrote it"),
+    "trace": (("golden", "trace", "unet/tiny/base"), "no `golden trace` wrote it"),
+    "audit": (("audit", "--component", "text_encoder"), "no audit wrote it"),
+}
+
+
+@pytest.mark.parametrize(("words", "told"), FOLDERS.values(), ids=FOLDERS)
+def test_every_folder_of_others(main, tmp_path: Path, words: tuple[str, ...], told: str) -> None:
+    """So it is with every command that writes a folder."""
+    if words[0] != "weights":
+        pytest.importorskip("diffusers")
+    (tmp_path / "guide.md").write_text("mine", "utf-8")
+    code, out, err = main(*words, "--out", tmp_path)
+    assert (code, out, told in err) == (2, "", True), err
+    assert [path.name for path in tmp_path.iterdir()] == ["guide.md"]
+
+
+@pytest.mark.parametrize("words", [v[0] for k, v in FOLDERS.items() if k != "weights"])
+def test_folder_that_cannot_be_created(main, monkeypatch, words: tuple[str, ...]) -> None:
+    """It is told before anything is computed, in words that say which folder is in the way."""
+    pytest.importorskip("diffusers")
+    for name in ("recording.live.LiveTraces.__call__", "audit.auditor.Auditor.run"):
+        monkeypatch.setattr(f"conformance.{name}", lambda *_: pytest.fail("it was computed"))
+    monkeypatch.setattr("conformance.repro.write_repro", lambda *_: pytest.fail("it was computed"))
+    code, out, err = main(*words, "--out", "/proc/x")
+    assert (code, out) == (2, "")
+    assert "to /proc/x: it cannot be created in /proc; give another --out\n" in err
 
 
 def test_children_share_the_memory() -> None:
