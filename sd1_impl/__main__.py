@@ -207,7 +207,7 @@ def _draw(arguments: argparse.Namespace) -> None:
             callback=callback,
             **inputs,
         )
-    _warn_of_overflow(picture, arguments.dtype)
+    _refuse_overflow(picture, arguments.dtype)
     image_module.fromarray(picture.image_uint8[0].numpy()).save(arguments.out)
     _say(f"{arguments.out}, after {time.perf_counter() - started:.1f} s")
 
@@ -306,9 +306,12 @@ def _warn_of_long_texts(pipeline: Text2Image, arguments: argparse.Namespace) -> 
             _say(f"a prompt of {len(ids)} tokens is cut after {most}: without {lost!r}")
 
 
-def _warn_of_overflow(picture: Picture, dtype: str) -> None:
+def _refuse_overflow(picture: Picture, dtype: str) -> None:
     if not picture.decoded.isfinite().all():
-        _say(f"the picture is not finite: {dtype} is too narrow for these weights")
+        raise ValueError(
+            f"the picture is not finite: {dtype} is too narrow for these weights, or they are not "
+            "finite themselves; nothing was saved"
+        )
 
 
 @contextmanager

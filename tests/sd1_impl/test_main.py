@@ -341,14 +341,22 @@ def _interrupt(*_: object, **__: object) -> None:
     raise KeyboardInterrupt
 
 
-def test_a_long_prompt_and_an_overflow_are_told(draw, monkeypatch, capsys):
-    """What of the prompt nobody reads; that a picture is black for another reason than art."""
-    decode = command.Text2Image.decode
-    monkeypatch.setattr(command.Text2Image, "decode", lambda *args: decode(*args) * torch.nan)
+def test_a_long_prompt_is_told(draw, capsys):
+    """What of it nobody reads."""
     draw("cat " * 74 + "sees dogs")
     said = capsys.readouterr().out
     assert "a prompt of 76 tokens is cut after 75: without 'dogs'\n" in said
-    assert "the picture is not finite: float32 is too narrow for these weights\n" in said
+
+
+def test_an_overflow_is_no_picture(draw, tmp_path: Path, monkeypatch, capsys):
+    """A picture that is black for another reason than art replaces no earlier one."""
+    draw("a cat")
+    before = (tmp_path / "picture.png").read_bytes()
+    decode = command.Text2Image.decode
+    monkeypatch.setattr(command.Text2Image, "decode", lambda *args: decode(*args) * torch.nan)
+    assert command.main([*QUICK, "--out", str(tmp_path / "picture.png"), "a dog"]) == 2
+    assert "the picture is not finite: float32 is too narrow" in capsys.readouterr().err
+    assert (tmp_path / "picture.png").read_bytes() == before
 
 
 def test_a_terminal_sees_a_bar(draw, monkeypatch, capsys):
