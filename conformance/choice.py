@@ -127,6 +127,23 @@ def default_modes(hello: Hello, packs: Path | None = None) -> str:
     return f"{SPLICE},{TRACE}" if possible else TRACE
 
 
+def lacks_oracle(judged: Iterable[tuple[Case, Execution]], mode: str | None, hello: Hello) -> str:
+    """Say that splice mode, which is run where nobody chose modes, was not: there is no oracle.
+
+    Args:
+        judged: Cases and how they are run.
+        mode: Modes that were asked for; None for the default.
+        hello: What the port offers.
+
+    Returns:
+        A few words; empty where that is not so.
+    """
+    traced = any(case.has_splice_mode and run.mode == TRACE for case, run in judged)
+    could = hello.probes and hello.replace and traced
+    spliced = any(run.mode == SPLICE for _, run in judged)
+    return "" if mode or spliced or not could else "splice mode was not run: it needs the oracle"
+
+
 def not_applying(cases: Iterable[Case], runs: Sequence[Execution]) -> str:
     """Say which components are not run by the backends and in the modes that were asked for.
 

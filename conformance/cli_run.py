@@ -18,7 +18,7 @@ from tqdm import tqdm
 from conformance import cli_diff, cli_weights
 from conformance.case import Case
 from conformance.checkpoints import FileVariant
-from conformance.choice import default_modes, executions, not_applying, scope_of
+from conformance.choice import default_modes, executions, lacks_oracle, not_applying, scope_of
 from conformance.cli_common import (
     Listed,
     add_limits,
@@ -38,6 +38,7 @@ from conformance.port import close
 from conformance.ray_executor import greet_on_ray, run_on_ray, session
 from conformance.regression.control import control_of
 from conformance.report.text import counted
+from conformance.requirements import ORACLE, adding
 from conformance.results import DEFAULT_OUT, Results
 from conformance.runner import Runner
 from conformance.shards import Selection, Shard
@@ -133,7 +134,8 @@ def _judge(
     own = [(case, run) for case, run in judged if run.item_id(case) in selection.own]
     computed = [(case, run) for case, run in own if run.mode != MEMORY]
     control = control_of(arguments.control, arguments.port, computed, job)
-    told = [not_applying(cases, runs), variant.text if variant else ""]
+    without = lacks_oracle(judged, arguments.mode, runner.hello)
+    told = [not_applying(cases, runs), variant.text if variant else "", without]
     results = Results(
         arguments.out,
         runner.hello,
@@ -153,6 +155,8 @@ def _judge(
         _record_goldens(computed, {run.dtype for run in runs})
     if told[0]:
         print(f"  {told[0]}")
+    if without:
+        print(f"  {without}; install it with {adding(ORACLE)}")
     done = {line["case"] for line in results.lines}
     watched = {line["case"] for line in results.control}
     total = len(selection.own) + (len(control.items) if control else 0)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from conformance.case import all_cases, find_case
-from conformance.choice import executions, not_applying, scope_of
+from conformance.choice import executions, lacks_oracle, not_applying, scope_of
 from conformance.errors import UsageError
 from conformance.execution import STABILITY, Execution
 from conformance.port import Hello
@@ -101,3 +103,23 @@ def test_scope_names_other_backends() -> None:
     assert scope_of([(case, own)]) == "unet; tiny; float32; cpu; trace; sd1 was not run"
     told = scope_of([(case, own), (case, other)])
     assert told == "unet; tiny; float32; cpu; sdpa, plain; trace; sd1 was not run"
+
+
+REPLACING = Hello("fake", "1", ("unet",))
+UNSPLICED = {
+    "default": (None, REPLACING, "unet/tiny/base", "trace", True),
+    "chosen": ("trace", REPLACING, "unet/tiny/base", "trace", False),
+    "spliced": (None, REPLACING, "unet/tiny/base", "splice", False),
+    "no-replace": (None, replace(REPLACING, replace=False), "unet/tiny/base", "trace", False),
+    "no-such-mode": (None, REPLACING, "scheduler/ddim/-/base", "", False),
+}
+
+
+@pytest.mark.parametrize(
+    ("mode", "hello", "case", "own", "told"), UNSPLICED.values(), ids=UNSPLICED
+)
+def test_splice_mode_that_lacks_the_oracle(mode, hello, case, own, told) -> None:
+    """It is named where it would have been run, and nobody chose otherwise."""
+    judged = [(find_case(case), Execution(mode=own))]
+    text = "splice mode was not run: it needs the oracle"
+    assert lacks_oracle(judged, mode, hello) == (text if told else "")

@@ -20,6 +20,7 @@ from conformance.choice import default_modes, executions
 from conformance.errors import UsageError
 from conformance.memory.cases import memory_cases
 from conformance.port import Hello
+from conformance.requirements import ORACLE, adding
 from conformance.runner import Runner
 from conformance.tolerance import EVERY_ARITHMETIC
 
@@ -138,6 +139,21 @@ def test_exact_cases_run_once(main, port_file, tmp_path, golden_copy, dtype: str
     ]
     scope = f"tokenizer, unet; tiny; int64, {', '.join(dtypes)}; cpu; trace; sd1 was not run"
     assert scope in out
+
+
+@pytest.mark.usefixtures("golden_copy")
+@pytest.mark.parametrize("mode", [[], ["--mode", "trace"]], ids=["default", "chosen"])
+def test_without_the_oracle(main, port_file, tmp_path, monkeypatch, mode: list[str]) -> None:
+    """A run that leaves out splice mode says so, what adds it, and so does its summary."""
+    monkeypatch.setattr("conformance.choice.have_oracle", lambda: False)
+    port = Path(port_file.removesuffix(":make"))
+    text = port.read_text("utf-8").replace("probes=False, replace=False", "")
+    port.write_text(text, "utf-8")
+    _, out, _ = main("run", port_file, *BASE, *mode, "--out", tmp_path / "out")
+    told = "splice mode was not run: it needs the oracle"
+    assert (f"\n  {told}; install it with {adding(ORACLE)}\n" in f"\n{out}") is (not mode)
+    scope = json.loads((tmp_path / "out" / "summary.json").read_text("utf-8"))["scope"]
+    assert (told in scope) is (not mode)
 
 
 def test_message_is_one_line(run_stored) -> None:
