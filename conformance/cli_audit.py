@@ -162,9 +162,8 @@ def _cases(arguments: argparse.Namespace, hello: Hello) -> list[Case]:
         raise UsageError(message)
     offered = [c for c in cases if hello.offers(c.component, c.variant.name) and not c.refused]
     if not offered:
-        message = (
-            f"{hello.name} offers none of {', '.join(dict.fromkeys(c.component for c in cases))}"
-        )
+        asked = ", ".join(dict.fromkeys(c.component for c in cases))
+        message = f"{hello.name} offers none of {asked}: it offers {', '.join(hello.components)}"
         raise UsageError(message)
     return offered
 

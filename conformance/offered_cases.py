@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 
 from conformance.case import DEFAULT_VARIANTS, Case, all_cases, variants_text
 from conformance.cli_common import split
 from conformance.errors import UsageError
 from conformance.port import Hello
+from conformance.sampling import PIPELINES, SCHEDULERS
+from conformance.spec import BLOCKS
+from conformance.training import TRAININGS
 from conformance.variants import NO_VARIANT
 
 _NARROWING = ("k", "scenario", "level", "weights")
 """Options that may leave out cases of a component and variant."""
+
+_FAMILIES = {
+    "block/*": tuple(BLOCKS),
+    "scheduler/*": SCHEDULERS,
+    "pipeline/*": PIPELINES,
+    "training*": TRAININGS,
+}
 
 
 def offered(cases: Iterable[Case], hello: Hello, arguments: argparse.Namespace) -> list[Case]:
@@ -33,21 +43,40 @@ def offered(cases: Iterable[Case], hello: Hello, arguments: argparse.Namespace) 
     own = {c.id for c in cases if hello.offers(c.component, c.variant.name)}
     if own:
         return [c for c in cases if c.id in own or c.component in named]
-    message = (
-        f"{hello.name} offers {', '.join(hello.components) or 'no component'}, variants "
-        f"{', '.join(hello.variants)}: nothing of that is selected; {_advice(hello, arguments)}"
-    )
+    own_text = ", ".join(_in_families(hello.components)) or "no component"
+    if named and hello.components and not _wanted(hello, named):
+        message = (
+            f"{hello.name} does not offer {', '.join(named)}: it offers {own_text}; "
+            "name some of that with --component, or leave that out"
+        )
+    else:
+        message = (
+            f"{hello.name} offers {own_text}, variants {', '.join(hello.variants)}: "
+            f"nothing of that is selected; {_advice(hello, arguments)}"
+        )
     raise UsageError(message)
+
+
+def _in_families(names: Sequence[str]) -> list[str]:
+    """Write families that are there as a whole as one glob each."""
+    found = list(names)
+    for glob, family in _FAMILIES.items():
+        if set(family) <= set(found):
+            found[found.index(family[0])] = glob
+            found = [name for name in found if name not in family]
+    return found
+
+
+def _wanted(hello: Hello, globs: Iterable[str] | None) -> list[str]:
+    """Return the components of a port that fit one of the globs; None fits all."""
+    return [name for name in hello.components if globs is None or _fits(name, globs)]
 
 
 def _advice(hello: Hello, arguments: argparse.Namespace) -> str:
     """Say what would select something of a port."""
     if not hello.components:
         return "let its hello() name the components that it has"
-    globs = split(arguments.component)
-    wanted = [name for name in hello.components if globs is None or _fits(name, globs)]
-    if not wanted:
-        return "name some of it with --component, or leave that out"
+    wanted = _wanted(hello, split(arguments.component))
     cases = [case for case in all_cases() if case.component in wanted]
     there = [case for case in cases if hello.offers_variant(case.variant.name)]
     if not there:

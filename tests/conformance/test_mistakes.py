@@ -80,7 +80,11 @@ def test_not_served(write, main) -> None:
 @pytest.mark.parametrize(
     ("text", "arguments", "message"),
     [
-        (PORT, ("--component", "text_encoder"), "p offers unet, variants *"),
+        (
+            PORT,
+            ("--component", "text_encoder"),
+            "p does not offer text_encoder: it offers unet; name",
+        ),
         (PORT.replace('["*"]', '["sd1"]'), (), "p offers unet, variants sd1"),
     ],
     ids=["component", "variant"],

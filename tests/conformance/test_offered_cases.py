@@ -10,6 +10,7 @@ from conformance.case import all_cases, find_case, select_cases
 from conformance.errors import UsageError
 from conformance.offered_cases import offered
 from conformance.port import Hello
+from conformance.sampling import PIPELINES, SCHEDULERS
 from conformance.spec import BLOCKS
 
 PLAIN = dict.fromkeys(("component", "variant", "scenario", "k", "level", "weights"))
@@ -33,7 +34,7 @@ NOTHING = {
     "blocks": (
         {"components": OWN, "variant": "sd1"},
         (
-            f"p offers {', '.join(OWN)}, variants *: nothing of that is selected; "
+            "p offers block/*, variants *: nothing of that is selected; "
             "they have cases in variant tiny alone: write --variant tiny"
         ),
     ),
@@ -55,7 +56,17 @@ NOTHING = {
     ),
     "component": (
         {"components": UNET, "component": "text_encoder"},
-        "; name some of it with --component, or leave that out",
+        (
+            "p does not offer text_encoder: it offers unet; "
+            "name some of that with --component, or leave that out"
+        ),
+    ),
+    "training": (
+        {"components": (*UNET, *SCHEDULERS, *PIPELINES[:1]), "component": "training,training/vae"},
+        (
+            "p does not offer training, training/vae: it offers unet, scheduler/*, "
+            f"{PIPELINES[0]}; name some of that with --component, or leave that out"
+        ),
     ),
     "expression": (
         {"components": UNET, "k": "vae_decoder"},
