@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Collection, Mapping
-from pathlib import Path
 
 import numpy as np
 
+from conformance.adapters.serve import no_answer
 from conformance.case import Case
 from conformance.errors import PortError
 from conformance.golden import Golden
@@ -16,25 +15,6 @@ from conformance.recipe import digest
 from conformance.sampling import TIMESTEPS
 from conformance.tensors import carried_in
 from conformance.tolerance import POLICIES
-
-_HERE = Path(__file__).parent
-_ENGINE = {
-    __file__,
-    str(_HERE / "runner.py"),
-    str(_HERE / "memory" / "table.py"),
-    *(
-        str(_HERE / "adapters" / f"{name}.py")
-        for name in (
-            "attention_modes",
-            "hooks",
-            "imagined",
-            "memory",
-            "storages",
-            "torch_component",
-        )
-    ),
-}
-"""Files of the suite between it and a port."""
 
 
 def call(
@@ -45,13 +25,10 @@ def call(
 ) -> tuple[Arrays, Arrays]:
     """Run a component and check that two dicts of arrays come back."""
     answer = component.run(inputs, probes, supplied)
-    if not (isinstance(answer, tuple) and len(answer) == len(("outputs", "probes"))):
-        message = f"run() of the port returned {type(answer).__name__}, not (outputs, probes)"
+    if wrong := no_answer(answer):
+        message = f"the port's {wrong}"
         raise PortError(message)
-    for what, arrays in zip(("outputs", "probes"), answer, strict=True):
-        if not isinstance(arrays, dict):
-            message = f"run() of the port returned {what} as {type(arrays).__name__}, not as a dict"
-            raise PortError(message)
+    for arrays in answer:
         for name, array in arrays.items():
             if not isinstance(array, np.ndarray):
                 message = f"run() of the port returned {name} as {type(array).__name__}, not NumPy"
@@ -73,14 +50,6 @@ def require_unchanged(case: Case, inputs: Arrays, digests: Mapping[str, str]) ->
     if {name: digest(array) for name, array in inputs.items()} != digests:
         message = f"{case.id}: the port changed its inputs in place"
         raise PortError(message)
-
-
-def where_raised(error: BaseException) -> str:
-    """Return file and line where an error was raised, in the port's own code if it can be."""
-    frames = traceback.extract_tb(error.__traceback__)
-    own = [f for f in frames if "site-packages" not in f.filename and f.filename not in _ENGINE]
-    frame = (own or frames)[-1]
-    return f"{frame.filename}:{frame.lineno}"
 
 
 def _few(names: list[str]) -> str:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import inspect
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from conformance.adapters.serve import load_misfit, misfit
 from conformance.errors import PortError, UnsupportedError
 from conformance.execution import SAVINGS
 from conformance.judge import ISLAND, TIME_PROJ, time_proj_values
@@ -48,26 +48,54 @@ def require_offer(hello: Hello, case: Case, execution: Execution) -> None:
         raise UnsupportedError(message)
 
 
-def require_backend(load: Callable[..., object], backend: str) -> None:
-    """Check that a port's `load` can be told the backend.
+def require_load(load: Callable[..., object], backend: str | None = None) -> None:
+    """Check that a port's `load` can be called, and told the backend.
 
     Args:
         load: Bound to the port.
-        backend: Which one.
+        backend: Which one; None for the port's own, which is not named to it.
 
     Raises:
-        PortError: It has no such argument.
+        PortError: It takes other arguments; says which it has to take.
     """
-    try:
-        parameters = inspect.signature(load).parameters
-    except (TypeError, ValueError):  # of something compiled nothing can be read off
-        return
-    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    if not takes_any and "backend" not in parameters:
-        message = (
-            f"hello() offers backend {backend}, but load() takes no argument backend: add "
-            'backend="sdpa" to it, or leave backends out of hello()'
-        )
+    _refuse(load_misfit(load, backend))
+
+
+def require_fit(function: Callable[..., object], name: str, given: str = "") -> None:
+    """Check that a function of a port can be called with what it is given.
+
+    Args:
+        function: As it is called.
+        name: Of the function.
+        given: Names of its arguments, with commas between them.
+
+    Raises:
+        PortError: It takes others; says which it has to take.
+    """
+    _refuse(misfit(function, name, given))
+
+
+def require_function(function: Callable[..., object], what: str, given: str, **how: Any) -> None:
+    """Check that a function from which an adapter makes a port can be called.
+
+    Args:
+        function: The function.
+        what: Of which component it is what, for the error.
+        given: Names of its arguments, with commas between them.
+        how: Those that are given by name.
+
+    Raises:
+        PortError: It takes others; says which it has to take.
+    """
+    name = getattr(function, "__name__", type(function).__name__)
+    if wrong := misfit(function, name, given, **how):
+        message = f"{what}: {wrong}"
+        raise PortError(message)
+
+
+def _refuse(wrong: str) -> None:
+    if wrong:
+        message = f"the port's {wrong}"
         raise PortError(message)
 
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from conformance import protocol
+from conformance.adapters.serve import misfit
 from conformance.case import COMPONENTS
 from conformance.errors import PortError, SuiteError, UsageError, choices_text
 from conformance.execution import BACKENDS, SDPA
@@ -191,12 +192,18 @@ def resolve(spec: str, limits: Any = None) -> Port:
         target = spec
     with redirect_stdout(sys.stderr):
         factory = _load_factory(target, spec)
+        if callable(factory) and (wrong := misfit(factory, target.rpartition(":")[2])):
+            message = f"port {spec!r}: {wrong}"
+            raise PortError(message)
         try:
             port = factory() if callable(factory) else factory
         except SuiteError:
             raise
         except (Exception, SystemExit) as error:
             raise PortError(_failure(f"port {spec!r} could not be made", error)) from error
+    if isinstance(port, type):
+        message = f"port {spec!r} is the class {port.__name__}: return {port.__name__}()"
+        raise PortError(message)
     if not (callable(getattr(port, "hello", None)) and callable(getattr(port, "load", None))):
         message = (
             f"port {spec!r} is {with_article(type(port).__name__)}: it needs hello() and load(...)"
@@ -225,6 +232,9 @@ def greet(port: Port) -> Hello:
     Raises:
         PortError: `hello()` failed, did not return a `Hello`, or offers what is no component.
     """
+    if wrong := misfit(port.hello, "hello"):
+        message = f"the port's {wrong}"
+        raise PortError(message)
     try:
         with redirect_stdout(sys.stderr):
             hello = port.hello()

@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 
 from conformance import spec
+from conformance.adapters.serve import RUN
 from conformance.case import Case
-from conformance.contract import call, check_contract, require_unchanged, where_raised
+from conformance.contract import call, check_contract, require_unchanged
 from conformance.divergence import Local, as_precision, describe, first_divergence
 from conformance.environment import environment
 from conformance.errors import PortError, RaisedError, SuiteError, UnsupportedError
@@ -27,9 +28,16 @@ from conformance.headroom import facts as headroom_facts
 from conformance.headroom import overflow_text
 from conformance.judge import judge_outputs, judge_probes, token_lists, watching
 from conformance.layout import NHWC, ChannelsLast, require_shapes
-from conformance.offer import refuse_island, require_backend, require_offer, supplied_embedding
+from conformance.offer import (
+    refuse_island,
+    require_fit,
+    require_load,
+    require_offer,
+    supplied_embedding,
+)
 from conformance.port import EXEC, Arrays, Component, Port, greet
 from conformance.precision import look, settings_on
+from conformance.raised import where_raised
 from conformance.recipe import SEED
 from conformance.report.text import one_line
 from conformance.result import Result
@@ -204,10 +212,10 @@ class Runner:
             component = self._load_from_port(case, execution)
             if not callable(getattr(component, "run", None)):
                 message = (
-                    f"load() of the port returned {type(component).__name__}: "
-                    "it needs run(inputs, probes, replace)"
+                    f"load() of the port returned {type(component).__name__}: it needs run({RUN})"
                 )
                 raise PortError(message)
+            require_fit(component.run, "run", RUN)
             if self.hello.layout == NHWC:
                 component = ChannelsLast(component)
             self._loaded = (key, component)
@@ -217,10 +225,11 @@ class Runner:
         """Let the port build the component; only other backends than its own are named to it."""
         dtype, device, backend = execution.dtype, execution.device, execution.backend
         own = (case.component, case.variant, case.weights(), dtype, device)
-        if backend in {"", SDPA}:
-            return self.port.load(*own)
         load: Callable[..., Component] = self.port.load
-        require_backend(load, backend)
+        if backend in {"", SDPA}:
+            require_load(load)
+            return load(*own)
+        require_load(load, backend)
         return load(*own, backend=backend)
 
     def shows_probes(self, execution: Execution) -> bool:

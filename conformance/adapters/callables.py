@@ -12,6 +12,7 @@ import numpy as np
 
 from conformance.adapters.axes import fitted
 from conformance.errors import PortError
+from conformance.offer import require_function
 from conformance.port import Arrays, Hello
 from conformance.report.text import one_line, with_article
 from conformance.variants import parse_variant, variant_names
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 Function = Callable[..., Mapping[str, Any]]
 """Takes `(inputs)` or `(inputs, see)`, returns arrays by name."""
 
+LOAD = "variant, weights, arithmetic, device"
 Load = Callable[["Variant", "Weights", str, str], Function]
 """Takes variant, weights, arithmetic and device."""
 
@@ -258,11 +260,16 @@ class CallablePort:
         self, component: str, variant: Variant, weights: Weights, arithmetic: str, device: str
     ) -> CallableComponent:
         """Load a function; see `conformance.port.Port`."""
-        function = self.components[component](variant, weights, arithmetic, device)
+        load = self.components[component]
+        require_function(load, f"load of {component}", LOAD)
+        function = load(variant, weights, arithmetic, device)
         if not callable(function):
             message = (
                 f"load of {component} returned {type(function).__name__}, not a function of "
                 "(inputs) or (inputs, see)"
             )
             raise PortError(message)
-        return CallableComponent(function, component, self.asarray)
+        loaded = CallableComponent(function, component, self.asarray)
+        see = {"see": None} if loaded.sees else {}
+        require_function(function, f"function of {component}", "inputs", **see)
+        return loaded

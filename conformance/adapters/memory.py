@@ -17,13 +17,13 @@ from conformance.adapters.imagined import Hollow, Imagined, hollow
 from conformance.adapters.storages import StorageTracker
 from conformance.adapters.torch_module import TorchPort
 from conformance.case import Case
-from conformance.contract import where_raised
 from conformance.determinism import gradient_mode
 from conformance.errors import UnsupportedError
 from conformance.execution import SDPA, Execution
 from conformance.memory.budgets import block_order
 from conformance.memory.footprint import Footprint
 from conformance.port import Port
+from conformance.raised import where_raised
 from conformance.variants import Weights
 
 _CPU = "cpu"

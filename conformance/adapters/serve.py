@@ -39,19 +39,10 @@ PROTOCOL = 1
 ECHO = "echo"
 
 DTYPES = {
-    "F64": "<f8",
-    "F32": "<f4",
-    "F16": "<f2",
-    "I64": "<i8",
-    "I32": "<i4",
-    "I16": "<i2",
-    "I8": "|i1",
-    "U64": "<u8",
-    "U32": "<u4",
-    "U16": "<u2",
-    "U8": "|u1",
-    "BOOL": "|b1",
-}
+    "F64": "<f8", "F32": "<f4", "F16": "<f2", "BOOL": "|b1",
+    "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "|i1",
+    "U64": "<u8", "U32": "<u4", "U16": "<u2", "U8": "|u1",
+}  # fmt: skip
 """safetensors' names of dtypes, and NumPy's; BF16, which NumPy has not, is read as float32."""
 
 
@@ -114,36 +105,19 @@ def _read(file: str, dtype: str, shape: list[int], start: int) -> np.ndarray:
 
 
 def open_tensors(file: str, prefix: str = "") -> dict[str, Place]:
-    """Read the header of a safetensors file.
-
-    Args:
-        file: Its path.
-        prefix: Put before every name.
-
-    Returns:
-        By name the place of each tensor, as `Tensors` takes it.
-    """
+    """Read the header of a safetensors file: names, after a prefix, and where the tensors are."""
     with Path(file).open("rb") as opened:
         (size,) = struct.unpack("<Q", opened.read(8))
         header = json.loads(opened.read(size))
     header.pop("__metadata__", None)
-    first = 8 + size
     return {
-        prefix + name: (file, entry["dtype"], entry["shape"], first + entry["data_offsets"][0])
+        prefix + name: (file, entry["dtype"], entry["shape"], 8 + size + entry["data_offsets"][0])
         for name, entry in header.items()
     }
 
 
 def write_tensors(file: str, arrays: Arrays) -> None:
-    """Write arrays as a safetensors file.
-
-    Args:
-        file: Its path.
-        arrays: By name; bfloat16 of ml_dtypes (JAX) is written as BF16.
-
-    Raises:
-        Refused: An array has a dtype that cannot be written.
-    """
+    """Write arrays as a safetensors file; bfloat16 of ml_dtypes (JAX) as BF16."""
     header: dict[str, Any] = {}
     pieces: list[bytes] = []
     end = 0
@@ -159,19 +133,13 @@ def write_tensors(file: str, arrays: Arrays) -> None:
                 raise Refused("%s is a %s, not a NumPy array of numbers: convert it" % (name, kind))
             dtype, bits = names[little], np.ascontiguousarray(array, little)
         data = bits.tobytes()
-        header[name] = {
-            "dtype": dtype,
-            "shape": list(array.shape),
-            "data_offsets": [end, end + len(data)],
-        }
-        end += len(data)
+        place = [end, end := end + len(data)]
+        header[name] = {"dtype": dtype, "shape": list(array.shape), "data_offsets": place}
         pieces.append(data)
     text = json.dumps(header).encode("utf-8")
     text += b" " * (-len(text) % 8)
     with Path(file).open("wb") as opened:
-        opened.write(struct.pack("<Q", len(text)))
-        opened.write(text)
-        opened.writelines(pieces)
+        opened.writelines([struct.pack("<Q", len(text)), text, *pieces])
 
 
 def open_weights(path: str) -> Tensors:
@@ -207,13 +175,8 @@ class Variant:
 class Echo:
     """Gives back what it gets."""
 
-    def run(
-        self,
-        inputs: Arrays,
-        probes: Collection[str] = (),  # noqa: ARG002 - it has none
-        replace: Arrays | None = None,  # noqa: ARG002
-    ) -> tuple[Arrays, Arrays]:
-        """Return the inputs as outputs."""
+    def run(self, inputs: Arrays, *_: Any) -> tuple[Arrays, Arrays]:
+        """Return the inputs as outputs, and no probes."""
         return dict(inputs), {}
 
 
@@ -229,33 +192,27 @@ class Server:
 
     def answer(self, request: dict[str, Any]) -> dict[str, Any]:
         """Carry out one request and return the `ok` of its reply."""
-        methods = {
-            "hello": self.hello,
-            "load": self.load,
-            "run": self.run,
-            "unload": self.unload,
-            "bye": self.unload,
-        }
         op = request.get("op")
-        if op not in methods:
+        if op not in ("hello", "load", "run", "unload", "bye"):
             raise Refused("unknown request %r" % (op,))
-        return methods[op](request)
+        ok: dict[str, Any] = getattr(self, op)(request)
+        json.dumps(ok)  # a port may say anything of itself
+        return ok
 
     def hello(self, request: dict[str, Any]) -> dict[str, Any]:
         """Say what the port offers."""
         if request["protocol"] != PROTOCOL:
             raise Refused("this is protocol %d, not %r" % (PROTOCOL, request["protocol"]))
         self.scratch = request["scratch"]
+        _require(misfit(self.port.hello, "hello"))
         offer = self.port.hello()
-        fields = getattr(offer, "__dataclass_fields__", None)  # a Hello of sd1-conformance
-        if fields is not None:
-            offer = {name: getattr(offer, name) for name in fields}
+        if hasattr(offer, "__dataclass_fields__"):  # a Hello of sd1-conformance
+            offer = vars(offer)
         if not isinstance(offer, dict):
             raise Refused("hello() returned %s, not a dict" % type(offer).__name__)
-        details = {"python": sys.version.split()[0], "numpy": np.__version__}
-        details.update(offer.get("details", {}))
+        own = {"python": sys.version.split()[0], "numpy": np.__version__}
         self.components = offer.get("components", ())
-        return dict(offer, echo=True, details=details)
+        return dict(offer, echo=True, details={**own, **offer.get("details", {})})
 
     def load(self, request: dict[str, Any]) -> dict[str, Any]:
         """Load a component."""
@@ -266,20 +223,18 @@ class Server:
             return {}
         if component not in self.components:
             raise Refused("no component %r" % (component,))
-        path = request["weights"]
-        weights = Tensors({}) if path is None else open_weights(path)
+        weights = open_weights(request["weights"]) if request["weights"] else Tensors({})
         if request["layout"] == "diffusers":
             weights = weights.of(component)
         variant = Variant(request["variant"], request["architecture"])
         how = {name: request[name] for name in ("backend",) if name in request}
-        if how:
-            _require_backend(self.port.load, how["backend"])
+        _require(load_misfit(self.port.load, **how))
         loaded = self.port.load(
             component, variant, weights, request["arithmetic"], request["device"], **how
         )
         if not callable(getattr(loaded, "run", None)):
-            kind = type(loaded).__name__
-            raise Refused("load() returned %s: it needs run(inputs, probes, replace)" % kind)
+            raise Refused("load() returned %s: it needs run(%s)" % (type(loaded).__name__, RUN))
+        _require(misfit(loaded.run, "run", RUN))
         self.loaded = loaded
         return {}
 
@@ -293,16 +248,11 @@ class Server:
             inputs[name] = np.array(texts)
         if asked["config"] is not None:
             inputs["config"] = np.array(json.dumps(asked["config"]))
-        values = None
-        if request["replace"] is not None:
-            values = dict(Tensors(open_tensors(request["replace"])))
+        values = request["replace"] and dict(Tensors(open_tensors(request["replace"])))
         answer = self.loaded.run(inputs, tuple(request["probes"]), values)
-        if not (isinstance(answer, tuple) and [*map(type, answer)] == [dict, dict]):
-            kind = type(answer).__name__
-            raise Refused("run() returned %s, not a tuple of two dicts, outputs and probes" % kind)
-        outputs, probes = answer
+        _require(no_answer(answer))
         files = {}
-        for name, arrays in (("outputs", outputs), ("probes", probes)):
+        for name, arrays in (("outputs", answer[0]), ("probes", answer[1])):
             files[name] = str(Path(self.scratch) / (name + ".safetensors"))
             write_tensors(files[name], arrays)
         return files
@@ -312,19 +262,60 @@ class Server:
         self.loaded = None
         return {}
 
+    bye = unload
 
-def _require_backend(load: Any, backend: str) -> None:
-    """Refuse a backend that a port offers and its `load` cannot be told."""
+
+LOAD = "component, variant, weights, arithmetic, device"
+RUN = "inputs, probes, replace"
+ADVICE = 'end it with `return {"NAME": array}, {}`'
+
+
+def misfit(function: Any, name: str, given: str = "", **keywords: Any) -> str:
+    """Say how a function of a port has to be declared; empty where it can be called as it is.
+
+    It is called with what `given` names, by position, and with `keywords`, shown as defaults.
+    """
+    names = given.split(", ") if given else []
+    is_method = inspect.ismethod(function)
     try:
-        parameters = inspect.signature(load).parameters
-    except (TypeError, ValueError):  # of something compiled nothing can be read off
-        return
-    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    if not takes_any and "backend" not in parameters:
-        raise Refused(
-            "hello() offers backend %s, but load() takes no argument backend: add "
-            'backend="sdpa" to it, or leave backends out of hello()' % backend
-        )
+        inspect.signature(function).bind(*names, **keywords)
+    except (TypeError, ValueError) as error:
+        if isinstance(error, ValueError) and not is_method:
+            return ""  # of something compiled nothing can be read off; a method may lack `self`
+    else:
+        return ""
+    declared = getattr(function, "__func__", function)
+    own = inspect.signature(declared)
+    bare = [p.replace(annotation=p.empty) for p in own.parameters.values()]
+    own = own.replace(parameters=bare, return_annotation=own.empty)
+    needed = [*(["self"] if is_method else []), *names, *("%s=%r" % kv for kv in keywords.items())]
+    code = getattr(inspect.unwrap(declared), "__code__", None)
+    where = " (%s:%s)" % (code.co_filename, code.co_firstlineno) if code else ""
+    return "%s%s has to be %s(%s)%s" % (name, own, name, ", ".join(needed), where)
+
+
+def load_misfit(load: Any, backend: str | None = None) -> str:
+    """Say how a port's `load` has to be declared, with a backend if one is named to it."""
+    wrong = misfit(load, "load", LOAD)
+    if wrong or backend is None:
+        return wrong
+    wrong = misfit(load, "load", LOAD, backend="sdpa")
+    return wrong and "hello() offers backend %s, but %s" % (backend, wrong)
+
+
+def no_answer(answer: Any) -> str:
+    """Say why something is not what `run` has to return; empty where it is."""
+    parts = answer if isinstance(answer, (tuple, list)) else ()
+    if isinstance(answer, tuple) and [isinstance(part, dict) for part in parts] == [True, True]:
+        return ""
+    kinds = ", ".join(type(part).__name__ for part in parts)
+    what = type(answer).__name__ + (" of " + kinds if kinds else "")
+    return "run() returned %s, not a tuple of two dicts, outputs and probes: %s" % (what, ADVICE)
+
+
+def _require(wrong: str) -> None:
+    if wrong:
+        raise Refused(wrong)
 
 
 def reply_to(server: Server, line: str) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -344,11 +335,20 @@ def reply_to(server: Server, line: str) -> tuple[dict[str, Any], dict[str, Any]]
         return {"id": number, "error": told}, request
 
 
+def is_library(file: str) -> bool:
+    """Say whether a file of a traceback is one of Python's own, or was installed."""
+    library = str(Path(os.__file__).parent)
+    return any(part in file for part in (library, "site-packages", "dist-packages", "<frozen"))
+
+
 def _described(error: BaseException) -> str:
-    """Say in one line what was raised, and where."""
-    traceback.print_exception(type(error), error, error.__traceback__, file=sys.stderr)
-    frames = traceback.extract_tb(error.__traceback__)
-    own = [frame for frame in frames if frame.filename != __file__] or frames
+    """Say in one line what was raised, and where in the port; the whole goes to standard error."""
+    last = error.__traceback__
+    while last is not None and last.tb_frame.f_code.co_filename == __file__:
+        last = last.tb_next
+    traceback.print_exception(type(error), error, last, file=sys.stderr)
+    frames = traceback.extract_tb(last)
+    own = [frame for frame in frames if not is_library(frame.filename)] or frames
     where = " (%s:%s)" % (own[-1].filename, own[-1].lineno) if own else ""
     return "%s: %s%s" % (type(error).__name__, " ".join(str(error).split()), where)
 
@@ -370,7 +370,13 @@ def find_port(spec: str) -> Any:
     else:
         sys.path.insert(0, str(Path.cwd()))
         module = importlib.import_module(source)
-    return getattr(module, attribute)()
+    factory = getattr(module, attribute)
+    if callable(factory) and (wrong := misfit(factory, attribute)):
+        raise SystemExit("serve.py: " + wrong)
+    port = factory() if callable(factory) else factory
+    if isinstance(port, type):
+        raise SystemExit("serve.py: the port is the class %s: return %s()" % (2 * (port.__name__,)))
+    return port
 
 
 def main() -> None:
@@ -385,12 +391,7 @@ def main() -> None:
     server = Server(find_port(sys.argv[1]))
     for line in sys.stdin:
         reply, request = reply_to(server, line)
-        try:
-            text = json.dumps(reply)
-        except (TypeError, ValueError) as error:
-            text = json.dumps({"id": reply["id"], "error": "the reply is no JSON: %s" % error})
-        messages.write(text + "\n")
-        messages.flush()
+        print(json.dumps(reply), file=messages, flush=True)
         if request.get("op") == "bye":
             return
 

@@ -22,12 +22,14 @@ from conformance.adapters.backends import (
     evaluating_by,
     require_compilable,
 )
+from conformance.adapters.callables import LOAD
 from conformance.adapters.hooks import INPUT_SUFFIX, Callback, first_tensor, observe, to_numpy
 from conformance.adapters.rename import Place, Rename, Rules, Table, some, table_of
 from conformance.adapters.torch_component import TorchComponent
 from conformance.determinism import float32_is_float32
 from conformance.errors import PortError, UnsupportedError
 from conformance.execution import COMPILE, PACKED, SAVINGS, SDPA
+from conformance.offer import require_function
 from conformance.port import Component, Hello
 from conformance.tolerance import EVERY_ARITHMETIC
 from conformance.variants import parse_variant
@@ -218,7 +220,9 @@ class TorchPort:
         return [name for name in names if name.removesuffix(INPUT_SUFFIX) not in known]
 
     def _built(self, component: str, variant: Variant) -> nn.Module:
-        module = self.builders[component][0](variant)
+        build = self.builders[component][0]
+        require_function(build, f"build of {component}", "variant")
+        module = build(variant)
         if not isinstance(module, nn.Module):
             message = (
                 f"build of {component} returned {type(module).__name__}, not a torch.nn.Module"
@@ -279,8 +283,11 @@ class TorchPort:
     ) -> Any:
         """Load a component that computes in one dtype, by torch's own backend."""
         if component in self.others:
-            return self.others[component](variant, weights, arithmetic, device)
+            load = self.others[component]
+            require_function(load, f"load of {component}", LOAD)
+            return load(variant, weights, arithmetic, device)
         call, dtype = self.builders[component][1], DTYPES[arithmetic]
+        require_function(call, f"call of {component}", "module, tensors")
         module = self._built(component, variant)
         probes = spec.probe_names(component, variant.size)
         sources, places = self._places(component, module, probes, weights)

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from conformance.adapters.attention_modes import AttentionCalls
-from conformance.contract import where_raised
 from conformance.errors import PortError, UnsupportedError, UsageError
+from conformance.raised import where_raised
 from conformance.report.text import one_line
 
 Function = Callable[..., Any]

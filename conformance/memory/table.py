@@ -9,7 +9,6 @@ from typing import Any
 from conformance.bench.record import Row
 from conformance.bench.table import aligned
 from conformance.case import Case
-from conformance.contract import where_raised
 from conformance.errors import PortError, SuiteError, UnsupportedError
 from conformance.execution import Execution
 from conformance.memory.budgets import REFERENCE, budgets
@@ -17,6 +16,7 @@ from conformance.memory.cases import config_id
 from conformance.memory.footprint import Footprint
 from conformance.memory.judge import exceeded, reference
 from conformance.memory.sizes import MIB, mib
+from conformance.raised import where_raised
 from conformance.report.text import one_line
 
 

@@ -234,9 +234,10 @@ def test_load_without_a_backend() -> None:
     """It is one clear line, where the port offers another backend than its own."""
     result = judged(Deaf(), TEXT, PLAIN)
     assert result.verdict == "error"
-    assert result.message == (
-        "hello() offers backend plain, but load() takes no argument backend: add "
-        'backend="sdpa" to it, or leave backends out of hello()'
+    own = "self, component, variant, weights, arithmetic, device"
+    assert result.message.startswith(
+        "the port's hello() offers backend plain, but "
+        f"load({own}) has to be load({own}, backend='sdpa') ({__file__}:"
     )
     assert judged(Deaf(), TEXT, SDPA).verdict == "pass"
     assert judged(Listening(), TEXT, PLAIN).verdict == "pass"

@@ -143,7 +143,15 @@ NO_ANSWERS = {
     "narrow": (outputs(np.copy, np.float16), "output sample is float16, expected float32"),
     "integers": (outputs(np.copy, np.int32), "output sample is int32, expected float32"),
     "no-array": (lambda *_: ({"sample": [0.0]}, {}), r"returned sample as list, not NumPy"),
-    "no-pair": (lambda *_: None, r"returned NoneType, not \(outputs, probes\)"),
+    "no-pair": (
+        lambda *_: None,
+        r"run\(\) returned NoneType, not a tuple of two dicts, .*: end it",
+    ),
+    "list": (lambda *_: [{}, {}], r"run\(\) returned list of dict, dict, not a tuple of two dicts"),
+    "no-dict": (
+        lambda *_: ({}, None),
+        r"returned tuple of dict, NoneType, not a tuple of two",
+    ),
     "raises": (
         raises(ValueError("two\n lines")),
         r"the port raised ValueError: two lines \(.*test_runner.py:\d+\)$",
