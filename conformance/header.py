@@ -6,7 +6,8 @@ A run that is resumed, and shards that are merged, must be of one port, suite an
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Collection, Mapping
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,10 @@ Header = dict[str, Any]
 RESUMED = ("suite", "port", "scope", "goldens", "weights", "control")
 """What a run that is resumed must not have changed. Expected failures may: they are judged anew."""
 
+_PORT = {"name": "port", "version": "port's version", "spec": "PORT", "sha256": "port's files"}
+_DIGEST = re.compile("[0-9a-f]{64}")
+_OF_DIGEST = 12
+_MOST_SHOWN = 200
 _MOST_LINES = 100_000
 
 
@@ -87,25 +92,53 @@ def require_same(earlier: Mapping[str, Any], header: Mapping[str, Any], out: Pat
     """Refuse to resume another run than the one that was broken off.
 
     Raises:
-        UsageError: It is another one.
+        UsageError: It is another one; says in what, with both values.
     """
-    for key in RESUMED:
-        if earlier.get(key) != header[key]:
-            what = _other_port(earlier.get(key), header[key]) if key == "port" else f"another {key}"
-            message = (
-                f"cannot resume {out}: its run has {what} than this one; "
-                "drop --resume to start anew"
-            )
-            raise UsageError(message)
+    found = [
+        f"{name} {_shown(before)}, now {_shown(now)}"
+        for key in RESUMED
+        for name, before, now in _differences(key, earlier.get(key), header[key])
+    ]
+    if found:
+        message = (
+            f"cannot resume {out}, its run is another: {'; '.join(found)}; "
+            "repeat what that one was given, or drop --resume to start anew"
+        )
+        raise UsageError(message)
 
 
-def _other_port(earlier: object, port: Mapping[str, str]) -> str:
-    """Say in what way the port of an earlier run is another one."""
-    before = earlier if isinstance(earlier, dict) else {}
-    for key, words in (("name", "another port"), ("version", "another version of the port")):
-        if before.get(key) != port[key]:
-            return words
-    return "another content of the port's file" if "sha256" in port else "another port"
+def _differences(key: str, before: Any, now: Any) -> Iterator[tuple[str, Any, Any]]:
+    """Yield in what a field of two headers differs: a name, and both values."""
+    if before == now:
+        return
+    if key == "port":
+        before = before if isinstance(before, dict) else {}
+        for own, name in _PORT.items():
+            if before.get(own) != now.get(own):
+                yield name, before.get(own), now.get(own)
+    elif key == "scope" and isinstance(before, str):
+        old, new = before.split("; "), now.split("; ")
+        gone = [part for part in old if part not in new]
+        come = [part for part in new if part not in old]
+        if not gone and not come:
+            gone, come = old, new
+        yield key, _quoted(gone), _quoted(come)
+    else:
+        yield key, before, now
+
+
+def _quoted(parts: Iterable[str]) -> str:
+    """Write parts of a scope."""
+    text = "; ".join(parts)
+    return repr(text) if text else "nothing"
+
+
+def _shown(value: object) -> str:
+    """Write a value of a header: of a digest the first letters tell it apart."""
+    if value is None:
+        return "none"
+    text = one_line(str(value), _MOST_SHOWN)
+    return text[:_OF_DIGEST] if _DIGEST.fullmatch(text) else text
 
 
 def _xfails_json(xfails: Xfails) -> dict[str, Any]:

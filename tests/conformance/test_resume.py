@@ -98,7 +98,7 @@ def test_resume_notices_an_edited_port(tmp_path: Path) -> None:
     start(tmp_path / "out", port_spec=f"{source}:make").add(line())
     assert len(start(tmp_path / "out", port_spec=f"{source}:make", resume=ALL).lines) == 1
     source.write_text("right = False", "utf-8")
-    with pytest.raises(UsageError, match="another content of the port's file"):
+    with pytest.raises(UsageError, match=r"its run is another: port's files [0-9a-f]{12}, now"):
         start(tmp_path / "out", port_spec=f"{source}:make", resume=ALL)
 
 
@@ -112,23 +112,32 @@ def test_resume_nothing(tmp_path: Path, text: str | None) -> None:
 
 
 OTHER = {
-    "port": {"hello": Hello("other", "1.0", ("unet",))},
-    "version": {"hello": Hello("fake", "1.1", ("unet",))},
-    "spec": {"port_spec": "other.py:make"},
-    "scope": {"scope": "unet; odd"},
+    "port": ({"hello": Hello("other", "1.0", ("unet",))}, "port fake, now other; repeat"),
+    "version": ({"hello": Hello("fake", "1.1", ("unet",))}, "port's version 1.0, now 1.1; repeat"),
+    "spec": ({"port_spec": "other.py:make"}, "PORT fake.py:make, now other.py:make; repeat"),
+    "scope": ({"scope": "unet; odd"}, "scope 'tiny', now 'odd'; repeat"),
+    "more-scope": ({"scope": "unet; tiny; splice"}, "scope nothing, now 'splice'; repeat"),
+    "order": ({"scope": "tiny; unet"}, "scope 'unet; tiny', now 'tiny; unet'; repeat"),
+    "control": ({"control": "diffusers"}, "control none, now diffusers; repeat"),
+    "several": (
+        {"scope": "unet; odd", "port_spec": "other.py:make"},
+        "PORT fake.py:make, now other.py:make; scope 'tiny', now 'odd'; repeat",
+    ),
 }
 
 
-@pytest.mark.parametrize("changes", OTHER.values(), ids=OTHER)
-def test_resume_another_run(tmp_path: Path, changes: dict[str, Any]) -> None:
-    """A run of another port or scope is not continued, and stays as it was."""
+@pytest.mark.parametrize(("changes", "told"), OTHER.values(), ids=OTHER)
+def test_resume_another_run(tmp_path: Path, changes: dict[str, Any], told: str) -> None:
+    """A run of another port or scope is refused, and left as it was; what differs is named."""
     run = start(tmp_path)
     run.add(line())
     before = (tmp_path / "results.jsonl").read_bytes()
-    with pytest.raises(
-        UsageError, match=r"cannot resume .* another (port|version|scope) .*drop --resume"
-    ):
+    with pytest.raises(UsageError) as error:
         start(tmp_path, resume=ALL, **changes)
+    assert str(error.value) == (
+        f"cannot resume {tmp_path}, its run is another: {told} what that one was given, "
+        "or drop --resume to start anew"
+    )
     assert (tmp_path / "results.jsonl").read_bytes() == before
 
 
@@ -136,7 +145,7 @@ def test_resume_with_other_goldens(tmp_path: Path, golden_copy) -> None:
     """Results judged by other goldens, or by another suite, are not continued."""
     start(tmp_path / "out").add(line())
     golden_copy.write_manifest(golden_copy.manifest() | {"goldens": {}})
-    with pytest.raises(UsageError, match="another goldens"):
+    with pytest.raises(UsageError, match=r"goldens [0-9a-f]{12}, now [0-9a-f]{12}; "):
         start(tmp_path / "out", resume=ALL)
 
 
@@ -144,7 +153,7 @@ def test_resume_with_another_suite(tmp_path: Path, monkeypatch) -> None:
     """Results of another version of the suite are not continued."""
     start(tmp_path).add(line())
     monkeypatch.setattr(results_module, "__version__", "99")
-    with pytest.raises(UsageError, match="another suite"):
+    with pytest.raises(UsageError, match=r"suite .*, now 99; "):
         start(tmp_path, resume=ALL)
 
 
