@@ -52,6 +52,9 @@ from conformance.variants import Variant
 Noise = dict[str, dict[str, Errors]]
 """By mode and arithmetic."""
 
+_SOURCES = ("conformance", "sd1_impl", "sd1_weights", "golden/spec")
+"""What a golden is made by: the oracle's side, and the mutants that it claims to kill."""
+
 
 class Reference:
     """The reference of one variant, built once per arithmetic."""
@@ -350,19 +353,34 @@ def input_facts(case: Case) -> dict[str, dict[str, Any]]:
 @cache
 def provenance() -> dict[str, str]:
     """Return where a golden came from: oracle versions, machine, commit."""
-    try:
-        commit = subprocess.run(
-            ["git", "rev-parse", "--short=12", "HEAD"],  # noqa: S607 - the user's git
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        commit = "unknown"
     return {
         **oracle.versions(),
-        "commit": commit,
+        "commit": commit_of(Path(__file__).parents[2]),
         "cpu": f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}",
         "blas": "mkl" if torch.backends.mkl.is_available() else "other",
     }
+
+
+def commit_of(home: Path) -> str:
+    """Return the commit of a checkout, with `+changes` where its sources are not as committed.
+
+    Args:
+        home: Its folder. What is recorded there, or written for readers, is no source.
+
+    Returns:
+        `1a9ce61e33b7`, `1a9ce61e33b7+changes`, or `unknown` where it is no checkout.
+    """
+    try:
+        commit = _git(home, "rev-parse", "--short=12", "HEAD")
+        changed = _git(home, "status", "--porcelain", "--", *_SOURCES)
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return f"{commit}+changes" if changed else commit
+
+
+def _git(home: Path, *words: str) -> str:
+    command = ["git", *words]  # the user's git
+    done = subprocess.run(  # noqa: S603 - with words of our own
+        command, cwd=home, capture_output=True, text=True, check=True
+    )
+    return done.stdout.strip()

@@ -1,7 +1,10 @@
 """Recording many goldens: what is finished is kept, progress is counted, a second call goes on."""
 
 import os
+import re
+import shutil
 import signal
+import subprocess
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -166,3 +169,32 @@ def test_count_of_calibrations(case_id):
             splice = mode == "splice"
             count = calibration_count(exact, case, arithmetic, splice=splice)
             assert count == len(calibrations(component, case, arithmetic, splice=splice))
+
+
+CHANGED = {
+    "source": ("conformance/a.py", True),
+    "new-source": ("sd1_impl/new.py", True),
+    "spec": ("golden/spec/a.json", True),
+    "golden": ("golden/unet/a.safetensors", False),
+    "page": ("docs/a.md", False),
+}
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
+@pytest.mark.parametrize(("name", "told"), CHANGED.values(), ids=CHANGED)
+def test_sources_that_are_not_committed(tmp_path, name, told):
+    """A golden says where its commit is not all that it was recorded by; goldens do not count."""
+    assert record.commit_of(tmp_path) == "unknown"
+    path = tmp_path / name
+    for own in (path, tmp_path / "sd1_impl" / "a.py"):
+        own.parent.mkdir(parents=True, exist_ok=True)
+        own.write_text("1", "utf-8")
+    if "new" in name:
+        path.unlink()
+    who = ("-c", "user.name=a", "-c", "user.email=a@a.invalid", "-c", "commit.gpgsign=false")
+    for words in (("init", "-q"), ("add", "."), (*who, "commit", "-qm", "first")):
+        subprocess.run(["git", *words], cwd=tmp_path, check=True)
+    commit = record.commit_of(tmp_path)
+    assert re.fullmatch("[0-9a-f]{12}", commit)
+    path.write_text("2", "utf-8")
+    assert record.commit_of(tmp_path) == commit + "+changes" * told
