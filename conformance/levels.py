@@ -10,6 +10,7 @@ from typing import Any
 from conformance.case import NETWORKS
 from conformance.execution import EXACT, LIMITED, SDPA
 from conformance.golden import SPLICE, TRACE
+from conformance.position import position
 from conformance.report.text import case_name, counted, one_line
 from conformance.sampling import PIPELINES, SCHEDULERS, TABLES
 from conformance.spec import TOKENIZER
@@ -121,16 +122,16 @@ def next_level(lines: Sequence[Line], offered: Collection[str]) -> dict[str, Any
     kinds = {line["component"] in TRAININGS for line in lines if line["verdict"] != "skip"}
     lines = [line for line in lines if on_ladder(line)]
     judged = _judged(lines)
-    broken = [(line, reason) for line in judged if (reason := _broken(line))]
+    broken = [line for line in judged if _broken(line)]
     if broken or not judged:
         reason = "nothing was traced in float32 or float64 by the port's own backend"
         if kinds == {True}:
             reason = "training counts for no level: its stamp says it"
         if broken:
-            share = _share([line for line, _ in broken], judged)
-            (line, why), *_ = broken
-            told = why.removeprefix(f"{case_name(line['case'])}: ")
-            reason = f"it is broken in {share}, first {case_name(line['case'])}: {told}"
+            share, shown = _share(broken, judged), _earliest(broken)
+            name = case_name(shown["case"])
+            told = _broken(shown).removeprefix(f"{name}: ")
+            reason = f"it is broken in {share}, such as {name}: {told}"
         return {"level": 0, "because": reason}
     above = LADDER[level(judged) or 0 :]
     for rung in above:
@@ -183,7 +184,7 @@ def _broken(line: Line) -> str:
 
 
 def _wrong(rung: Rung, judged: Sequence[Line]) -> str:
-    """Say which components of a level fail, and where first; empty where none does."""
+    """Say which components of a level fail, and in which case; empty where none does."""
     wrong = [line for line in judged if rung.has(line["component"]) and line["verdict"] in FAILING]
     components = list(dict.fromkeys(line["component"] for line in wrong))
     texts = [
@@ -194,7 +195,14 @@ def _wrong(rung: Rung, judged: Sequence[Line]) -> str:
         texts.append("others too")
     if wrong and all(line["verdict"] == "xfail" for line in wrong):
         texts.append("as expected")
-    return ", ".join([*texts, f"first {case_name(wrong[0]['case'])}"]) if wrong else ""
+    return ", ".join([*texts, f"such as {case_name(_earliest(wrong)['case'])}"]) if wrong else ""
+
+
+def _earliest(wrong: Sequence[Line]) -> Line:
+    """Return the line to name: that of the first divergence, if it is among them."""
+    own = [line for line in wrong if line.get("first_divergence")]
+    unexpected = [line for line in own if line["verdict"] != "xfail"]
+    return min(unexpected or own, key=position, default=wrong[0])
 
 
 def _not_measured(skipped: Sequence[Line]) -> str:

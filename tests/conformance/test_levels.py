@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from conformance import summary
 from conformance.case import COMPONENTS
 from conformance.levels import LADDER, NAMES, depth, level, next_level
 from conformance.training import TRAININGS
@@ -98,31 +99,31 @@ NEXT = {
         "its schedulers were skipped: no DDIM today",
     ),
     "component": ([line(), wrong(name="t0")], THREE, 1,
-                  "unet fails in 1 of 2 cases, first unet/tiny/t0"),
+                  "unet fails in 1 of 2 cases, such as unet/tiny/t0"),
     "cases-are-counted-once": (
         [line(mode="splice"), wrong(), wrong(name="t0"), wrong(name="t0", mode="splice")],
         THREE,
         1,
-        "unet fails in 2 of 2 cases, first unet/tiny/base",
+        "unet fails in 2 of 2 cases, such as unet/tiny/base",
     ),
     "two": ([wrong(), wrong("vae_decoder"), line("pass", "vae_decoder", name="quiet")], THREE, 1,
-            "unet fails in 1 of 1 case, vae_decoder fails in 1 of 2 cases, first unet/tiny/base"),
+            "unet fails in 1 of 1 case, vae_decoder fails in 1 of 2 cases, such as unet/tiny/base"),
     "many": ([wrong(component) for component in LADDER[0].whole[1:]], THREE, 1,
              ", ".join(f"{component} fails in 1 of 1 case" for component in LADDER[0].whole[1:4])
-             + ", others too, first text_encoder/tiny/base"),
+             + ", others too, such as text_encoder/tiny/base"),
     "known": ([line("xfail", "unet", WRONG_NUMBER)], THREE, 1,
-              "unet fails in 1 of 1 case, as expected, first unet/tiny/base"),
+              "unet fails in 1 of 1 case, as expected, such as unet/tiny/base"),
     "partly-known": ([line("xfail", "unet", WRONG_NUMBER), wrong(name="t0")], THREE, 1,
-                     "unet fails in 2 of 2 cases, first unet/tiny/base"),
+                     "unet fails in 2 of 2 cases, such as unet/tiny/base"),
     "sampler": ([line(), wrong(DDIM)], THREE, 2,
-                "scheduler/ddim fails in 1 of 1 case, first scheduler/ddim/tiny/base"),
+                "scheduler/ddim fails in 1 of 1 case, such as scheduler/ddim/tiny/base"),
     "sampler-alone": ([wrong(DDIM)], (DDIM,), 2,
-                      "scheduler/ddim fails in 1 of 1 case, first scheduler/ddim/tiny/base"),
+                      "scheduler/ddim fails in 1 of 1 case, such as scheduler/ddim/tiny/base"),
     "failure-before-absence": (
         [line(), wrong(PICTURE)],
         ("unet", PICTURE),
         3,
-        "pipeline/txt2img fails in 1 of 1 case, first pipeline/txt2img/tiny/base",
+        "pipeline/txt2img fails in 1 of 1 case, such as pipeline/txt2img/tiny/base",
     ),
     "training": ([line(component="training")], ("training",), 0,
                  "training counts for no level: its stamp says it"),
@@ -132,14 +133,14 @@ NEXT = {
         [line(), wrong("unet", WRONG_SHAPE, name="t0")],
         THREE,
         0,
-        f"it is broken in 1 of 2 cases, first unet/tiny/t0: conv_in has {WRONG_SHAPE['note']}",
+        f"it is broken in 1 of 2 cases, such as unet/tiny/t0: conv_in has {WRONG_SHAPE['note']}",
     ),
     "table": ([wrong(DDIM, WRONG_TABLE)], THREE, 0,
-              "it is broken in 1 of 1 case, first scheduler/ddim/tiny/base: betas is wrong"),
+              "it is broken in 1 of 1 case, such as scheduler/ddim/tiny/base: betas is wrong"),
     "ids": ([wrong("tokenizer")], THREE, 0,
-            "it is broken in 1 of 1 case, first tokenizer/tiny/base: the token ids are wrong"),
+            "it is broken in 1 of 1 case, such as tokenizer/tiny/base: the token ids are wrong"),
     "error": ([line("error", message="the port raised ValueError")], THREE, 0,
-              "it is broken in 1 of 1 case, first unet/tiny/base: the port raised ValueError"),
+              "it is broken in 1 of 1 case, such as unet/tiny/base: the port raised ValueError"),
     "nothing": ([], THREE, 0, NOTHING),
     "skipped-in-part": ([line(dtype="bfloat16"), line("skip")], THREE, 0, NOTHING),
     "all-skipped": (
@@ -167,6 +168,30 @@ NEXT = {
 def test_next_level(lines: list[Any], offered: tuple[str, ...], rung: int, because: str) -> None:
     """What keeps a port from the next level is said in one sentence: failures before absence."""
     assert next_level(lines, offered) == {"level": rung, "because": because}
+
+
+def diverging(name: str, probe: str, ratio: float, **facts: Any) -> dict[str, Any]:
+    """Build a line that fails, with its first divergence."""
+    own = wrong(name=name, **facts)
+    probes = [probe_ | {"kind": "probe"} for probe_ in own["probes"]]
+    first = {"case": own["case"], "probe": probe, "ratio": ratio}
+    return own | {"first_divergence": first, "probes": probes}
+
+
+@pytest.mark.parametrize("verdict", ["fail", "xfail"])
+def test_the_case_that_is_named_is_that_of_the_first_divergence(verdict: str) -> None:
+    """Level and first divergence name one case, whichever was run first."""
+    lines = [
+        diverging("base", "conv_in", 5.0) | {"verdict": verdict},
+        diverging("t0", "conv_out", 1e6),
+        diverging("quiet", "conv_in", 90.0),
+    ]
+    named = summary.earliest(lines)
+    assert named is not None
+    assert named["case"].startswith("unet/tiny/quiet[")
+    told = next_level(lines, THREE)
+    text = "unet fails in 3 of 3 cases, such as unet/tiny/quiet"
+    assert told == {"level": 1, "because": text}
 
 
 def test_nothing_is_above_the_last_level() -> None:
