@@ -17,6 +17,7 @@ from typing import IO, Any
 
 from conformance.command_files import absent
 from conformance.errors import PortError, UsageError
+from conformance.raised import last_lines
 from conformance.report.text import one_line
 
 LONGEST_LINE = 1 << 20
@@ -77,6 +78,7 @@ class Child:
         )
         self._reply = b""
         self._log = b""
+        self.said = ""  # on standard error, during the last request
         self._closed = False
         self._looked = 0.0
         _first_to_go(self._process.pid)
@@ -109,11 +111,17 @@ class Child:
             self.kill()
             if isinstance(error, PortError) and self._log.strip():
                 text = f"{error}; last on its standard error: {_last_words(self._log)}"
-                raise type(error)(text) from None
+                told = type(error)(text)
+                told.add_note(self._last_lines())
+                raise told from None
             raise
         self._read_log(most=LONGEST_LINE)
+        self.said = self._last_lines()
         self._log = b""  # what is told of it later came after this reply
         return reply
+
+    def _last_lines(self) -> str:
+        return last_lines(self._log.decode(errors="replace").strip().splitlines())
 
     def _exchange(self, line: bytes, op: str, seconds: float) -> bytes:
         """Send a line and return the one that comes back."""

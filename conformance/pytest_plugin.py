@@ -239,5 +239,6 @@ def _conclude(line: dict[str, Any], port: str, options: tuple[str, ...] = ()) ->
         pytest.xfail(message)
     if verdict in {"fail", "error"}:
         again = rerun_command(port, line["case"], options)
-        text = [f"{verdict}: {message}", line["detail"], f"run it alone: {again}"]
+        told = [f"{verdict}: {message}", line["detail"], line.get("traceback")]
+        text = [*told, f"run it alone: {again}"]
         pytest.fail("\n".join(filter(None, text)), pytrace=False)

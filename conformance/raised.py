@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import traceback
 from pathlib import Path
 
@@ -33,6 +34,9 @@ _MESSAGE = 6
 """Of them for the message of one exception."""
 
 _WIDTH = 200
+_LEAD = "Traceback (most recent call last):"
+_FRAME = '  File "'
+_MARKS = re.compile(r"\s+[~^][~^ ]*")
 
 
 def where_raised(error: BaseException) -> str:
@@ -51,17 +55,28 @@ def traceback_of(error: BaseException) -> str:
         error: What was raised; what it was raised from comes before it.
 
     Returns:
-        At most `MOST` lines, as Python writes them; empty where no frame is the port's.
+        At most `MOST` lines, much as Python writes them; empty where no frame is the port's.
     """
     causes = [error]
     while (cause := _cause(causes[-1])) is not None and cause not in causes:
         causes.append(cause)
     if not any(_own(traceback.extract_tb(one.__traceback__)) for one in causes):
         return ""
-    lines = [line for one in reversed(causes) for line in _lines(one)]
+    return last_lines([line for one in reversed(causes) for line in _lines(one)])
+
+
+def last_lines(lines: list[str]) -> str:
+    """Join the last `MOST` lines of a traceback or a log; the marks below the code are left out."""
+    lines = [line for line in lines if not _MARKS.fullmatch(line)]
     if len(lines) > MOST:
         lines = ["  ...", *lines[1 - MOST :]]
     return "\n".join(shorten(line, _WIDTH) for line in lines)
+
+
+def place_of(text: str) -> str:
+    """Return the part of a traceback that is the same whatever the values were: its frames."""
+    frames = [line for line in text.splitlines() if line.startswith(_FRAME)]
+    return "\n".join(frames) or text
 
 
 def _lines(error: BaseException) -> list[str]:
@@ -70,9 +85,9 @@ def _lines(error: BaseException) -> list[str]:
     own = _own(frames)
     if own and frames[-1] not in own:
         own.append(frames[-1])
-    lines = []
+    lines = [_LEAD] if own else []
     for frame in own:
-        lines.append(f'  File "{frame.filename}", line {frame.lineno}, in {frame.name}')
+        lines.append(f'{_FRAME}{frame.filename}", line {frame.lineno}, in {frame.name}')
         lines += [f"    {frame.line}"] if frame.line else []
     message = "".join(traceback.format_exception_only(error)).splitlines()
     return [*lines, *message[:_MESSAGE]]

@@ -27,6 +27,8 @@ class Result:
         first_divergence: The first failing record, as in summary.json.
         seconds: Wall time.
         detail: What a reader wants to see below the message, in several lines.
+        traceback: Where a port raised, its own frames; of a port in a process of its own, what it
+            wrote last to its standard error.
         block: The named block that this is about; empty for the whole case.
         missing: Probes that a port that has some was asked for and did not hand out.
         rounding: What was found behind a failure that a lower precision explains.
@@ -44,6 +46,7 @@ class Result:
     first_divergence: dict[str, Any] | None = None
     seconds: float = 0.0
     detail: str = ""
+    traceback: str = ""
     block: str = ""
     missing: list[str] = field(default_factory=list)
     evidence: Callable[[Result], dict[str, Any]] | None = None
@@ -83,6 +86,7 @@ class Result:
             "seconds": round(self.seconds, 3),
             "message": self.message,
             "detail": self.detail,
+            **({"traceback": self.traceback} if self.traceback else {}),
             "hunts": self.case.scenario.hunts,
             "missing": self.missing,
             **({"trajectory": trajectory(self.records)} if self.case.is_pipeline else {}),

@@ -19,6 +19,7 @@ from conformance.evidence.sources import find_sources
 from conformance.explain import Explanation, explain, explain_merged, in_short
 from conformance.header import header_of, require_same
 from conformance.port import Hello
+from conformance.raised import place_of
 from conformance.regression.baseline import Baseline, ratchet_of
 from conformance.regression.control import Watch, watch
 from conformance.regression.ratchet import RATCHET
@@ -145,6 +146,8 @@ class Results:
         kept = [self._excused(line) for line in earlier if line["type"] == "case"]
         self.lines = [self.data.adopt(line, self.data.folder) for line in kept]
         self.control = [line for line in earlier if line["type"] == "control"]
+        traced = [line for line in self.lines if line.get("traceback")]
+        self._broke = {place_of(line["traceback"]): line["case"] for line in traced}
         self._folder.begin([self._header, *self.lines, *self.control], stale=FILES[1:])
         self.data.sweep()
 
@@ -175,9 +178,20 @@ class Results:
 
     def add(self, line: dict[str, Any]) -> dict[str, Any]:
         """Write one case line and return it as written: a failure may be an expected one."""
-        line = self.data.store(self._excused(line))
+        line = self.data.store(self._excused(self._traced_once(line)))
         self.lines.append(line)
         self._folder.append(line)
+        return line
+
+    def _traced_once(self, line: dict[str, Any]) -> dict[str, Any]:
+        """Keep the traceback of the first case that broke at a place; the others name that case."""
+        if not line.get("traceback"):
+            return line
+        first = self._broke.setdefault(place_of(line["traceback"]), line["case"])
+        if first == line["case"]:
+            return line | {"detail": f"traceback: `traceback` of this case in {self.out / RESULTS}"}
+        line = line | {"detail": f"traceback: that of {first}"}
+        del line["traceback"]
         return line
 
     def add_control(self, line: dict[str, Any]) -> dict[str, Any]:

@@ -37,9 +37,9 @@ from conformance.offer import (
 )
 from conformance.port import EXEC, Arrays, Component, Port, greet
 from conformance.precision import look, settings_on
-from conformance.raised import where_raised
+from conformance.raised import traceback_of, where_raised
 from conformance.recipe import SEED
-from conformance.report.text import one_line
+from conformance.report.text import one_line, printable
 from conformance.result import Result
 from conformance.segments import ignores_values
 from conformance.splicing import judge_spliced
@@ -48,6 +48,9 @@ from conformance.traces import Traces, Values, find_traces, have_oracle, judged_
 
 MESSAGE = 600
 """Longest message kept, in characters."""
+
+TRACEBACK = 4000
+"""Longest traceback kept, in characters."""
 
 
 class Runner:
@@ -94,10 +97,13 @@ class Runner:
                 message = one_line(error, MESSAGE)
             else:
                 message = (
-                    f"the port raised {type(error).__name__}: {one_line(error)} "
-                    f"({where_raised(error)})"
+                    f"the port raised {type(error).__name__}: "
+                    f"{one_line(error) or 'without a message'} ({where_raised(error)})"
                 )
             result = Result(case, execution, verdict, message=message)
+            if not declined:
+                told = [traceback_of(error), *getattr(error, "__notes__", [])]
+                result.traceback = printable("\n".join(filter(None, told)), TRACEBACK)
         result.seconds = time.perf_counter() - start
         return result
 

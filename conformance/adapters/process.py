@@ -168,8 +168,9 @@ class ExecPort:
             child.kill()
             raise
         if "error" in reply:
-            text = f"the port says of {op}: {reply['error']}"
-            raise RaisedError(text)
+            raised = RaisedError(f"the port says of {op}: {reply['error']}")
+            raised.add_note(child.said)
+            raise raised
         if "unsupported" in reply:
             raise UnsupportedError(reply["unsupported"])
         return dict(reply["ok"])

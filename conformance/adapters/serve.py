@@ -36,7 +36,6 @@ from typing import Any, ClassVar
 import numpy as np
 
 PROTOCOL = 1
-ECHO = "echo"
 
 DTYPES = {
     "F64": "<f8", "F32": "<f4", "F16": "<f2", "BOOL": "|b1",
@@ -218,7 +217,7 @@ class Server:
         """Load a component."""
         self.loaded = None
         component = request["component"]
-        if component == ECHO:
+        if component == "echo":
             self.loaded = Echo()
             return {}
         if component not in self.components:
@@ -336,9 +335,9 @@ def reply_to(server: Server, line: str) -> tuple[dict[str, Any], dict[str, Any]]
 
 
 def is_library(file: str) -> bool:
-    """Say whether a file of a traceback is one of Python's own, or was installed."""
-    library = str(Path(os.__file__).parent)
-    return any(part in file for part in (library, "site-packages", "dist-packages", "<frozen"))
+    """Say whether a file of a traceback is Python's own, was installed, or is this one."""
+    apart = (str(Path(os.__file__).parent), "site-packages", "dist-packages", "<frozen", __file__)
+    return any(part in file for part in apart)
 
 
 def _described(error: BaseException) -> str:
@@ -350,7 +349,8 @@ def _described(error: BaseException) -> str:
     frames = traceback.extract_tb(last)
     own = [frame for frame in frames if not is_library(frame.filename)] or frames
     where = " (%s:%s)" % (own[-1].filename, own[-1].lineno) if own else ""
-    return "%s: %s%s" % (type(error).__name__, " ".join(str(error).split()), where)
+    text = " ".join(str(error).split()) or "without a message"
+    return "%s: %s%s" % (type(error).__name__, text, where)
 
 
 def find_port(spec: str) -> Any:

@@ -320,7 +320,9 @@ def parse_case(record: dict[str, Any], place: int = 0) -> Case:
         seconds=number(record.get("seconds")),
         message=printable(record.get("message"), _MESSAGE),
         hunts=printable(record.get("hunts"), _MESSAGE),
-        detail=printable(record.get("detail"), _MESSAGE) if verdict in FAILING else "",
+        detail=printable(record.get("traceback") or record.get("detail"), _MESSAGE)
+        if verdict in FAILING
+        else "",
         tensor=printable(mapping(record.get("data")).get("tensor")),
         place=place,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -132,6 +133,53 @@ def test_signatures_that_can_be_called(wrong: Wrong, own: str, other: str) -> No
     """More arguments, if they need not be given, and other names are the port's own affair."""
     result = wrong.judge(own, other)
     assert result.verdict == "pass", result.message
+
+
+SILU = "x = x / (1"
+RAISING = {
+    "own": (SILU, 'raise ValueError("no\\n luck")\n        x / (1', "ValueError: no luck", 10),
+    "deeper": (SILU, "np.linalg.inv(x); x / (1", "LinAlgError: ", 10),
+    "loading": ("return Loaded(w", "weights['no.bias']; Loaded(w", "KeyError: 'no.bias'", 20),
+    "suite": ("return Loaded(w", "variant.architecture('no'); Loaded(w", "KeyError: 'no'", 20),
+    "exit": (SILU, "raise SystemExit; x / (1", "SystemExit: without a message", 10),
+}
+
+
+@pytest.mark.parametrize(("own", "other", "told", "line"), RAISING.values(), ids=RAISING)
+def test_raises(wrong: Wrong, own: str, other: str, told: str, line: int) -> None:
+    """The port's own line is named, whoever raised below it, and the traceback is kept."""
+    result = wrong.judge(own, other)
+    assert result.verdict == "error"
+    assert told in result.message
+    assert result.message.endswith(f" ({wrong.path}:{line})")
+    first, frame, code, *_, last = result.traceback.splitlines()
+    assert first == "Traceback (most recent call last):"
+    assert frame.startswith(f'  File "{wrong.path}", line {line}, in ')
+    assert code.strip().startswith(other.partition("\n")[0])
+    assert last.partition(":")[0].rpartition(".")[2] in told
+
+
+def test_of_a_dead_child_its_last_lines_are_kept(tmp_path: Path) -> None:
+    """What it wrote to standard error, of a port in whatever language."""
+    served = Wrong(tmp_path, served=True)
+    result = served.judge(SILU, "import sys, os; print('one\\ntwo'); os._exit(3); x / (1")
+    assert result.message.endswith("(exit code 3); last on its standard error: two")
+    assert result.traceback == "one\ntwo"
+
+
+def test_the_console_says_where_the_traceback_is(main, tmp_path: Path) -> None:
+    """The line of the case names the port's own line; results and page have the traceback."""
+    own = Wrong(tmp_path, served=False)
+    spec = own.write(SILU, "raise ValueError; x / (1")
+    code, out, _ = main("run", spec, "-k", "base", "--out", tmp_path / "out")
+    assert (code, "Traceback" in out) == (3, False)
+    lines = [line.strip() for line in out.splitlines()]
+    at = lines.index(f"the port raised ValueError: without a message ({own.path}:10)")
+    assert lines[at + 1] == f"traceback: `traceback` of this case in {tmp_path}/out/results.jsonl"
+    records = map(json.loads, (tmp_path / "out/results.jsonl").read_text("utf-8").splitlines())
+    (line,) = (record for record in records if record["type"] == "case")
+    assert f'File "{own.path}", line 10, in run\n    raise ValueError; x' in line["traceback"]
+    assert "raise ValueError; x" in (tmp_path / "out/index.html").read_text("utf-8")
 
 
 GREETINGS = {
