@@ -64,7 +64,7 @@ def test_causes(made_up) -> None:
     """They are counted against failures; what explains most comes first, with its entry."""
     out = made_up.write([failing(made_up)], faults=FAULTS)
     found = view(Faults(), out)
-    assert found["heading"] == "3 causes explain 1 failure"
+    assert found["heading"] == "2 causes explain part of 1 failure"
     assert [c.fault.mutant for c in found["shown"]] == ["vae-gn-eps", "", "own-guess"]
     assert "eps, 1e-5" in found["shown"][0].bug.wrong
     page = write_html(Page(out)).read_text("utf-8")
