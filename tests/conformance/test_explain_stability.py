@@ -131,7 +131,9 @@ def test_a_precision_of_blocks_is_overruled_by_what_lies_inside(fake) -> None:
     """Whole blocks may err by as much for a formula: a case that sees one is believed."""
     conv = f"{BLOCK}.conv1"
     blocks = line("trace", BLOCK, hint=BF16, kind="precision")
-    formula = line("trace", f"{BLOCK}.norm2") | {"case": "vae_decoder/tiny/loud[float32-cpu-sdpa-trace]"}
+    formula = line("trace", f"{BLOCK}.norm2") | {
+        "case": "vae_decoder/tiny/loud[float32-cpu-sdpa-trace]"
+    }
     formula["probes"].append({"name": conv, "kind": "probe", "verdict": "pass", "ratio": 1.0})
     (fault,) = faults_of([blocks, formula], fake)
     assert (fault.get("text"), fault["names"]) == (None, [f"{BLOCK}.norm2"])
