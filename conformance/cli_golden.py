@@ -22,7 +22,7 @@ from conformance.cli_common import (
     selected,
     split,
 )
-from conformance.errors import ExitCode, unknown_name
+from conformance.errors import ExitCode, UsageError, unknown_name
 from conformance.golden import SPLICE
 from conformance.golden_files import load_golden
 from conformance.recorded import arithmetics
@@ -142,6 +142,9 @@ def _golden_verify(arguments: argparse.Namespace) -> int:
 def _golden_trace(arguments: argparse.Namespace) -> int:
     traces = oracle_module("conformance.recording.live").LiveTraces()
     cases = chosen_cases(arguments.cases)
+    if (arguments.out / "manifest.json").exists():
+        message = f"{arguments.out} holds goldens, which packs would replace; give another --out"
+        raise UsageError(message)
     families = {case.id.partition("/")[0] for case in all_cases()}
     require_room(arguments.out, families, "no `golden trace`")
     require_creatable(arguments.out, "trace packs")

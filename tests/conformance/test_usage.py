@@ -332,6 +332,13 @@ def test_every_folder_of_others(main, tmp_path: Path, words: tuple[str, ...], to
     assert [path.name for path in tmp_path.iterdir()] == ["guide.md"]
 
 
+def test_packs_replace_no_goldens(main, golden_copy) -> None:
+    """The folder of the goldens has the names of packs."""
+    pytest.importorskip("diffusers")
+    code, _, err = main("golden", "trace", "unet/tiny/base", "--out", golden_copy.root)
+    assert (code, "holds goldens, which packs would replace" in err) == (2, True), err
+
+
 @pytest.mark.parametrize("words", [v[0] for k, v in FOLDERS.items() if k != "weights"])
 def test_folder_that_cannot_be_created(main, monkeypatch, words: tuple[str, ...]) -> None:
     """It is told before anything is computed, in words that say which folder is in the way."""
