@@ -20,13 +20,14 @@ import numpy as np
 from conformance import protocol
 from conformance.adapters.serve import misfit
 from conformance.case import COMPONENTS
-from conformance.errors import PortError, SuiteError, UsageError, choices_text
+from conformance.errors import PortError, SuiteError, UsageError, choices_text, unknown_name
 from conformance.execution import BACKENDS, SDPA
 from conformance.port_files import factory_advice
+from conformance.raised import where_raised
 from conformance.report.text import one_line, with_article
 from conformance.requirements import ORACLE, adding
 from conformance.tolerance import EVERY_ARITHMETIC
-from conformance.variants import NO_VARIANT
+from conformance.variants import NO_VARIANT, variant_names
 
 if TYPE_CHECKING:
     from conformance.variants import Variant, Weights
@@ -242,31 +243,29 @@ def greet(port: Port) -> Hello:
         raise
     except (Exception, SystemExit) as error:
         raise PortError(_failure("hello() of the port failed", error)) from error
-    if isinstance(hello, dict):
-        hello = Hello.of(hello, "hello() of the port")
-    if not isinstance(hello, Hello):
+    if not isinstance(hello, dict | Hello):
         message = (
             f"hello() of the port returned {type(hello).__name__}, not a dict or "
             "conformance.port.Hello"
         )
         raise PortError(message)
-    for name in ("components", "arithmetics", "devices", "backends"):
-        if isinstance(getattr(hello, name), str):
-            message = f"hello().{name} of the port is a string: it must be a tuple of names"
-            raise PortError(message)
-    for kind, offered, known in (
-        ("component", hello.components, COMPONENTS),
-        ("arithmetic", hello.arithmetics, EVERY_ARITHMETIC),
-        ("backend", hello.backends, BACKENDS),
-    ):
-        unknown = [name for name in offered if name not in known]
-        if unknown:
-            message = (
-                f"hello() of the port offers {', '.join(map(repr, unknown))}, which is no {kind}: "
-                f"choose from {', '.join(known)}"
-            )
-            raise PortError(message)
+    offer = hello if isinstance(hello, dict) else vars(hello)
+    hello = Hello.of(offer, "hello() of the port")
+    _require_known("component", hello.components, COMPONENTS)
+    _require_known("arithmetic", hello.arithmetics, EVERY_ARITHMETIC)
+    _require_known("backend", hello.backends, BACKENDS)
+    variants = [*variant_names(), NO_VARIANT]
+    globs = [own for own in hello.variants if not any(fnmatchcase(v, own) for v in variants)]
+    _require_known("variant", globs, variants)
     return hello
+
+
+def _require_known(kind: str, offered: Collection[str], known: Collection[str]) -> None:
+    """Refuse a name in `hello()` that nothing has."""
+    for name in offered:
+        if name not in known:
+            message = f"hello() of the port offers an {unknown_name(kind, name, known)}"
+            raise PortError(message)
 
 
 def close(port: Port) -> None:
@@ -277,7 +276,8 @@ def close(port: Port) -> None:
 
 
 def _failure(what: str, error: BaseException) -> str:
-    return f"{what}: {type(error).__name__}: {one_line(error)}"
+    text = one_line(error) or "without a message"
+    return f"{what}: {type(error).__name__}: {text} ({where_raised(error)})"
 
 
 def known_ports() -> dict[str, str]:

@@ -42,7 +42,7 @@ FAULTS = {
     "no text": ("error", "which is no JSON object"),
     "endless line": ("error", "over 1048576 bytes"),
     "wrong id": ("error", "asked was"),
-    "field missing": ("error", "'outputs' is a required property"),
+    "field missing": ("error", "the port's reply to run lacks the field 'outputs', a string"),
     "field too many": ("error", "the port's reply to run"),
     "file outside": ("error", "/etc/hostname, which is outside its scratch folder"),
     "file above": ("error", "which is outside its scratch folder"),

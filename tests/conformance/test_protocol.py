@@ -19,9 +19,9 @@ from conformance.adapters import serve
 from conformance.adapters.process import ExecPort
 from conformance.case import find_case
 from conformance.child import Child
-from conformance.errors import PortError, RaisedError, UnsupportedError
+from conformance.errors import RaisedError, UnsupportedError
 from conformance.execution import Execution
-from conformance.port import Hello, greet
+from conformance.port import Hello
 from conformance.runner import Runner
 from conformance.variants import parse_variant
 from sd1_weights.schedule import schedule
@@ -205,30 +205,6 @@ def test_requests_follow_the_schema(port: ExecPort, monkeypatch: pytest.MonkeyPa
     assert [m["op"] for m in sent] == ["hello", "load", "run", "unload", "load", "run", "bye"]
     for message in sent:
         protocol.check("request", message, "the suite's request")
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"components": ["", "unet"]}, "field components"),
-        ({"name": None}, "field name"),
-        ({"arithmetics": "float32"}, "field arithmetics"),
-        ({"layout": "CHW"}, "field layout"),
-        ({"colour": "red"}, "colour"),
-        ({"components": ["unet", "unet"]}, "field components"),
-        ({"components": ["unett"]}, "'unett', which is no component"),
-        ({"arithmetics": ["fp32"]}, "'fp32', which is no arithmetic"),
-        ({"details": {1: object()}}, "is no JSON"),
-        ({"shapes": {"unet": {"sample": [[2, "any"]]}}}, "field shapes.unet.sample.0.1"),
-    ],
-)
-def test_offers(change: dict, message: str, fake) -> None:
-    """What a port says of itself in a dict is checked, field by field."""
-    right = {"name": "p", "version": "1", "components": ["unet"], "arithmetics": ["float32"]}
-    assert greet(fake(offers=right)) == Hello("p", "1", ("unet",))
-    with pytest.raises(PortError, match="hello") as raised:
-        greet(fake(offers=right | change))
-    assert message in str(raised.value)
 
 
 SERVED = """

@@ -121,5 +121,5 @@ def test_a_skip_has_none(fake) -> None:
 def test_in_pytest(made_up) -> None:
     """An item that broke shows its traceback."""
     line = made_up.line("error", message="the port raised", traceback="File p.py, line 9")
-    with pytest.raises(pytest.fail.Exception, match=r"error: the port raised\nFile p\.py, line 9\n"):
+    with pytest.raises(pytest.fail.Exception, match=r"port raised\nFile p\.py, line 9\n"):
         _conclude(line, "mine.py:make")
