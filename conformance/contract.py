@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from typing import Any
 
 import numpy as np
 
 from conformance.adapters.serve import no_answer
 from conformance.case import Case
-from conformance.errors import PortError
+from conformance.errors import PortError, nearest_text
 from conformance.golden import Golden
 from conformance.port import Arrays, Component
 from conformance.recipe import digest
 from conformance.sampling import TIMESTEPS
 from conformance.tensors import carried_in
-from conformance.tolerance import POLICIES
+from conformance.tolerance import HALVES, POLICIES
 
 
 def call(
@@ -31,9 +32,19 @@ def call(
     for arrays in answer:
         for name, array in arrays.items():
             if not isinstance(array, np.ndarray):
-                message = f"run() of the port returned {name} as {type(array).__name__}, not NumPy"
+                message = (
+                    f"run() of the port returned {name} as {type(array).__name__}, not NumPy: "
+                    f"{_converted(array)}"
+                )
                 raise PortError(message)
     return answer
+
+
+def _converted(value: object) -> str:
+    """Write what makes a NumPy array of a value."""
+    if type(value).__module__.partition(".")[0] == "torch":
+        return "x.detach().cpu().numpy()"
+    return "np.array(x, np.float32)" if isinstance(value, list | tuple) else "np.asarray(x)"
 
 
 def require_unchanged(case: Case, inputs: Arrays, digests: Mapping[str, str]) -> None:
@@ -76,13 +87,18 @@ def _check_names(golden: Golden, outputs: Arrays, probes: Arrays) -> None:
             for names, what in ((missing, "is missing"), (others, "is none of this component"))
             if names
         ]
-        message = f"{golden.case}: {'; '.join(texts)} (docs/contract.md)"
+        own = _few(list(golden.output_shapes))
+        message = f"{golden.case}: {'; '.join(texts)}: it returns {own} (docs/contract.md)"
         raise PortError(message)
     asked = set(golden.asked)
     unknown = [name for name in probes if name not in asked]
     if unknown:
-        message = f"{golden.case}: the port returned probe {unknown[0]!r}, which was not asked for"
-        raise PortError(message)
+        message = (
+            f"{golden.case}: the port returned probe {unknown[0]!r}, which was not asked for: "
+            "hand out those alone that `probes` names"
+        )
+        near = nearest_text(unknown[0], asked)
+        raise PortError(f"{message}; {near}" if near else message)
 
 
 def _check_dtype(golden: Golden, name: str, array: np.ndarray, arithmetic: str) -> None:
@@ -94,12 +110,26 @@ def _check_dtype(golden: Golden, name: str, array: np.ndarray, arithmetic: str) 
     widened = not integer and arithmetic == "bfloat16"
     wanted = integer or carried_in(arithmetic)
     if array.dtype.name != wanted:
+        fix = _fix(array.dtype, np.dtype(wanted), arithmetic)
         wanted = "bfloat16 widened to float32" if widened else wanted
-        message = f"{golden.case}: output {name} is {array.dtype.name}, expected {wanted}"
+        message = f"{golden.case}: output {name} is {array.dtype.name}, expected {wanted}: {fix}"
         raise PortError(message)
     if widened and np.any(array.view(np.uint32) & 0xFFFF):
-        message = f"{golden.case}: output {name} has values that are not bfloat16"
+        message = (
+            f"{golden.case}: output {name} has values that are not bfloat16: round it to bfloat16, "
+            "then widen it"
+        )
         raise PortError(message)
+
+
+def _fix(own: np.dtype[Any], wanted: np.dtype[Any], arithmetic: str) -> str:
+    """Say how an output gets its dtype; a cast makes no arithmetic of another."""
+    other = own.itemsize < wanted.itemsize or arithmetic in HALVES
+    if own.kind == "f" and wanted.kind == "f" and other:
+        return f"compute in {arithmetic}, or leave {arithmetic} out of hello()'s arithmetics"
+    if own.kind == "f" and wanted == np.uint8:
+        return "round it to pixels (docs/contract.md)"
+    return f"return it as {wanted}: .astype(np.{wanted}), in torch .to(torch.{wanted})"
 
 
 def _integer_of(golden: Golden, name: str) -> str:

@@ -21,7 +21,7 @@ from conformance.case import find_case
 from conformance.child import Child
 from conformance.errors import RaisedError, UnsupportedError
 from conformance.execution import Execution
-from conformance.port import Hello
+from conformance.port import Hello, greet
 from conformance.runner import Runner
 from conformance.variants import parse_variant
 from sd1_weights.schedule import schedule

@@ -91,6 +91,12 @@ def test_verdict_follows_error(
     assert result.worst.ratio == pytest.approx(times, rel=0.02)
 
 
+class Tensor:
+    """One of torch's, as far as its name goes."""
+
+    __module__ = "torch"
+
+
 WRONG_NUMBERS = {
     "nan": put(np.nan),
     "inf": put(np.inf),
@@ -136,13 +142,27 @@ def test_wrong_shape_fails(judge, case: Case, change, note: str) -> None:
 NO_ANSWERS = {
     "other-name": (
         lambda *_: ({"out": np.zeros(1)}, {}),
-        "output sample is missing; output out is none of",
+        "output sample is missing; output out is none of this component: it returns sample ",
     ),
     "no-output": (lambda *_: ({}, {}), "output sample is missing"),
-    "wide": (outputs(np.copy, np.float64), "output sample is float64, expected float32"),
-    "narrow": (outputs(np.copy, np.float16), "output sample is float16, expected float32"),
-    "integers": (outputs(np.copy, np.int32), "output sample is int32, expected float32"),
-    "no-array": (lambda *_: ({"sample": [0.0]}, {}), r"returned sample as list, not NumPy"),
+    "wide": (
+        outputs(np.copy, np.float64),
+        r"sample is float64, expected float32: return it as float32: \.astype\(np\.float32\), in to",
+    ),
+    "narrow": (
+        outputs(np.copy, np.float16),
+        "output sample is float16, expected float32: compute in float32, or leave float32 out of ",
+    ),
+    "integers": (outputs(np.copy, np.int32), r"sample is int32, expected float32: .*astype\(np.fl"),
+    "no-array": (
+        lambda *_: ({"sample": [0.0]}, {}),
+        r"returned sample as list, not NumPy: np.array\(x, np.float32\)",
+    ),
+    "scalar": (lambda *_: ({"sample": np.float32(1)}, {}), r"as float32, not NumPy: np.asarray\(x"),
+    "torch": (
+        lambda *_: ({"sample": Tensor()}, {}),
+        r"as Tensor, not NumPy: x.detach\(\).cpu\(\).numpy\(\)$",
+    ),
     "no-pair": (
         lambda *_: None,
         r"run\(\) returned NoneType, not a tuple of two dicts, .*: end it",
@@ -184,7 +204,24 @@ def test_not_bfloat16(judge, case: Case) -> None:
     """Values that bfloat16 does not have are an error where bfloat16 was asked for."""
     result = judge(outputs(np.copy), case, dtype="bfloat16")
     assert result.verdict == "error"
-    assert result.message.endswith("output sample has values that are not bfloat16")
+    assert result.message.endswith("not bfloat16: round it to bfloat16, then widen it")
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float16"])
+def test_another_arithmetic_than_asked_for(judge, case: Case, dtype: str) -> None:
+    """A float32 result, cast or not, was computed in no other arithmetic."""
+    message = judge(outputs(np.copy), case, dtype=dtype).message
+    assert f"output sample is float32, expected {dtype}: " in message
+    assert message.endswith(f"compute in {dtype}, or leave {dtype} out of hello()'s arithmetics")
+
+
+def test_a_probe_that_was_not_asked_for(fake, judge, case: Case) -> None:
+    """It may be one that was, misspelt."""
+    right = outputs(np.copy)
+    port = fake(lambda *own: (right(*own)[0], {"conv_inn": np.zeros(1)} if own[1] else {}))
+    port.offers = replace(port.offers, probes=True)
+    message = judge(port, case).message
+    assert message.endswith("hand out those alone that `probes` names; the nearest is conv_in")
 
 
 @pytest.mark.parametrize("where", ["load", "run"])
