@@ -88,7 +88,7 @@ def _check_names(golden: Golden, outputs: Arrays, probes: Arrays) -> None:
             if names
         ]
         own = _few(list(golden.output_shapes))
-        message = f"{golden.case}: {'; '.join(texts)}: it returns {own} (docs/contract.md)"
+        message = f"{golden.case}: {'; '.join(texts)}: its outputs: {own} (docs/contract.md)"
         raise PortError(message)
     asked = set(golden.asked)
     unknown = [name for name in probes if name not in asked]

@@ -142,12 +142,12 @@ def test_wrong_shape_fails(judge, case: Case, change, note: str) -> None:
 NO_ANSWERS = {
     "other-name": (
         lambda *_: ({"out": np.zeros(1)}, {}),
-        "output sample is missing; output out is none of this component: it returns sample ",
+        "output sample is missing; output out is none of this component: its outputs: sample ",
     ),
     "no-output": (lambda *_: ({}, {}), "output sample is missing"),
     "wide": (
         outputs(np.copy, np.float64),
-        r"sample is float64, expected float32: return it as float32: \.astype\(np\.float32\), in to",
+        r"sample is float64, expected float32: return it as float32: \.astype\(np\.float32\), ",
     ),
     "narrow": (
         outputs(np.copy, np.float16),

@@ -74,9 +74,7 @@ def test_ids_of_wrong_dtype_are_an_error(judge, plain: Case, dtype: type) -> Non
     """Ids are int64 by contract, however right they are."""
     result = judge(token_ids(np.copy, dtype), plain)
     assert result.verdict == "error"
-    told = (
-        f"output input_ids is {dtype.__name__}, expected int64: return it as int64: .astype(np.int"
-    )
+    told = f"input_ids is {dtype.__name__}, expected int64: return it as int64: .astype(np.int64)"
     assert told in result.message
 
 
