@@ -55,6 +55,7 @@ class Child:
         """
         self.memory = memory
         self._absent = absent(command)
+        self._is_served = any(Path(word).name == "serve.py" for word in command)
         program = shutil.which(command[0])
         if program is None:
             message = f"exec: {command[0]!r} is no program that can be run, here or on the PATH"
@@ -205,7 +206,7 @@ class Child:
         how = f"killed by {_signal_name(-code)}" if code < 0 else f"exit code {code}"
         if code > 0 and op == "hello" and self._absent:
             how += f"; no such file: {', '.join(self._absent)}"
-        if code == 0 and not half:
+        if code == 0 and not half and not self._is_served:
             how += "; does it read requests from its standard input? A Python port is served: "
             how += "exec:python serve.py my_port.py:factory"
         return f"the port ended while it was asked for {op} ({how}){half}"

@@ -179,8 +179,8 @@ def resolve(spec: str, limits: Any = None) -> Port:
         The port.
 
     Raises:
-        UsageError: Nothing of that name, or it cannot be imported.
-        PortError: The factory failed.
+        UsageError: Nothing of that name, or a port of the suite that is not installed.
+        PortError: Importing it failed, or the factory did.
     """
     if spec.startswith(EXEC):
         adapter = importlib.import_module("conformance.adapters.process")
@@ -209,7 +209,7 @@ def resolve(spec: str, limits: Any = None) -> Port:
         message = (
             f"port {spec!r} is {with_article(type(port).__name__)}: it needs hello() and load(...)"
         )
-        raise UsageError(message)
+        raise (PortError if callable(factory) else UsageError)(message)
     return port
 
 
@@ -276,7 +276,8 @@ def close(port: Port) -> None:
 
 
 def _failure(what: str, error: BaseException) -> str:
-    text = one_line(error) or "without a message"
+    said = error.msg if isinstance(error, SyntaxError) else error
+    text = one_line(said) or "without a message"
     return f"{what}: {type(error).__name__}: {text} ({where_raised(error)})"
 
 
@@ -297,29 +298,44 @@ def _load_factory(target: str, spec: str) -> Any:
             advice = factory_advice(Path(module_name))
             message = f"port {spec!r}: {module_name} is a folder; {advice}"
         raise UsageError(message)
-    try:
-        if module_name.endswith(".py"):
-            module = _import_file(Path(module_name))
-        else:
-            _find_beside(Path.cwd())
-            module = importlib.import_module(module_name)
-    except ImportError as error:
-        message = f"port {spec!r} cannot be imported: {error}"
-        if error.name in ORACLE:
-            message += f" ({adding([error.name])})"
-        else:
-            message += "; a port of another environment is served from there: exec:path/to/python "
-            message += f"serve.py {spec}"
-        raise UsageError(message) from error
-    except SuiteError:
-        raise
-    except (Exception, SystemExit) as error:
-        raise PortError(_failure(f"port {spec!r} cannot be imported", error)) from error
+    module = _imported(module_name, spec)
     try:
         return getattr(module, attribute)
     except AttributeError as error:
         message = f"port {spec!r}: {module_name} has no {attribute!r}"
+        if module_name.endswith(".py"):
+            message += f": {factory_advice(Path(module_name))}"
         raise UsageError(message) from error
+
+
+def _imported(module_name: str, spec: str) -> Any:
+    """Import the module or file of a port.
+
+    Raises:
+        UsageError: Nothing of it could run: it, or what a port of the suite needs, is not there.
+        PortError: It broke while it was imported.
+    """
+    try:
+        if module_name.endswith(".py"):
+            return _import_file(Path(module_name))
+        _find_beside(Path.cwd())
+        return importlib.import_module(module_name)
+    except ImportError as error:
+        what = f"port {spec!r} cannot be imported"
+        if error.name in ORACLE:
+            hint = f" ({adding([error.name])})"
+        else:
+            hint = "; a port of another environment is served from there: exec:path/to/python "
+            hint += f"serve.py {spec}"
+        named = error.name == module_name or module_name.startswith(f"{error.name}.")
+        if spec in BUILTIN or named:
+            message = f"{what}: {error}{hint}"
+            raise UsageError(message) from error
+        raise PortError(_failure(what, error) + hint) from error
+    except SuiteError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise PortError(_failure(f"port {spec!r} cannot be imported", error)) from error
 
 
 def _find_beside(folder: Path) -> None:

@@ -96,12 +96,43 @@ def test_nothing_of_it_is_selected(write, main, text: str, arguments: tuple, mes
     assert message in err
 
 
-def test_of_another_environment(tmp_path: Path, main) -> None:
-    """A module that is missing here may be there."""
-    (tmp_path / "p.py").write_text("import no_such_library\n", "utf-8")
-    code, _, err = main("run", f"{tmp_path}/p.py:factory")
+BROKEN = {
+    "import": ("import no_such_library", "ModuleNotFoundError: No module named 'no_such_library'"),
+    "name-of-a-module": ("from json import no_such", "ImportError: cannot import name 'no_such' "),
+    "syntax": ("x = = 1", "SyntaxError: invalid syntax"),
+    "name": ("no_such_name", "NameError: name 'no_such_name' is not defined"),
+    "exit": ("raise SystemExit", "SystemExit: without a message"),
+}
+
+
+@pytest.mark.parametrize(("text", "told"), BROKEN.values(), ids=BROKEN)
+def test_a_file_that_cannot_be_imported(tmp_path: Path, main, text: str, told: str) -> None:
+    """Whatever the reason, the port is broken: exit 3, and its own file and line."""
+    (tmp_path / "p.py").write_text(f"import json\n\n{text}\n", "utf-8")
+    code, out, err = main("run", f"{tmp_path}/p.py:factory")
+    assert (code, out, err.count("\n")) == (3, "", 1)
+    assert f"p.py:factory' cannot be imported: {told}" in err
+    assert f" ({tmp_path}/p.py:3)" in err
+    other = "; a port of another environment is served from there: exec:path/to/python serve.py "
+    assert (other in err) == told.startswith(("ModuleNotFound", "Import"))
+
+
+def test_a_module_that_is_not_there(tmp_path: Path, main, monkeypatch) -> None:
+    """A module that was named wrongly is bad usage; one that it lacks itself breaks it."""
+    (tmp_path / "my_package_hb").mkdir()
+    (tmp_path / "my_package_hb/port.py").write_text("import no_such_library\n", "utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    for name, expected in (("my_package_hb.prt", 2), ("no.such", 2), ("my_package_hb.port", 3)):
+        code, _, err = main("run", f"{name}:factory")
+        assert (code, "cannot be imported: " in err) == (expected, True), err
+
+
+def test_a_factory_of_another_name(tmp_path: Path, main) -> None:
+    """The one that is there is named."""
+    (tmp_path / "p.py").write_text("def factory():\n    return 1\n", "utf-8")
+    code, _, err = main("run", f"{tmp_path}/p.py:factry")
     assert code == 2
-    assert "exec:path/to/python serve.py" in err
+    assert f"p.py has no 'factry': write {tmp_path}/p.py:factory" in err
 
 
 def test_exec_forgotten(main) -> None:

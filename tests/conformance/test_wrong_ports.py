@@ -210,6 +210,15 @@ def greedy(inputs, weights, see):
     """Take what nobody gives."""
 
 
+def test_a_factory_that_exits(wrong: Wrong) -> None:
+    """It ends the port, and nobody asks whether it is served who sees that it is."""
+    error = wrong.refusal("return Port()", "raise SystemExit(0)")
+    assert error.exit_code == 3
+    assert "serve.py my_port.py:factory" not in str(error)
+    told = "(exit code 0)" if wrong.served else f"SystemExit: 0 ({wrong.path}:23)"
+    assert told in str(error)
+
+
 FUNCTIONS = {
     "load": (lambda _: None, "load of unet: <lambda>(_) has to be <lambda>(variant, weights, "),
     "function": (lambda *_: blind, "function of unet: blind() has to be blind(inputs) ("),
