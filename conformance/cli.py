@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import faulthandler
 import importlib
 import os
 import sys
 from collections.abc import Collection
+from contextlib import suppress
 
 from conformance import __version__
 from conformance.cli_parser import Parser
@@ -51,6 +53,9 @@ def main(argv: list[str] | None = None) -> int:
     Returns:
         0 conformant, 1 not conformant, 2 bad usage, 3 the port or the suite broke.
     """
+    if argv is None:  # a process of its own: a crash in a port's native code names its line
+        with suppress(OSError, ValueError, RuntimeError):
+            faulthandler.enable(all_threads=False)
     try:
         require_own_packages()
         return _run(sys.argv[1:] if argv is None else argv)

@@ -20,7 +20,14 @@ import numpy as np
 from conformance import protocol
 from conformance.adapters.serve import misfit
 from conformance.case import COMPONENTS
-from conformance.errors import PortError, SuiteError, UsageError, choices_text, unknown_name
+from conformance.errors import (
+    PortError,
+    SuiteError,
+    UsageError,
+    choices_text,
+    nearest,
+    unknown_name,
+)
 from conformance.execution import BACKENDS, SDPA
 from conformance.port_files import factory_advice
 from conformance.raised import where_raised
@@ -224,6 +231,8 @@ def _no_port(spec: str) -> str:
         return f"port file {spec} does not exist"
     choices = choices_text(spec, [*BUILTIN, *_entry_points()])
     text = f"unknown port {spec!r}: {choices}, module:factory, file.py:factory, exec:COMMAND"
+    if near := nearest(spec, COMPONENTS):
+        text += f"; a component is chosen by --component {near[0]}"
     return f"{text}; a program is named exec:{spec}" if path.is_file() else text
 
 

@@ -275,6 +275,26 @@ def test_entry_points(command: list[str], tmp_path: Path) -> None:
     assert run_python(*command, "--version").stdout == f"{conformance.__version__}\n"
 
 
+CRASH = """
+import ctypes, types
+def run(inputs, probes, replace):
+    ctypes.string_at(0)
+hello = {"name": "c", "version": "1", "components": ["tokenizer"], "variants": ["*"],
+         "arithmetics": ["float32"], "devices": ["cpu"]}
+port = types.SimpleNamespace(hello=lambda: hello, load=lambda *_: types.SimpleNamespace(run=run))
+"""
+
+
+def test_a_crash_names_the_line(tmp_path: Path) -> None:
+    """Native code of a port ends the process: the signal and the port's line are told."""
+    (tmp_path / "crash.py").write_text(CRASH, "utf-8")
+    where = ("--component", "tokenizer", "--out", str(tmp_path / "out"))
+    done = run_python("-m", "conformance", "run", f"{tmp_path / 'crash.py'}:port", *where)
+    assert done.returncode < 0
+    assert done.stderr.startswith("Fatal Python error: Segmentation fault\n")
+    assert f'File "{tmp_path / "crash.py"}", line 4 in run' in done.stderr
+
+
 def test_list_into_a_closed_pipe() -> None:
     """`list | head` ends quietly."""
     command = f"{sys.executable} -m conformance list --all | head -1"
