@@ -19,7 +19,7 @@ from conformance.child import machine_memory
 from conformance.determinism import has_cuda
 from conformance.devices import visible_devices
 from conformance.environment import SETTINGS, environment
-from conformance.errors import GoldenError
+from conformance.errors import GoldenError, UsageError
 from conformance.execution import MEMORY, STABILITY
 from conformance.golden import SPLICE, TRACE
 from conformance.levels import CONTRACT, LADDER, Rung
@@ -43,6 +43,7 @@ from conformance.requirements import (
     state_of,
     version_of,
 )
+from conformance.run_folder import require_creatable
 from conformance.stamps import PRECISION, REAL_WEIGHTS, TRAINING
 from sd1_weights.names import golden_root
 
@@ -292,8 +293,11 @@ def _cache() -> tuple[str, list[Kept]]:
     if folder is None:
         return f"none: {cache.VARIABLE} is empty, so everything is computed anew", []
     parent = folder.parent
-    there = next(path for path in (parent, *parent.parents) if path.exists())
-    writable = "" if os.access(there, os.W_OK | os.X_OK) else "not "
+    try:
+        require_creatable(parent, "the cache")
+        writable = ""
+    except UsageError:
+        writable = "not "
     most = {TRACES: cache.CACHE_BYTES, GOLDENS: None, WEIGHTS: WEIGHTS_MOST}
     kept = [Kept(kind, _size(parent / kind), limit) for kind, limit in most.items()]
     return f"{parent}, {writable}writable", kept

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -207,6 +208,18 @@ def test_the_cache(main, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setenv("SD1_CACHE", "")
     _, found = told(main)
     assert (found["kept"], found["cache"][:5]) == ([], "none:")
+
+
+def test_a_cache_is_tried(main, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Root may write anywhere by the permissions: only trying tells; nothing is left behind."""
+    monkeypatch.setattr(os, "access", lambda *_: True)
+    (tmp_path / "file").touch()
+    for place in (tmp_path / "file" / "cache", Path("/proc/cache")):
+        monkeypatch.setenv("SD1_CACHE", str(place))
+        assert f"{place}, not writable" in main("doctor")[1]
+    monkeypatch.setenv("SD1_CACHE", str(tmp_path / "cache"))
+    assert f"{tmp_path / 'cache'}, writable" in main("doctor")[1]
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_variables_that_change_something(main, monkeypatch: pytest.MonkeyPatch) -> None:
