@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -177,3 +179,37 @@ def test_a_wrong_choice_is_caught(runner, monkeypatch, wrong: str) -> None:
     result = judged(runner, case_id)
     assert result.verdict == "fail", result.message
     assert result.first_divergence["probe"] == probe
+
+
+@pytest.fixture
+def copied(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """A copy of the port's tokenizer that has no `golden` beside it."""
+    text = (FOLDER / "sd1_numpy" / "tokenizer.py").read_text("utf-8")
+    place = tmp_path / "a" / "b" / "sd1_numpy" / "tokenizer.py"
+    place.parent.mkdir(parents=True)
+    place.write_text(text, "utf-8")
+    monkeypatch.delenv("SD1_GOLDEN", raising=False)
+    spec = importlib.util.spec_from_file_location("copied_tokenizer", place)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_a_copy_reads_the_installed_merges(copied, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The package `golden` is found wherever it is installed, without the suite's code."""
+    golden = str(FOLDER.parents[1] / "golden")
+    found = SimpleNamespace(submodule_search_locations=[golden])
+    monkeypatch.setattr(importlib.util, "find_spec", {"golden": found}.get)
+    assert copied.Tokenizer()("a cat") == part("tokenizer").Tokenizer()("a cat")
+
+
+@pytest.mark.parametrize("variable", ["set", ""])
+def test_a_copy_without_merges_says_where_they_are(
+    copied, variable: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where nothing is installed, and where the variable leads nowhere, it is named."""
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    if variable:
+        monkeypatch.setenv("SD1_GOLDEN", str(tmp_path))
+    with pytest.raises(FileNotFoundError, match=r"clip_merges.*: set SD1_GOLDEN to the folder"):
+        copied.read_merges()

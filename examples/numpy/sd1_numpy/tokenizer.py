@@ -7,6 +7,7 @@ docs/contract.md.
 """
 
 import gzip
+import importlib.util
 import os
 import re
 import sys
@@ -21,6 +22,7 @@ LENGTH = 77
 START, END = 49406, 49407
 SPECIAL = {"<|startoftext|>": START, "<|endoftext|>": END}
 WORD_END = "</w>"
+MERGES = Path("spec", "clip_merges.txt.gz")
 
 
 class Tokenizer:
@@ -81,12 +83,26 @@ def merge(symbols: list[str], pair: tuple[str, str]) -> list[str]:
 def read_merges() -> list[str]:
     """Read CLIP's merges, one a line, in the order in which they were learned.
 
-    They lie in the suite's `golden/spec`; `SD1_GOLDEN` names another `golden`.
+    They lie in the suite's `golden/spec`: `SD1_GOLDEN` names another `golden`, and a copy of this
+    port that has none beside it takes the installed one.
     """
-    beside = Path(__file__).resolve().parents[3] / "golden"
-    folder = Path(os.environ.get("SD1_GOLDEN") or beside)
-    packed = (folder / "spec" / "clip_merges.txt.gz").read_bytes()
+    try:
+        packed = (golden_folder() / MERGES).read_bytes()
+    except OSError as error:
+        message = f"{error}: set SD1_GOLDEN to the folder golden of sd1-conformance's repository"
+        raise FileNotFoundError(message) from None
     return gzip.decompress(packed).decode().splitlines()
+
+
+def golden_folder() -> Path:
+    """Return the first folder `golden` that has the merges, or the one that was named."""
+    if named := os.environ.get("SD1_GOLDEN"):
+        return Path(named)
+    beside = Path(__file__).resolve().parents[3] / "golden"
+    found = importlib.util.find_spec("golden")
+    installed = list(found.submodule_search_locations or []) if found else []
+    folders = [beside, *map(Path, installed)]
+    return next((own for own in folders if (own / MERGES).is_file()), beside)
 
 
 @cache
