@@ -56,10 +56,14 @@ def require_unchanged(case: Case, inputs: Arrays, digests: Mapping[str, str]) ->
         digests: What they were, by name.
 
     Raises:
-        PortError: One of them is another now.
+        PortError: One of them is another now; says which.
     """
-    if {name: digest(array) for name, array in inputs.items()} != digests:
-        message = f"{case.id}: the port changed its inputs in place"
+    now = {name: digest(array) for name, array in inputs.items()}
+    changed = [name for name in {**digests, **now} if now.get(name) != digests.get(name)]
+    if changed:
+        message = (
+            f"{case.id}: the port changed its input {_few(changed)} in place: compute in a copy"
+        )
         raise PortError(message)
 
 
@@ -129,6 +133,8 @@ def _fix(own: np.dtype[Any], wanted: np.dtype[Any], arithmetic: str) -> str:
         return f"compute in {arithmetic}, or leave {arithmetic} out of hello()'s arithmetics"
     if own.kind == "f" and wanted == np.uint8:
         return "round it to pixels (docs/contract.md)"
+    if own.kind != "f" and wanted.kind == "f":
+        return "floating numbers are expected: find where they are lost, a cast would hide it"
     return f"return it as {wanted}: .astype(np.{wanted}), in torch .to(torch.{wanted})"
 
 

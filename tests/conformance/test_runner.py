@@ -153,7 +153,12 @@ NO_ANSWERS = {
         outputs(np.copy, np.float16),
         "output sample is float16, expected float32: compute in float32, or leave float32 out of ",
     ),
-    "integers": (outputs(np.copy, np.int32), r"sample is int32, expected float32: .*astype\(np.fl"),
+    "integers": (
+        outputs(np.copy, np.int32),
+        "sample is int32, expected float32: floating numbers ",
+    ),
+    "complex": (outputs(np.copy, np.complex64), "sample is complex64, .*: floating numbers are"),
+    "truths": (outputs(np.copy, np.bool_), "sample is bool, .*: floating numbers are expected: "),
     "no-array": (
         lambda *_: ({"sample": [0.0]}, {}),
         r"returned sample as list, not NumPy: np.array\(x, np.float32\)",
@@ -178,10 +183,13 @@ NO_ANSWERS = {
     ),
     "port-error": (raises(PortError("it broke")), "^it broke$"),
     "out-of-memory": (raises(MemoryError()), "the port raised MemoryError"),
-    "in-place": (spoils(lambda i: np.negative(i["sample"], i["sample"])), "in place"),
-    "time-in-place": (spoils(lambda i: i["timestep"].fill(3)), "in place"),
-    "input-removed": (spoils(lambda i: i.pop("timestep", 0)), "in place"),
-    "input-added": (spoils(lambda i: i.update(more=np.zeros(1))), "in place"),
+    "in-place": (spoils(lambda i: np.negative(i["sample"], i["sample"])), "input sample in pl"),
+    "time-in-place": (
+        spoils(lambda i: i["timestep"].fill(3)),
+        "changed its input timestep in place",
+    ),
+    "input-removed": (spoils(lambda i: i.pop("timestep", 0)), "input timestep in place"),
+    "input-added": (spoils(lambda i: i.update(more=np.zeros(1))), "its input more in place"),
 }
 
 
