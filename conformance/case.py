@@ -143,7 +143,11 @@ def find_case(case_id: str) -> Case:
     for case in known:
         if case.id == case_id.partition("[")[0]:  # an item's id names its case too
             return case
-    raise unknown_name("case", case_id, [case.id for case in known])
+    ids = [case.id for case in known]
+    begun = [own for own in ids if own.startswith(f"{case_id.rstrip('/')}/")]
+    begun.sort(key=lambda own: not own.endswith(f"/{BASE}"))
+    begun.sort(key=lambda own: not own.endswith(f"/tiny/{BASE}"))
+    raise unknown_name("case", case_id, ids, begun)
 
 
 def select_cases(

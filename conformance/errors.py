@@ -55,6 +55,14 @@ _NO_NAME = "-"
 
 _ALIKE_FAMILY = 0.8
 
+_ALSO = {
+    **dict.fromkeys(("fp64", "f64", "double"), "float64"),
+    **dict.fromkeys(("fp32", "f32", "single", "float"), "float32"),
+    **dict.fromkeys(("fp16", "f16", "half"), "float16"),
+    **dict.fromkeys(("bf16",), "bfloat16"),
+}
+"""What arithmetics are called elsewhere."""
+
 _GLOB = str.maketrans("", "", "*?")
 
 
@@ -67,12 +75,16 @@ def nearest(name: str, known: Iterable[str], most: int = 1, alike: float = 0.6) 
         known: The names that exist.
         most: How many are returned at most.
         alike: What they share with it at least, 0..1. Where none does, a family may be meant:
-            `blok` is near `block/*`.
+            `blok` is near `block/*`. A family's own name means it, and `fp16` is `float16`.
     """
     plain, known = name.partition("[")[0].translate(_GLOB).lower(), list(known)
+    if _ALSO.get(plain) in known:
+        return [_ALSO[plain]]
+    families = {own.partition("/")[0] for own in known if "/" in own}
+    if plain in families:
+        return [f"{plain}/*"]
     if found := get_close_matches(plain, known, most, alike):
         return found
-    families = {own.partition("/")[0] for own in known if "/" in own}
     return [f"{own}/*" for own in get_close_matches(plain, families, 1, _ALIKE_FAMILY)]
 
 
@@ -88,13 +100,16 @@ def choices_text(name: str, known: Iterable[str]) -> str:
     return "; ".join(filter(None, told))
 
 
-def unknown_name(kind: str, name: str, known: Iterable[str]) -> UsageError:
+def unknown_name(
+    kind: str, name: str, known: Iterable[str], near: Iterable[str] = ()
+) -> UsageError:
     """Build the error for a name that does not exist.
 
     Args:
         kind: What was named, such as `"variant"`.
         name: The unknown name as the user gave it.
         known: The names that exist.
+        near: Those of many that it may mean, the likeliest first, where they are known.
 
     Returns:
         A `UsageError` whose message lists the choices: of a few all, that most alike before them,
@@ -104,7 +119,7 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> UsageError:
     lead = f"unknown {kind} {name!r}: "
     if len(known) <= FEW:
         return UsageError(f"{lead}{choices_text(name, known)}")
-    near = nearest(name, known, _NEAR, 0.4)
+    near = list(near)[:_NEAR] or nearest(name, known, _NEAR, 0.4)
     if not near:
         return UsageError(f"{lead}one of {len(known)}, such as {', '.join(known[:_NEAR])}")
     verb = "is" if len(near) == 1 else "are"
