@@ -16,12 +16,15 @@ To draw something: ``python -m sd1_impl "a photograph of a cat"``. To read, in t
 model can skip the rest. It changes no result but by rounding, and saves memory or time:
 `attention_kernels` (attention), `savings` with `tiling` and `recomputation` (the autoencoder,
 training), `packed` (a CPU's kernels); or it refuses what makes no sense: `network_inputs`,
-`pipeline_inputs`; or stands in for trained weights: `synthetic`.
+`pipeline_inputs`; or stands in for trained weights: `synthetic`; or says
+what is to be installed: `needed`.
 
 Attribute names are the keys of the diffusers checkpoints, so that ``load_state_dict(strict=True)``
 needs no rename table; `checkpoint` reads and writes the other layouts. Nothing here imports
 diffusers or transformers.
 """
+
+from sd1_impl import needed as needed  # isort: split
 
 from sd1_impl.attention_kernels import use_kernel
 from sd1_impl.checkpoint import CheckpointError, load_network, load_pipeline, save_pipeline

@@ -140,7 +140,11 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _weights(text: str) -> Path:
-    return TOY if text == "toy" else Path(text)
+    path = TOY if text == "toy" else Path(text)
+    if not path.exists():
+        layouts = "a *.safetensors or *.ckpt of the original code, or a diffusers folder"
+        raise argparse.ArgumentTypeError(f"{path} is missing: {layouts} is expected, or toy")
+    return path
 
 
 def _seed(text: str) -> int:

@@ -293,7 +293,7 @@ MISTAKES = {
     "device": (["--device", "tpu"], "argument --device: 'tpu' is not there"),
     "attention": (["--attention", "flash"], "invalid choice: 'flash'"),
     "dtype": (["--dtype", "int8"], "invalid choice: 'int8'"),
-    "folder": (["--weights", "nowhere"], "sd1_impl: nowhere is missing"),
+    "folder": (["--weights", "nowhere"], "argument --weights: nowhere is missing: a *.saf"),
     "both": (["--weights", ".", "--synthetic", "tiny"], "not allowed with argument --weights"),
     "ending": (["--out", "picture"], "--out picture has no ending of a picture's, such as .png"),
     "no-folder": (["--out", "no/p.png"], "--out no/p.png cannot be written: its folder has to"),
