@@ -14,6 +14,7 @@ from conformance.case import DEFAULT_VARIANTS, Case, all_cases, find_case, selec
 from conformance.errors import UsageError
 from conformance.levels import LADDER
 from conformance.memory.sizes import read_size
+from conformance.port import EXEC
 from conformance.requirements import ORACLE, adding
 
 _Value = TypeVar("_Value")
@@ -117,8 +118,16 @@ def limits_of(arguments: argparse.Namespace) -> Limits:
     """Return the limits that the options name.
 
     Raises:
-        UsageError: One of them is no positive number, or no size.
+        UsageError: One of them is no positive number, or no size; or the port is in this process.
     """
+    options = {"--timeout": arguments.timeout, "--memory": arguments.memory}
+    given = next((name for name, value in options.items() if value is not None), None)
+    if given and not arguments.port.startswith(EXEC):
+        message = (
+            f"{given} limits ports of a process of their own: serve this one, "
+            f'"exec:python serve.py {arguments.port}" (docs/porting.md), or leave {given} out'
+        )
+        raise UsageError(message)
     if arguments.timeout is not None and not arguments.timeout > 0:
         message = f"--timeout {arguments.timeout:g}: give a positive number of seconds"
         raise UsageError(message)

@@ -6,14 +6,13 @@ import importlib
 import importlib.util
 import math
 import re
-import sys
 from collections.abc import Iterable, Mapping
-from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 from typing import Any
 
 from tqdm import tqdm
 
+from conformance.at_work import at_work
 from conformance.case import COMPONENTS, Case, find_case
 from conformance.execution import MEMORY, STABILITY, Execution
 from conformance.fingerprint import Known, kind_of_probe, known_of, marks_of, rank
@@ -321,7 +320,7 @@ def _agreed(reference: Any, runner: Runner, chosen: list[Item]) -> dict[str, flo
 
 def _confirmed(reference: Any, runner: Runner, item: Item) -> dict[str, float]:
     try:
-        with redirect_stdout(sys.stderr):  # what a port prints is no part of the report
+        with at_work():  # what a port prints is no part of the report
             ratios: dict[str, float] = reference.confirm(runner, item.case, item.execution)
     except (Exception, SystemExit):  # noqa: BLE001 - a port may raise anything: no hint holds
         return {}

@@ -9,7 +9,6 @@ import json
 import re
 import sys
 from collections.abc import Collection, Mapping
-from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -19,6 +18,7 @@ import numpy as np
 
 from conformance import protocol
 from conformance.adapters.serve import misfit
+from conformance.at_work import at_work
 from conformance.case import COMPONENTS
 from conformance.errors import (
     PortError,
@@ -198,7 +198,7 @@ def resolve(spec: str, limits: Any = None) -> Port:
         if ":" not in spec:
             raise UsageError(_no_port(spec))
         target = spec
-    with redirect_stdout(sys.stderr):
+    with at_work():
         factory = _load_factory(target, spec)
         if callable(factory) and (wrong := misfit(factory, target.rpartition(":")[2])):
             message = f"port {spec!r}: {wrong}"
@@ -246,7 +246,7 @@ def greet(port: Port) -> Hello:
         message = f"the port's {wrong}"
         raise PortError(message)
     try:
-        with redirect_stdout(sys.stderr):
+        with at_work():
             hello = port.hello()
     except SuiteError:
         raise

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import importlib
-import sys
 import time
 from collections.abc import Callable
-from contextlib import redirect_stdout
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -15,6 +13,7 @@ import numpy as np
 
 from conformance import spec
 from conformance.adapters.serve import RUN
+from conformance.at_work import at_work
 from conformance.case import Case
 from conformance.contract import call, check_contract, require_unchanged
 from conformance.divergence import Local, as_precision, describe, first_divergence
@@ -88,7 +87,7 @@ class Runner:
         """
         start = time.perf_counter()
         try:
-            with redirect_stdout(sys.stderr):  # what a port prints is no part of the report
+            with at_work():  # what a port prints is no part of the report
                 result = self._run(case, execution)
         except (Exception, SystemExit) as error:  # noqa: BLE001 - a port may raise anything
             declined = type(error).__name__ == UnsupportedError.__name__  # a port's own, too

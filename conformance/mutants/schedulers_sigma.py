@@ -140,6 +140,17 @@ def _inverted_ratio(plain: Any) -> Any:
     return solve
 
 
+def _correction_subtracted(plain: Any) -> Any:
+    """Take from the prediction what the one before it should add."""
+
+    def solve(self: Any, output: Any, x: Any, i: int, run: Any, noise: Any) -> Any:
+        if run.x_0 is not None and not self.is_first_order(i, len(run.sigmas) - 1):
+            run.x_0 = 2 * self.predict(output, x, float(run.sigmas[i])) - run.x_0
+        return plain(self, output, x, i, run, noise)
+
+    return solve
+
+
 def _sixteen_are_few(patch: Patch) -> None:
     patch.setattr(dpmpp_2m, "FEW_STEPS", dpmpp_2m.FEW_STEPS + 1)
 
@@ -270,6 +281,14 @@ MUTANTS: tuple[Mutant, ...] = (
         cases=("-/base", "-/karras7"),
         evidence="I",
         patch=wrapped(DPMSolverMultistepScheduler, "solve", _inverted_ratio),
+    ),
+    Mutant(
+        id="own-dpm-correction-sign",
+        component=_DPM,
+        wrong="The difference of two predictions is subtracted: the correction has the wrong sign",
+        seen="a newcomer's port in NumPy",
+        cases=("-/base", "-/karras7"),
+        patch=wrapped(DPMSolverMultistepScheduler, "solve", _correction_subtracted),
     ),
     Mutant(
         id="sch-dpm-fifteen-steps",

@@ -36,6 +36,22 @@ def _without_eta(plain: Any) -> Any:
     return sigma
 
 
+def _variance_added(plain: Any) -> Any:
+    """Go towards x_t by the root of 1 - alpha + sigma^2, where the paper has a minus."""
+
+    def step(
+        self: DDIMScheduler, output: Any, t: Any, sample: Any, run: Any, noise: Any = None
+    ) -> Any:
+        before = run.check(t) - run.stride
+        left = 1 - self.alpha_cumprod(before)
+        variance = (self.config.eta * self.sigma(run.check(t), before)) ** 2
+        farther = math.sqrt(left + variance) - math.sqrt(left - variance)
+        right = plain(self, output, t, sample, run, noise)
+        return right + farther * self.predict_noise(output, run.check(t), sample)
+
+    return step
+
+
 def _own_schedule(plain: Any) -> Any:
     def step(
         self: DDIMScheduler, output: Any, _t: Any, sample: Any, run: Any, noise: Any = None
@@ -217,6 +233,15 @@ MUTANTS: tuple[Mutant, ...] = (
         evidence="R",
         size="visible",
         patch=wrapped(DDIMScheduler, "sigma", _without_eta),
+    ),
+    Mutant(
+        id="own-ddim-variance-sign",
+        component=_DDIM,
+        wrong="The variance of the noise is added to that of the direction, not taken from it",
+        seen="a newcomer's port in NumPy",
+        cases=("-/eta1", "-/eta0.5"),
+        size="visible",
+        patch=wrapped(DDIMScheduler, "step", _variance_added),
     ),
     Mutant(
         id="sch-eta-ignored",

@@ -53,6 +53,10 @@ def _never_cut(self: CLIPTokenizer, ids: list[int]) -> list[int]:
     return [self.bos_token_id, *ids, *padding]
 
 
+def _lower_as_a_whole(text: str) -> str:
+    return unicodedata.normalize("NFC", text).lower()
+
+
 def _words(pattern: str) -> Callable[[Patch], None]:
     """Find words by another pattern; special tokens are cut out first, as ever."""
 
@@ -239,6 +243,17 @@ MUTANTS: tuple[Mutant, ...] = (
         size="visible",
         cases=("-/capitals", "-/accented-capitals", "-/mixed-case"),
         patch=_keep_capitals,
+        dtype="int64",
+    ),
+    Mutant(
+        id="own-tok-final-sigma",
+        component="tokenizer",
+        wrong="Text is put into lower case as a whole: the last capital sigma of a word becomes "
+        "another letter",
+        seen="a newcomer's port in NumPy; openai/CLIP simple_tokenizer.py",
+        size="subtle",
+        cases=("-/greek-final-sigma",),
+        patch=lambda patch: patch.setattr(tokenizer, "_normalise", _lower_as_a_whole),
         dtype="int64",
     ),
     Mutant(

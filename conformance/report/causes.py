@@ -11,8 +11,8 @@ _MOST, _PROBES = 3, 60
 
 
 def causes_sentence(summary: Summary) -> str:
-    """Say how many causes are known of how many failures."""
-    known = sum(not _is_unknown(fault) for fault in summary.faults)
+    """Say how many causes are known of how many failures: a mutant that was not tested is none."""
+    known = sum(map(_is_known, summary.faults))
     failures = counted(summary.counts["fail"], "failure")
     if not known:
         return f"{failures} of unknown cause"
@@ -22,27 +22,35 @@ def causes_sentence(summary: Summary) -> str:
 
 
 def causes_text(summary: Summary) -> str:
-    """Say it with the first few causes named; two of one name are told apart by their probes."""
-    known = [fault for fault in summary.faults if not _is_unknown(fault)]
-    names = [cause_name(fault) for fault in known[:_MOST]]
-    named = [
+    """Say it with the first few causes named, then what is only likely, and where nothing is."""
+    known = _named([fault for fault in summary.faults if _is_known(fault)])
+    likely = _named([f for f in summary.faults if f.mutant and not _is_known(f)])
+    rest = [f for f in summary.faults if not _is_known(f) and not f.mutant and f.probes]
+    unknown = _few([shorten(fault.probes, _PROBES) for fault in rest])
+    if unknown and not known and not likely:
+        return f"{causes_sentence(summary)}, at {unknown}"
+    more = f"unknown at {unknown}" if unknown else ""
+    texts = "; ".join(text for text in (known, likely, more) if text)
+    return f"{causes_sentence(summary)}: {texts}" if texts else causes_sentence(summary)
+
+
+def _named(faults: Sequence[Fault]) -> str:
+    """Name the first few causes; two of one name are told apart by their probes."""
+    names = [cause_name(fault) for fault in faults]
+    told = [
         f"{name}, at {shorten(fault.probes, _PROBES)}" if names.count(name) > 1 else name
-        for name, fault in zip(names, known, strict=False)
+        for name, fault in zip(names, faults, strict=True)
     ]
-    unknown = [shorten(f.probes, _PROBES) for f in summary.faults if _is_unknown(f) and f.probes]
-    at = ", ".join(unknown[:_MOST]) + _more(unknown)
-    if not known:
-        return causes_sentence(summary) + (f", at {at}" if unknown else "")
-    text = f"{causes_sentence(summary)}: {', '.join(named)}{_more(known)}"
-    return f"{text}; unknown at {at}" if unknown else text
+    return _few(told)
 
 
-def _more(several: Sequence[object]) -> str:
-    return f" and {len(several) - _MOST} more" if len(several) > _MOST else ""
+def _few(texts: Sequence[str]) -> str:
+    more = f" and {len(texts) - _MOST} more" if len(texts) > _MOST else ""
+    return ", ".join(texts[:_MOST]) + more
 
 
-def _is_unknown(fault: Fault) -> bool:
-    return not (fault.environment or fault.text or fault.mutant)
+def _is_known(fault: Fault) -> bool:
+    return bool(fault.environment or fault.text or (fault.mutant and fault.confirmed))
 
 
 def cause_name(fault: Fault) -> str:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from conformance.golden import SPLICE
+from conformance.known_bugs import known_bugs
 from conformance.report.bug_report import bug_report
 from conformance.report.faults import named_bugs
 from conformance.report.gates import gates
@@ -73,7 +74,8 @@ class FirstDivergence(Section):
             "layers": [] if environment else neighbours(probes, first, inherited=inherited),
             "limit_at": bar_of(run.summary.limit),
             "kind": kind_text(first.kind),
-            "likely": [bug for bug in bugs if bug.id not in told][:_LIKELY],
+            "others": [bug for bug in bugs if bug.id not in told][:_LIKELY],
+            "told": bool(told & known_bugs().keys()),
             "changed": [g for g in gates(run.record) if g.bad] if environment else [],
             "source": read_sources(run.out).get(first.probe),
             "report": "" if environment else bug_report(run, first, _probe_of(probes, first), case),

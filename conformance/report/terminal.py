@@ -25,6 +25,9 @@ from conformance.report.words import (
 )
 
 _LONGEST = 400
+_SCOPE = 1200
+"""Longest scope: that of all components ends with what was not run."""
+
 _ROWS = 14
 _WIDTH = 80
 _LEAST_WHERE = 12
@@ -73,7 +76,7 @@ def _facts(summary: Summary, lines: Sequence[dict[str, Any]]) -> list[str]:
         _fact("items", counts_text(summary)),
         *([] if alone else [_fact("worst", _worst(summary))]),
         *([_fact("held", _held_text(held))] if held else []),
-        _fact("scope", summary.scope or "not stated"),
+        _fact("scope", summary.scope or "not stated", _SCOPE),
         *([] if alone else [_fact("level", level_text(summary))]),
     ]
     if summary.depth:
@@ -184,5 +187,5 @@ def _held_text(lines: Iterable[dict[str, Any]]) -> str:
     return text
 
 
-def _fact(name: str, value: str) -> str:
-    return f"  {name:<6} {one_line(value, _LONGEST)}"
+def _fact(name: str, value: str, longest: int = _LONGEST) -> str:
+    return f"  {name:<6} {one_line(value, longest)}"

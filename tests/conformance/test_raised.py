@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 from functools import partial
 
 import pytest
 
+from conformance.at_work import at_work
 from conformance.case import select_cases
 from conformance.execution import Execution
 from conformance.pytest_plugin import _conclude
@@ -123,3 +125,24 @@ def test_in_pytest(made_up) -> None:
     line = made_up.line("error", message="the port raised", traceback="File p.py, line 9")
     with pytest.raises(pytest.fail.Exception, match=r"port raised\nFile p\.py, line 9\n"):
         _conclude(line, "mine.py:make")
+
+
+@pytest.mark.parametrize("status", [0, 7])
+def test_a_port_that_would_end_the_run(fake, status: int) -> None:
+    """It costs the case: the run goes on, and its exit code is not the port's."""
+    leave = os._exit
+    port = fake(lambda *_: os._exit(status))
+    result = Runner(port).run(select_cases(["unet"], ["tiny"])[0], Execution())
+    assert result.verdict == "error"
+    told = f"the port raised SystemExit: os._exit({status}) would end the run: raise an exception"
+    assert result.message.startswith(told)
+    assert os._exit is leave
+
+
+def test_a_forked_process_ends_as_it_wants() -> None:
+    """Only the process in which the port is called is kept."""
+    with at_work():
+        child = os.fork()
+        if not child:
+            os._exit(5)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 5

@@ -64,7 +64,7 @@ def test_causes(made_up) -> None:
     """They are counted against failures; what explains most comes first, with its entry."""
     out = made_up.write([failing(made_up)], faults=FAULTS)
     found = view(Faults(), out)
-    assert found["heading"] == "2 causes explain part of 1 failure"
+    assert found["heading"] == "1 cause explains part of 1 failure"
     assert [c.fault.mutant for c in found["shown"]] == ["vae-gn-eps", "", "own-guess"]
     assert "eps, 1e-5" in found["shown"][0].bug.wrong
     page = write_html(Page(out)).read_text("utf-8")
@@ -138,7 +138,7 @@ def test_likely_causes(made_up) -> None:
     hint = "like the mutants unet-resnet-gn-eps, vae-gn-eps, none confirmed"
     line = failing(made_up, first_divergence=divergence(hint=hint))
     found = view(FirstDivergence(), made_up.write([line], faults=FAULTS))
-    assert [bug.id for bug in found["likely"]] == ["unet-resnet-gn-eps"]
+    assert [bug.id for bug in found["others"]] == ["unet-resnet-gn-eps"]
 
 
 def test_environment_is_blamed(made_up) -> None:

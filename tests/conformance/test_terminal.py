@@ -111,7 +111,7 @@ def test_causes_in_one_line(told, made_up) -> None:
     lines = told([made_up.line("fail"), made_up.line("fail", scenario="quiet")], faults=FAULTS)
     (causes,) = [text for text in lines if text.startswith("  causes")]
     assert causes == (
-        "  causes 2 causes explain part of 2 failures: unet-gn-eps (confirmed), "
+        "  causes 1 cause explains part of 2 failures: unet-gn-eps (confirmed); "
         f"perhaps unet-bias; unknown at {'x' * 59}…, y"
     )
     lines = told([made_up.line("fail")], faults=FAULTS[:1])

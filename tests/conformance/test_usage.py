@@ -237,6 +237,16 @@ def test_limits(main, option: str, value: str, message: str) -> None:
     assert (code, message in err) == (2, True), err
 
 
+@pytest.mark.parametrize("limit", [("--timeout", 1), ("--memory", "1GiB")], ids=["time", "memory"])
+@pytest.mark.parametrize("command", ["run", "smoke"])
+def test_limits_of_a_port_in_this_process(main, port_file, command: str, limit) -> None:
+    """Nothing can end a call in it: that is said, and not that the option was taken."""
+    code, out, err = main(command, port_file, *limit)
+    assert (code, out) == (2, "")
+    told = f'serve this one, "exec:python serve.py {port_file}" (docs/porting.md)'
+    assert f"{limit[0]} limits ports of a process of their own: {told}" in err
+
+
 EMPTY = {
     "baseline": (("run", "p", "--baseline"), "--baseline is empty: name a folder"),
     "shard": (("run", "p", "--shard"), "--shard is empty: name a part, such as 1/4"),
