@@ -29,7 +29,7 @@ from conformance.cli_common import (
     limits_of,
     oracle_module,
 )
-from conformance.errors import SuiteError
+from conformance.errors import SuiteError, UsageError
 from conformance.execution import MEMORY, SDPA, Execution, items
 from conformance.memory_choice import Wanted, cases_and_budgets
 from conformance.offered_cases import offered
@@ -66,11 +66,11 @@ def add_command(commands: Any) -> None:
     modes = "default trace, splice, where possible; globs"
     run.add_argument("--mode", action=Listed, help=modes)
     weights, inputs, packs = (
-        given(option, what, Path)
-        for option, what in (
-            ("--weights", "a file or folder"),
-            ("--witness-inputs", "a folder"),
-            ("--traces", "a folder"),
+        given(option, what, kind)
+        for option, what, kind in (
+            ("--weights", "a file or folder", _weights),
+            ("--witness-inputs", "a folder", Path),
+            ("--traces", "a folder", Path),
         )
     )
     run.add_argument("--weights", type=weights, metavar="PATH", help="your own, in any layout")
@@ -93,6 +93,21 @@ def add_command(commands: Any) -> None:
     folder = given("--out", "a folder", Path)
     run.add_argument("--out", type=folder, default=DEFAULT_OUT, help="folder of the report")
     run.add_argument("--resume", action="store_true", help="go on with the run in --out")
+
+
+def _weights(text: str) -> Path:
+    """Read the option, for argparse.
+
+    Raises:
+        UsageError: Nothing is there.
+    """
+    if not Path(text).exists():
+        message = (
+            f"--weights {text} is missing: give a *.safetensors or *.ckpt of the CompVis layout, "
+            "or a folder of the diffusers layout"
+        )
+        raise UsageError(message)
+    return Path(text)
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -157,18 +172,15 @@ def _judge(
         print(f"  {told[0]}")
     if without:
         print(f"  {without}; install it with {adding(ORACLE)}")
-    done = {line["case"] for line in results.lines}
+    done = _taken_over(results, selection, resume=arguments.resume)
     watched = {line["case"] for line in results.control}
     total = len(selection.own) + (len(control.items) if control else 0)
-    if done:
-        taken = _so_many_are(len(done), len(selection.own))
-        print(f"{taken} taken over from the run in {arguments.out}")
     wanted = selection.own - done
     left = [(case, run) for case, run in judged if run.item_id(case) in wanted]
     quiet = not sys.stderr.isatty()
     bar_of = partial(tqdm, initial=len(done) + len(watched), disable=quiet, unit="item")
     with _stoppable(results, selection), bar_of(total=total) as bar:
-        report = partial(_report, results, bar, selection)
+        report = partial(_report, results, bar, selection, {})
         if arguments.n > 1 or arguments.executor == "ray":
             _share(arguments, job, left, report)
         else:
@@ -191,6 +203,17 @@ def _record_goldens(items: list[tuple[Case, Execution]], dtypes: set[str]) -> No
     live = oracle_module("conformance.recording.live_goldens")
     own = {case.id: case for case, _ in items}
     live.record_missing(list(own.values()), dtypes, partial(print, flush=True))
+
+
+def _taken_over(results: Results, selection: Selection, *, resume: bool) -> set[str]:
+    """Return the items that an earlier run has done, and say how many, or that there is none."""
+    done = {line["case"] for line in results.lines}
+    if resume and not results.resumed:
+        print(f"nothing to resume in {results.out}: starting anew")
+    if done:
+        taken = _so_many_are(len(done), len(selection.own))
+        print(f"{taken} taken over from the run in {results.out}")
+    return done
 
 
 def _so_many_are(done: int, total: int) -> str:
@@ -236,18 +259,37 @@ def _share(
         run_parallel(job, left, max(1, arguments.n), report)
 
 
-def _report(results: Results, bar: Any, selection: Selection, line: dict[str, Any]) -> None:
-    """Add a case line to the results, and say on the terminal or in a log what came of it."""
+def _report(
+    results: Results,
+    bar: Any,
+    selection: Selection,
+    broke: dict[str, str],
+    line: dict[str, Any],
+) -> None:
+    """Add a case line to the results, and say on the terminal or in a log what came of it.
+
+    Args:
+        results: Take the line.
+        bar: Moves on.
+        selection: Knows the place of the line.
+        broke: By message of an error, the first item that ended in it; later ones name that item.
+        line: Of a case, or of the control.
+    """
     control = line["type"] == "control"
     line = (results.add_control if control else results.add)(selection.placed(line))
     bar.update()
     text = f"{line['verdict']:5s} {_ratio_text(line)} {line['case']}"
+    message = line["message"].replace(line["case"].partition("[")[0], "")
+    is_error = line["verdict"] == "error" and message
+    first = broke.setdefault(message, line["case"]) if is_error else line["case"]
+    if first != line["case"]:
+        text += f": as in {first}"
     if bar.disable:
         place = "control" if control else f"{len(results.lines)}/{len(selection.own)}"
         print(f"[{place}] {text}", flush=True)
     elif line["verdict"] != "pass":
         bar.write(text)
-    if line["verdict"] != "pass":
+    if line["verdict"] != "pass" and first == line["case"]:
         for text in filter(None, [line["message"], *line["detail"].splitlines()]):
             bar.write(f"      {text}", file=sys.stdout if bar.disable else None)
 

@@ -141,6 +141,7 @@ class Results:
         )
         self._folder = RunFolder(out)
         require_own(out, RESULTS, FILES)
+        self.resumed = False
         earlier = [] if resume is None else self._earlier(resume)
         self.data = DataFolder(out / DATA)
         kept = [self._excused(line) for line in earlier if line["type"] == "case"]
@@ -160,6 +161,7 @@ class Results:
         records = self._folder.records()
         if not records:
             return []
+        self.resumed = True
         require_same(records[0], self._header, self.out)
         found: dict[tuple[str, str], dict[str, Any]] = {}
         for record in records[1:]:
