@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import unicodedata
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -56,6 +57,33 @@ class Vocabulary:
     def name(self, token_id: int) -> str:
         """Return a token as text, or `?` for an id that is none."""
         return self.tokens[token_id] if 0 <= token_id < len(self.tokens) else "?"
+
+    def spelled(self, ids: Iterable[int]) -> str:
+        """Return what ids spell, without spaces and without the ends after the last token."""
+        letters = {letter: byte for byte, letter in byte_letters().items()}
+        raw = bytearray()
+        for name in map(self.name, ids):
+            special = name in (START, END)
+            text = name.removesuffix(_WORD_END)
+            raw += text.encode() if special else bytes(letters.get(own, 0) for own in text)
+        return _squeezed(raw.decode("utf-8", "ignore")).removeprefix(START)
+
+    def belongs(self, ids: Sequence[int], text: str) -> bool:
+        """Say whether a row of ids, cut at its length, spells a text."""
+        ends = len(ids) - 1
+        while ends > 1 and self.name(ids[ends - 1]) == END:
+            ends -= 1
+        own, whole = self.spelled(ids[:ends]), _squeezed(text)
+        bounded = (self.name(ids[0]), self.name(ids[-1])) == (START, END)
+        return bounded and (whole.startswith(own) if ends == len(ids) - 1 else whole == own)
+
+
+def _squeezed(text: str) -> str:
+    """Return a text as the tokenizer reads it, without spaces and last ends."""
+    text = "".join(unicodedata.normalize("NFC", text).lower().split())
+    while text.endswith(END):
+        text = text.removesuffix(END)
+    return text
 
 
 @cache

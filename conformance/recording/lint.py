@@ -22,7 +22,9 @@ from conformance.pixels import LEVELS
 from conformance.recipe import digest
 from conformance.recorded import case_probes
 from conformance.sampling import TIMESTEPS, term_and_step
+from conformance.spec import golden_prompts
 from conformance.tolerance import LIMIT
+from conformance.vocabulary import Vocabulary
 from sd1_weights.names import golden_root
 
 _MAY_BE_ZERO = ("timestep", "masked_image")
@@ -45,6 +47,7 @@ def lint(say: Say) -> list[str]:
     """
     manifest = read_manifest()
     problems = [*lock_problems(manifest["goldens"]), *file_problems(manifest["goldens"])]
+    problems += prompt_problems()
     for case in all_cases():
         if case.id in manifest["goldens"]:
             problems += _golden_problems(case, manifest["goldens"][case.id])
@@ -82,6 +85,15 @@ def file_problems(goldens: dict[str, dict[str, Any]]) -> Iterator[str]:
         found = hashlib.sha256(path.read_bytes()).hexdigest()
         if found != entry["sha256"]:
             yield f"{path} is damaged: sha256 expected {entry['sha256']}, found {found}"
+
+
+def prompt_problems() -> Iterator[str]:
+    """Ids of a prompt that do not spell its text are a problem."""
+    vocabulary = Vocabulary.load()
+    for name, entry in golden_prompts().items():
+        rows, texts = entry.get("input_ids", []), entry["text"]
+        if len(rows) != len(texts) or not all(map(vocabulary.belongs, rows, texts)):
+            yield f"prompts.json: the ids of {name} are not its text's: run golden record --spec"
 
 
 def _golden_problems(case: Case, entry: dict[str, Any]) -> Iterator[str]:

@@ -313,3 +313,17 @@ def test_manifest_agrees_with_goldens(golden_copy, key: str, value: object) -> N
     manifest["goldens"]["unet/tiny/base"][key] = value
     golden_copy.write_manifest(manifest)
     assert lint.lint(str) != []
+
+
+@pytest.mark.parametrize(
+    "ids",
+    [None, [], [[49406, 320, 2368, *[49407] * 74]] * 2, [[49406, 320, 1929, *[49407] * 74]]],
+    ids=["missing", "no-row", "two-rows", "another-word"],
+)
+def test_ids_of_a_prompt(monkeypatch: pytest.MonkeyPatch, ids: list | None) -> None:
+    """Ids that do not spell their text are told; those in use do, cut or padded."""
+    assert not list(lint.prompt_problems())
+    entry = {"text": ["a cat"]} | ({} if ids is None else {"input_ids": ids})
+    monkeypatch.setattr(lint, "golden_prompts", lambda: {"new": entry})
+    told = ["prompts.json: the ids of new are not its text's: run golden record --spec"]
+    assert list(lint.prompt_problems()) == told

@@ -73,6 +73,9 @@ def test_architecture_page_names_what_is_there() -> None:
     page = (DOCS / "architecture.md").read_text("utf-8")
     for name, path in {
         "UNET_SCENARIOS": "conformance/scenarios/unet.py",
+        "PROMPT_SCENARIOS": "conformance/scenarios/text.py",
+        "TINY": "tests/conformance/test_scenarios.py",
+        "captions": "golden/spec/prompts.json",
         "ALGORITHMS": "conformance/sampling.py",
         "SIGMA_FAMILY": "conformance/sampling.py",
         "OWN": "conformance/sampling.py",
