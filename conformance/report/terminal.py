@@ -76,7 +76,7 @@ def _facts(summary: Summary, lines: Sequence[dict[str, Any]]) -> list[str]:
         _fact("items", counts_text(summary)),
         *([] if alone else [_fact("worst", _worst(summary))]),
         *([_fact("held", _held_text(held))] if held else []),
-        _fact("scope", summary.scope or "not stated", _SCOPE),
+        _fact("scope", summary.scope or "not stated", longest=_SCOPE),
         *([] if alone else [_fact("level", level_text(summary))]),
     ]
     if summary.depth:
@@ -187,5 +187,5 @@ def _held_text(lines: Iterable[dict[str, Any]]) -> str:
     return text
 
 
-def _fact(name: str, value: str, longest: int = _LONGEST) -> str:
+def _fact(name: str, value: str, *, longest: int = _LONGEST) -> str:
     return f"  {name:<6} {one_line(value, longest)}"
