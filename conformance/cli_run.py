@@ -66,11 +66,11 @@ def add_command(commands: Any) -> None:
     modes = "default trace, splice, where possible; globs"
     run.add_argument("--mode", action=Listed, help=modes)
     weights, inputs, packs = (
-        given(option, what, kind)
-        for option, what, kind in (
-            ("--weights", "a file or folder", _weights),
-            ("--witness-inputs", "a folder", Path),
-            ("--traces", "a folder", Path),
+        given(option, what, Path)
+        for option, what in (
+            ("--weights", "a file or folder"),
+            ("--witness-inputs", "a folder"),
+            ("--traces", "a folder"),
         )
     )
     run.add_argument("--weights", type=weights, metavar="PATH", help="your own, in any layout")
@@ -95,24 +95,25 @@ def add_command(commands: Any) -> None:
     run.add_argument("--resume", action="store_true", help="go on with the run in --out")
 
 
-def _weights(text: str) -> Path:
-    """Read the option, for argparse.
+def _require_weights(path: Path) -> None:
+    """Refuse a PATH of weights at which nothing is.
 
     Raises:
         UsageError: Nothing is there.
     """
-    if not Path(text).exists():
+    if not path.exists():
         message = (
-            f"--weights {text} is missing: give a *.safetensors or *.ckpt of the CompVis layout, "
+            f"--weights {path} is missing: give a *.safetensors or *.ckpt of the CompVis layout, "
             "or a folder of the diffusers layout"
         )
         raise UsageError(message)
-    return Path(text)
 
 
 def _run(arguments: argparse.Namespace) -> int:
     if arguments.device is None:
         arguments.device = DEVICE
+    if arguments.weights is not None:
+        _require_weights(arguments.weights)
     cases, variant, budgets = cases_and_budgets(arguments)
     arguments.xfails = Xfails.read(arguments.xfails) if arguments.xfails else None
     arguments.shard = Shard.parse(arguments.shard) if arguments.shard else None
