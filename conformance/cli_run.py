@@ -101,12 +101,16 @@ def _require_weights(path: Path) -> None:
     Raises:
         UsageError: Nothing is there.
     """
-    if not path.exists():
+    try:
+        path.lstat()
+    except FileNotFoundError:
         message = (
             f"--weights {path} is missing: give a *.safetensors or *.ckpt of the CompVis layout, "
             "or a folder of the diffusers layout"
         )
-        raise UsageError(message)
+        raise UsageError(message) from None
+    except OSError:
+        return  # whoever reads it says what is wrong
 
 
 def _run(arguments: argparse.Namespace) -> int:

@@ -141,7 +141,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _weights(text: str) -> Path:
     path = TOY if text == "toy" else Path(text)
-    if not path.exists():
+    if not os.path.lexists(path):
         layouts = "a *.safetensors or *.ckpt of the original code, or a diffusers folder"
         raise argparse.ArgumentTypeError(f"{path} is missing: {layouts} is expected, or toy")
     return path

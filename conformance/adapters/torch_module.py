@@ -189,7 +189,7 @@ class TorchPort:
             EVERY_ARITHMETIC,
             devices,
             details=self._details(),
-            backends=(*backends_here(), *((PACKED,) if self.packing else ())),
+            backends=tuple(dict.fromkeys([*backends_here(), *([PACKED] if self.packing else [])])),
         )
 
     def _details(self) -> dict[str, str]:

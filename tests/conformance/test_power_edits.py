@@ -42,6 +42,7 @@ PLACES = {
     "sch-dpm-lower-order-final": "samples#49",
     "sch-dpm-minus-lost": "samples#0",
     "sch-dpm-ratio-inverted": "samples#1",
+    "own-dpm-correction-sign": "samples#1",
     "sch-dpm-fifteen-steps": "samples#14",
     "sch-dup-timesteps-karras": "samples#47",
     "pipe-image-range": "init_image",

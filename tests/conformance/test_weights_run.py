@@ -136,7 +136,7 @@ def test_a_wrong_port_fails_on_ones_own_weights(main, files, tmp_path, monkeypat
         "--out", "report", "--resume",
     )  # fmt: skip
     assert code == 2
-    assert "cannot resume report: its run has another" in err
+    assert "cannot resume report, its run is another: scope " in err
 
 
 def test_bare_clip_is_judged_alone(main, files: Path, tmp_path: Path) -> None:
