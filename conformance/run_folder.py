@@ -185,10 +185,19 @@ def require_creatable(path: Path, what: str) -> None:
     """
     there = next(own for own in (path, *path.absolute().parents) if os.path.lexists(own))
     try:
-        with TemporaryDirectory(dir=there, prefix=".sd1-"):
-            pass
+        try_to_write(there)
     except OSError as error:
         raise unwritable(path, error, what) from error
+
+
+def try_to_write(folder: Path) -> None:
+    """Write into a folder, and leave nothing there: some, such as /proc, only say that they can be.
+
+    Raises:
+        OSError: It cannot be written, or is not there.
+    """
+    with TemporaryDirectory(dir=folder, prefix=".sd1-"):
+        pass
 
 
 def unwritable(path: Path, error: OSError, what: str) -> UsageError:

@@ -14,7 +14,7 @@ import numpy as np
 from conformance import __version__
 from conformance.environment import Facts, environment
 from conformance.errors import UsageError
-from conformance.run_folder import write_whole
+from conformance.run_folder import try_to_write, write_whole
 
 FORMAT = 1
 """Of the file; another number is another meaning of its keys."""
@@ -178,10 +178,8 @@ def require_writable(path: Path) -> None:
     """
     what = "it is a folder"
     if not path.is_dir():
-        draft = path.with_name(f".{path.name}.part")
         try:
-            draft.touch()  # some folders, such as /proc, only say that they can be written
-            draft.unlink()
+            try_to_write(path.absolute().parent)
         except OSError:
             what = "its folder has to exist and be writable"
         else:

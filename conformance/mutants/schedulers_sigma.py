@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -127,28 +128,25 @@ def _not_quite_the_mean(plain: Any) -> Any:
     return solve
 
 
-def _inverted_ratio(plain: Any) -> Any:
-    """Weigh the difference of two predictions by r / 2, where the paper has 1 / (2 r)."""
+def _weighed(weight: Callable[[Any, int], float]) -> Callable[[Any], Any]:
+    """Weigh the difference of two predictions by so many times what the paper has."""
 
-    def solve(self: Any, output: Any, x: Any, i: int, run: Any, noise: Any) -> Any:
-        if run.x_0 is not None and not self.is_first_order(i, len(run.sigmas) - 1):
-            before, step = np.diff(-np.log(run.sigmas[i - 1 : i + 2])).tolist()
-            x_0 = self.predict(output, x, float(run.sigmas[i]))
-            run.x_0 = x_0 - (before / step) ** 2 * (x_0 - run.x_0)
-        return plain(self, output, x, i, run, noise)
+    def wrap(plain: Any) -> Any:
+        def solve(self: Any, output: Any, x: Any, i: int, run: Any, noise: Any) -> Any:
+            if run.x_0 is not None and not self.is_first_order(i, len(run.sigmas) - 1):
+                x_0 = self.predict(output, x, float(run.sigmas[i]))
+                run.x_0 = x_0 - weight(run, i) * (x_0 - run.x_0)
+            return plain(self, output, x, i, run, noise)
 
-    return solve
+        return solve
+
+    return wrap
 
 
-def _correction_subtracted(plain: Any) -> Any:
-    """Take from the prediction what the one before it should add."""
-
-    def solve(self: Any, output: Any, x: Any, i: int, run: Any, noise: Any) -> Any:
-        if run.x_0 is not None and not self.is_first_order(i, len(run.sigmas) - 1):
-            run.x_0 = 2 * self.predict(output, x, float(run.sigmas[i])) - run.x_0
-        return plain(self, output, x, i, run, noise)
-
-    return solve
+def _inverted_ratio(run: Any, i: int) -> float:
+    """Return r^2: r / 2 stands where the paper has 1 / (2 r)."""
+    before, step = np.diff(-np.log(run.sigmas[i - 1 : i + 2])).tolist()
+    return float((before / step) ** 2)
 
 
 def _sixteen_are_few(patch: Patch) -> None:
@@ -280,7 +278,7 @@ MUTANTS: tuple[Mutant, ...] = (
         wrong="The ratio of two steps is inverted: r / 2 where the paper has 1 / (2 r)",
         cases=("-/base", "-/karras7"),
         evidence="I",
-        patch=wrapped(DPMSolverMultistepScheduler, "solve", _inverted_ratio),
+        patch=wrapped(DPMSolverMultistepScheduler, "solve", _weighed(_inverted_ratio)),
     ),
     Mutant(
         id="own-dpm-correction-sign",
@@ -288,7 +286,7 @@ MUTANTS: tuple[Mutant, ...] = (
         wrong="The difference of two predictions is subtracted: the correction has the wrong sign",
         seen="a newcomer's port in NumPy",
         cases=("-/base", "-/karras7"),
-        patch=wrapped(DPMSolverMultistepScheduler, "solve", _correction_subtracted),
+        patch=wrapped(DPMSolverMultistepScheduler, "solve", _weighed(lambda *_: -1.0)),
     ),
     Mutant(
         id="sch-dpm-fifteen-steps",
